@@ -1,0 +1,42 @@
+# make demo · make test · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# `make test EXTRAS=test,parity` adds the live comparison with torch.
+EXTRAS ?= test
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: help demo test lint format bench clean
+help:
+	@sed -n 1p Makefile
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "opd_jax needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
+	@test -x $(BIN)/python || { echo "creating $(VENV) and installing (a minute or two, once)"; $(PYTHON) -m venv $(VENV); }
+	@$(PIP) --editable .
+	@touch $@
+
+$(STAMP): $(VENV)/.installed
+	@echo "installing the extras: $(EXTRAS)"
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@JAX_PLATFORMS=cpu $(BIN)/opd sample --model tiny --prompt 'Say something.' --prompt 'Anything.' --max_new_tokens 32
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --level error
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .jax_cache

@@ -1,0 +1,312 @@
+"""Floor 7. `opd`, the command line: the only file that imports gin, and the only one that reads flags."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import re
+import sys
+import time
+import tokenize
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import opd_jax
+
+if TYPE_CHECKING:
+  from opd_jax.training.experiment import Experiment
+
+DESCRIPTION = """\
+On-policy distillation of language models: the student writes, a teacher scores
+every token, the student learns from that.
+
+  opd sample  --model tiny --prompt 'Hello'      write with a model
+  opd convert Qwen/Qwen3-0.6B models/qwen3-0.6b  published weights into our folder
+  opd convert models/student exported            and back, for transformers
+  opd plan    --gin_file F                       what would lie where, before it does
+  opd methods                                    the papers this library knows
+"""
+EPILOG = """\
+Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win.
+  opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
+           --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
+Exit status: 0 done, 2 refused (the message says why and what to do), 1 a bug of ours.
+`opd COMMAND --help` tells the rest; --debug adds the traceback to a refusal.
+"""
+
+
+class Refusal(ValueError):
+  """Something the user can mend; printed without a traceback."""
+
+
+# --- gin ------------------------------------------------------------------------------------------
+
+
+def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, str]':
+  """gin files and bindings -> the experiment, and the configuration that was in force.
+
+  gin is finished when this returns: what it built is plain Python, and nothing jitted ever calls it.
+  """
+  import gin
+
+  from opd_jax.training.experiment import Experiment
+
+  if not files:
+    raise Refusal('no experiment given. Name at least one --gin_file, e.g. experiments/models/tiny.gin.')
+  if absent := [file for file in files if not Path(file).is_file()]:
+    raise Refusal(f'gin file not found: {", ".join(absent)}. The shipped ones lie in experiments/.')
+  gin.clear_config()
+  for parent in (parent for file in files for parent in Path(file).resolve().parents):
+    gin.add_config_file_search_path(str(parent))  # `include 'experiments/base.gin'` works from any folder
+  logging.disable(logging.ERROR)  # gin reports every folder of that search as an error
+  try:
+    gin.parse_config_files_and_bindings(files, bindings)
+    experiment = gin.get_configurable(Experiment)()
+  except (ValueError, AttributeError, TypeError, SyntaxError, ImportError, OSError) as error:
+    raise Refusal(_gin_message(error)) from error
+  except tokenize.TokenError as error:
+    raise Refusal(f'gin: a value does not end ({error}). Check brackets and quotes.') from error
+  finally:
+    logging.disable(logging.NOTSET)
+  operative = gin.operative_config_str()
+  if dead := _dead(gin.config_str(), operative):
+    raise Refusal(
+      f'these bindings changed nothing: {", ".join(dead)}. Nothing that is built reads them; '
+      'remove them, or name what you meant to set.'
+    )
+  return experiment, operative
+
+
+def _dead(written: str, operative: str) -> list[str]:
+  """Bindings that were written and never read. Reading through a macro puts its scope in front of a name."""
+  bound, read = (re.findall(r'^([\w./]+) = ', text, flags=re.MULTILINE) for text in (written, operative))
+  return sorted(name for name in bound if not any(f'/{used}'.endswith(f'/{name}') for used in read))
+
+
+def _gin_message(error: Exception) -> str:
+  text = str(error).strip()
+  if required := re.search(r'(\w+)/macro\.value set to `%gin\.REQUIRED`', text):
+    name = required[1]
+    return (
+      f'{name} is required and nobody set it. Add a --gin_file that does (experiments/{name.lower()}s/), '
+      f"or --gin_bindings '{name} = …'."
+    )
+  if required := re.search(r'Required bindings for `([\w.]+)` not provided in config: (\[.*?\])', text):
+    return f'{required[1]} needs {required[2]} and nobody set it. Bind it in a gin file or with --gin_bindings.'
+  if "doesn't have a parameter named" in text or 'has no field' in text:
+    return f'{text}\nCheck the spelling against the function that is named.'
+  if 'No configurable matching' in text:
+    return f'{text}\nNone of the gin files given imports it: add one that does, e.g. of experiments/models.'
+  return f'{text}\n(from the gin configuration: --gin_file and --gin_bindings)'
+
+
+# --- what a person sees -----------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+  """A bar on a terminal; elsewhere a line every five seconds."""
+  if sys.stderr.isatty():
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+      task = bar.add_task(title)
+      yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f'{title} {name}')
+    return
+  last = time.monotonic()
+
+  def line(done: int, total: int, name: str) -> None:
+    nonlocal last
+    if time.monotonic() - last > 5:
+      last = time.monotonic()
+      print(f'{title}: {done}/{total} {name}', file=sys.stderr, flush=True)
+
+  yield line
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  shown = Table(*head, box=None, pad_edge=False)
+  for row in rows:
+    shown.add_row(*map(str, row))
+  Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def _gib(size: float) -> str:
+  for unit in ('B', 'KiB', 'MiB', 'GiB'):
+    if size < 1024:
+      return f'{size:.1f} {unit}' if unit != 'B' else f'{size:.0f} B'
+    size /= 1024
+  return f'{size:.1f} TiB'
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def methods(args: argparse.Namespace) -> None:
+  from opd_jax.methods import discover
+
+  found = discover()
+  if args.json:
+    print(json.dumps([{'name': m.name, 'summary': m.summary, 'paper': m.paper} for m in found], indent=2))
+  elif found:
+    table(('method', 'what it does', 'paper'), [(m.name, m.summary, m.paper) for m in found])
+  else:
+    print('No methods yet: each is a file in opd_jax/methods with a function of the same name.')
+
+
+def convert(args: argparse.Namespace) -> None:
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')  # host work: a model need not fit an accelerator to be converted
+  from opd_jax.models import hub, native
+  from opd_jax.sharding import mesh_layout
+
+  layout, destination, started = mesh_layout(), Path(args.dst), time.monotonic()
+  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    raise Refusal(f'{destination} exists and is not an empty folder. Choose another DST or remove it.')
+  source = hub.folder_of(args.src)
+  outwards = native.is_native(source)
+  if outwards:
+    config, params = native.load(source, layout)
+    with progress_bar('writing') as progress:
+      hub.save(destination, config, layout, params, companions=source, dtype=args.dtype, progress=progress)
+  else:
+    with progress_bar('reading') as progress:
+      config, params = hub.load(source, layout, param_dtype=args.dtype, progress=progress)
+    print('writing …', file=sys.stderr)
+    native.save(destination, config, params, companions=source)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  print(
+    f'{destination}: {config.family}, {count:,} parameters in {args.dtype or config.param_dtype}, '
+    f'{"a folder for transformers" if outwards else "our folder"}, {time.monotonic() - started:.1f} s'
+  )
+
+
+def plan(args: argparse.Namespace) -> None:
+  import jax
+
+  if args.devices:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', args.devices)
+  from opd_jax.training import memory
+
+  experiment, operative = build(args.gin_file, args.gin_bindings)
+  what, where = memory.plan(experiment), memory.devices_of(experiment)
+  if args.workdir:
+    folder = Path(args.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.gin').write_text(operative)
+  if args.json:
+    print(json.dumps({'model': dataclasses.asdict(experiment.model), 'mesh': where, **what._asdict()}, indent=2))
+    return
+  model = experiment.model
+  print(f'model    {model.family}, {model.num_layers} layers x {model.width}, {what.parameters:,} parameters')
+  print(f'layout   {where}')
+  print(
+    f'memory   {_gib(what.bytes_total)} of {model.param_dtype} parameters, {_gib(what.bytes_per_device)} on each device'
+  )
+  table(('largest parameters', 'on one device', 'bytes there'), [(p, s, _gib(b)) for p, s, b in what.largest])
+  if args.workdir:
+    print(f'wrote    {Path(args.workdir) / "config.gin"}')
+
+
+def sample(args: argparse.Namespace) -> None:
+  import jax
+
+  from opd_jax.data.prompts import left_padded
+  from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer
+  from opd_jax.inference import sampler
+  from opd_jax.models import source
+  from opd_jax.sharding import mesh_layout
+
+  if args.temperature <= 0 or args.max_new_tokens < 1:
+    raise Refusal('--temperature must be above 0 and --max_new_tokens at least 1.')
+  layout = mesh_layout()
+  with progress_bar('reading') as progress:
+    model = source.load(args.model, layout, seed=args.seed, progress=progress)
+  tokenizer = HubTokenizer(model.folder) if model.folder and list(model.folder.glob('tokenizer*')) else ByteTokenizer()
+  rows = [tokenizer.encode(prompt, begin=True) for prompt in args.prompt]
+  prompts = left_padded(rows, width=max(map(len, rows)), pad=tokenizer.pad)
+  started = time.monotonic()
+  tokens = jax.device_get(
+    sampler.generate(
+      model.params, prompts, jax.random.key(args.seed), config=model.config, layout=layout,
+      new_tokens=args.max_new_tokens, temperature=args.temperature,
+    )
+  )  # fmt: skip
+  seconds = time.monotonic() - started
+  for prompt, row in zip(args.prompt, tokens.tolist(), strict=True):
+    end = next((i for i, token in enumerate(row) if token in tokenizer.stop_tokens), len(row))
+    print(f'{prompt} -> {tokenizer.decode(row[:end])!r}')
+  print(f'{tokens.size} tokens in {seconds:.2f} s (compilation included)', file=sys.stderr)
+
+
+# --- flags ------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+  """All flags of all commands."""
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument('--debug', action='store_true', help='show the traceback of a refusal')
+  raw = argparse.RawDescriptionHelpFormatter
+  top = argparse.ArgumentParser(prog='opd', description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+  top.add_argument('--version', action='version', version=f'opd_jax {opd_jax.__version__}')
+  commands = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
+
+  def command(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(function.__name__, help=text, description=text, parents=[common])
+    made.set_defaults(run=function)
+    return made
+
+  one = command(sample, 'write with a model')
+  one.add_argument(
+    '--model', required=True, metavar='SRC', help='preset, folder or hub id; a preset has random weights'
+  )
+  one.add_argument('--prompt', action='append', required=True, help='text to continue; may be repeated')
+  one.add_argument('--max_new_tokens', type=int, default=64)
+  one.add_argument('--temperature', type=float, default=1.0)
+  one.add_argument('--seed', type=int, default=0)
+
+  one = command(convert, 'a published model folder into ours, or ours into a published one; SRC decides')
+  one.add_argument('src', metavar='SRC', help='folder of safetensors, hub id, or one of our folders')
+  one.add_argument('dst', metavar='DST', help='folder to make')
+  one.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help='type to store; default: as it is')
+
+  one = command(plan, 'what an experiment would put on each device; allocates nothing')
+  one.add_argument('--gin_file', action='append', default=[], metavar='FILE', help='may be repeated')
+  one.add_argument('--gin_bindings', action='append', default=[], metavar='NAME=VALUE', help='may be repeated')
+  one.add_argument('--workdir', metavar='DIR', help='write the configuration in force to DIR/config.gin')
+  one.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
+  one.add_argument('--json', action='store_true', help='for programs')
+
+  one = command(methods, 'the table of methods')
+  one.add_argument('--json', action='store_true', help='for programs')
+  return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; 0 done, 2 refused."""
+  args = parser().parse_args(argv)
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  try:
+    args.run(args)
+  except (ValueError, OSError) as error:
+    if args.debug:
+      traceback.print_exc()
+    print(f'opd {args.command}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'opd {args.command}: stopped', file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,226 @@
+"""Floor 1. Text <-> tokens behind one small protocol, and the proof that two models share a vocabulary."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+Message = Mapping[str, str]  # {'role': 'user', 'content': '…'}
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """What the library asks of a tokenizer. `stop_tokens` is a set: base and chat models end differently."""
+
+  pad: int
+  stop_tokens: frozenset[int]
+
+  def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    """Tokens of `text`; `begin` puts in front what a document of this model starts with, if anything."""
+    ...
+
+  def decode(self, tokens: Iterable[int]) -> str: ...
+
+  def chat(self, messages: Sequence[Message], *, thinking: bool | None = None) -> list[int]:
+    """A conversation, rendered up to where the assistant begins to write."""
+    ...
+
+  def strings(self) -> tuple[str | None, ...]:
+    """The token string of every id; None for a hole in the numbering."""
+    ...
+
+  def specials(self) -> Mapping[str, int]:
+    """Tokens that stand for structure, not text."""
+    ...
+
+
+class CharacterTokenizer:
+  """One token per character of an alphabet, then a few special tokens. For tiny worlds.
+
+  >>> abc = CharacterTokenizer('0123456789+=')
+  >>> abc.encode('1+1=2'), abc.decode([1, 10, 1, 11, 2])
+  ([1, 10, 1, 11, 2], '1+1=2')
+  """
+
+  SPECIALS = ('<pad>', '<begin>', '<end>', '<system>', '<user>', '<assistant>', '<think>', '</think>')
+
+  def __init__(self, alphabet: str):
+    if len(set(alphabet)) != len(alphabet):
+      raise ValueError(f'CharacterTokenizer: the alphabet {alphabet!r} names a character twice.')
+    self._alphabet = alphabet
+    self._ids = {character: number for number, character in enumerate(alphabet)}
+    self._special = {name: len(alphabet) + number for number, name in enumerate(self.SPECIALS)}
+    self.pad = self._special['<pad>']
+    self.stop_tokens = frozenset({self._special['<end>']})
+
+  def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    if strange := sorted(set(text) - self._ids.keys()):
+      raise ValueError(f'CharacterTokenizer: {strange} are not in the alphabet {self._alphabet!r}.')
+    return [self._special['<begin>']] * begin + [self._ids[character] for character in text]
+
+  def decode(self, tokens: Iterable[int]) -> str:
+    return ''.join(self._alphabet[token] for token in tokens if token < len(self._alphabet))
+
+  def chat(self, messages: Sequence[Message], *, thinking: bool | None = None) -> list[int]:
+    turns = [self._special['<begin>']]
+    for message in messages:
+      turns += [self._role(message['role']), *self.encode(message['content']), self._special['<end>']]
+    turns.append(self._special['<assistant>'])
+    return turns + ([self._special['<think>'], self._special['</think>']] if thinking is False else [])
+
+  def _role(self, role: str) -> int:
+    if f'<{role}>' not in ('<system>', '<user>', '<assistant>'):
+      raise ValueError(f"CharacterTokenizer: unknown role {role!r}; use 'system', 'user' or 'assistant'.")
+    return self._special[f'<{role}>']
+
+  def strings(self) -> tuple[str | None, ...]:
+    return (*self._alphabet, *self.SPECIALS)
+
+  def specials(self) -> Mapping[str, int]:
+    return dict(self._special)
+
+
+class ByteTokenizer(CharacterTokenizer):
+  """Every text, as its UTF-8 bytes: 256 tokens and the special ones. Needs no files."""
+
+  def __init__(self):
+    super().__init__(bytes(range(256)).decode('latin-1'))
+
+  def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    return super().encode(text.encode('utf-8').decode('latin-1'), begin=begin)
+
+  def decode(self, tokens: Iterable[int]) -> str:
+    return super().decode(tokens).encode('latin-1').decode('utf-8', errors='replace')
+
+
+class HubTokenizer:
+  """A published tokenizer from a local folder. Code that a folder brings along is never run."""
+
+  def __init__(self, folder: str | Path, *, stop_tokens: Sequence[str] | None = None):
+    """Args:
+    folder: where tokenizer.json (or its relatives) lies.
+    stop_tokens: token strings that end a response; None takes what the folder declares: the end token
+      of the tokenizer and those of generation_config.json.
+    """
+    import transformers  # seconds to import: only for those who use it
+
+    try:
+      # Mistaken for code only when told to be: `auto_map` in a folder is ignored.
+      self._inner: Any = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+      raise ValueError(
+        f'tokenizer: {folder} does not give one without running foreign code ({type(error).__name__}: {error}). '
+        'It needs tokenizer.json and tokenizer_config.json.'
+      ) from error
+    self.stop_tokens = self._named(stop_tokens) if stop_tokens is not None else self._declared(Path(folder))
+    if not self.stop_tokens:
+      raise ValueError(
+        f'tokenizer: {folder} declares no token that ends a text. Pass stop_tokens, e.g. stop_tokens=("<|im_end|>",).'
+      )
+    self.pad = self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
+
+  def _declared(self, folder: Path) -> frozenset[int]:
+    file = folder / 'generation_config.json'
+    listed = json.loads(file.read_text()).get('eos_token_id') if file.is_file() else None
+    ends = listed if isinstance(listed, list) else [listed]
+    return frozenset(token for token in (*ends, self._inner.eos_token_id) if token is not None)
+
+  def _named(self, names: Sequence[str]) -> frozenset[int]:
+    vocabulary = self._inner.get_vocab()
+    if unknown := [name for name in names if name not in vocabulary]:
+      raise ValueError(f'tokenizer: the stop tokens {unknown} are not in the vocabulary.')
+    return frozenset(vocabulary[name] for name in names)
+
+  def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    return list(self._inner.encode(text, add_special_tokens=begin))
+
+  def decode(self, tokens: Iterable[int]) -> str:
+    return self._inner.decode(list(tokens), skip_special_tokens=True)
+
+  def chat(self, messages: Sequence[Message], *, thinking: bool | None = None) -> list[int]:
+    template = self._inner.chat_template
+    if not template:
+      raise ValueError(
+        'tokenizer: it has no chat template (a base model?). Send plain text, or add chat_template.jinja.'
+      )
+    if thinking is not None and 'enable_thinking' not in str(template):
+      raise ValueError(
+        f'tokenizer: thinking={thinking} was asked for, but its chat template has no such switch. '
+        'Leave thinking at None.'
+      )
+    options = {} if thinking is None else {'enable_thinking': thinking}
+    text = self._inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+    return self.encode(text)  # the template writes the begin token itself
+
+  def strings(self) -> tuple[str | None, ...]:
+    vocabulary = self._inner.get_vocab()
+    names: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    for name, number in vocabulary.items():
+      names[number] = name
+    return tuple(names)
+
+  def specials(self) -> Mapping[str, int]:
+    return {str(token): number for number, token in self._inner.added_tokens_decoder.items() if token.special}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """Whether two models speak of the same tokens. A number of rows says nothing about that.
+
+  `shared` ids mean the same to both; the rows of each model's table beyond its last token are padding
+  (a size for the hardware), and carry no string.
+  """
+
+  shared: int
+  differences: tuple[str, ...]
+  stop_difference: str | None
+  student_padding: range
+  teacher_padding: range
+
+  def check(self, *, stops: bool = True) -> None:
+    """Raises with every difference named; `stops=False` lets the two end their texts differently."""
+    problems = list(self.differences)
+    if stops and self.stop_difference:
+      problems.append(self.stop_difference)
+    if problems:
+      raise ValueError(
+        'tokenizers: student and teacher do not share a vocabulary, so their probabilities cannot be compared '
+        'token by token: ' + '; '.join(problems) + '. Use a teacher of the same family, pass the same stop_tokens '
+        'to both, or a method for unlike tokenizers.'
+      )
+
+
+def compare(student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teacher_rows: int) -> Comparison:
+  """Holds two tokenizers against each other: strings, ids, special tokens, padded rows.
+
+  Args:
+    student, teacher: the tokenizers.
+    student_rows, teacher_rows: `vocab_size` of the models that go with them.
+  """
+  ours, theirs = student.strings(), teacher.strings()
+  differences = []
+  for who, strings, rows in (('student', ours, student_rows), ('teacher', theirs, teacher_rows)):
+    if len(strings) > rows:
+      differences.append(f'the tokenizer of the {who} has {len(strings)} tokens, its model only {rows} rows')
+  unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
+  if unlike:
+    examples = ', '.join(f'{i}: {ours[i]!r} against {theirs[i]!r}' for i in unlike[:3])
+    differences.append(f'{len(unlike)} ids stand for other strings (id {examples})')
+  longer, who = (ours, 'student') if len(ours) > len(theirs) else (theirs, 'teacher')
+  if extra := [name for name in longer[min(len(ours), len(theirs)) :] if name is not None]:
+    differences.append(f'{len(extra)} tokens only the {who} has ({", ".join(map(repr, extra[:3]))})')
+  mine, yours = student.specials(), teacher.specials()
+  if special := sorted(name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)):
+    differences.append(f'{len(special)} tokens are special on one side or with another id ({", ".join(special[:3])})')
+  stop_difference = None
+  if student.stop_tokens != teacher.stop_tokens:
+    named = [sorted(map(str, (s[i] for i in t.stop_tokens))) for s, t in ((ours, student), (theirs, teacher))]
+    stop_difference = f'the student ends a text with {named[0]}, the teacher with {named[1]}'
+  return Comparison(
+    shared=min(len(ours), len(theirs)) - len(unlike),
+    differences=tuple(differences),
+    stop_difference=stop_difference,
+    student_padding=range(len(ours), student_rows),
+    teacher_padding=range(len(theirs), teacher_rows),
+  )

@@ -1,0 +1,157 @@
+"""Floor 1. Grouped-query attention, with or without a cache, and the choice of kernel."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from opd_jax.models import cache as caches
+from opd_jax.models.config import ModelConfig
+from opd_jax.models.layers import RMSNorm, bias, rotate, weight
+from opd_jax.sharding import Layout
+
+Kernel = Literal['xla', 'cudnn', 'splash']
+SPLASH_BLOCK = 512
+
+
+def kernel(platform: str, dtype: str, *, queries: int, keys: int, head_dim: int, masked: bool, cached: bool) -> Kernel:
+  """The fastest attention this platform has for these shapes; 'xla' runs everywhere."""
+  square = queries == keys and not cached
+  if platform == 'gpu' and dtype in ('bfloat16', 'float16') and head_dim % 8 == 0 and head_dim <= 128:
+    # With a mask cuDNN reads it as a bias, and its backward pass then wants even lengths.
+    return 'cudnn' if not masked or (queries % 2 == 0 and keys % 2 == 0) else 'xla'
+  if platform == 'tpu' and square and queries % 128 == 0:
+    return 'splash'
+  return 'xla'
+
+
+def causal_mask(columns: Int[Array, 'B T'], start: Int[Array, ' B'], length: int) -> Bool[Array, 'B 1 T S']:
+  """Column c may look at the columns from its row's `start` up to itself."""
+  keys = jnp.arange(length)
+  seen = (keys <= columns[..., None]) & (keys >= start[:, None, None])
+  return seen[:, None]
+
+
+def _splash(
+  query: Float[Array, 'B T N H'],
+  key: Float[Array, 'B T K H'],
+  value: Float[Array, 'B T K H'],
+  start: Int[Array, ' B'] | None,
+  *,
+  layout: Layout,
+) -> Float[Array, 'B T N H']:
+  """The TPU flash kernel: causal, grouped, left padding as a segment of its own."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash  # TPU only, slow to import
+
+  length, heads = query.shape[1], query.shape[2] // layout.size('heads')
+  block = next(size for size in (SPLASH_BLOCK, 256, 128) if length % size == 0)
+  sizes = splash.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+  )  # fmt: skip
+  mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
+
+  def local(query, key, value, start):
+    flash = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    segment = (jnp.arange(length) >= start[:, None]).astype(jnp.int32)
+    scaled = query * query.shape[-1] ** -0.5
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
+    mixed: Any = jax.vmap(flash)(*heads_first, splash.SegmentIds(segment, segment))
+    return jnp.swapaxes(mixed, 1, 2)
+
+  start = jnp.zeros(query.shape[:1], jnp.int32) if start is None else start
+  if layout.is_single:
+    return local(query, key, value, start)
+  by_query = layout.spec('batch', 'length', 'heads', 'head_dim')
+  by_key = layout.spec('batch', 'length', 'kv_heads', 'head_dim')
+  specs = (by_query, by_key, by_key, layout.spec('batch'))
+  return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=by_query, check_vma=False)(
+    query, key, value, start
+  )
+
+
+def attend(
+  query: Float[Array, 'B T N H'],
+  key: Float[Array, 'B S K H'],
+  value: Float[Array, 'B S K H'],
+  *,
+  start: Int[Array, ' B'] | None,
+  end: Int[Array, ' B'] | None,
+  layout: Layout,
+) -> Float[Array, 'B T N H']:
+  """Causal attention. `end` is where the queries begin in a cache; None means queries are the keys."""
+  length, keys = query.shape[1], key.shape[1]
+  masked = start is not None or end is not None
+  platform = layout.mesh.devices.flat[0].platform
+  chosen = kernel(
+    platform, query.dtype.name, queries=length, keys=keys, head_dim=query.shape[-1], masked=masked,
+    cached=end is not None,
+  )  # fmt: skip
+  if chosen != 'xla' and layout.size('heads') != layout.size('kv_heads'):
+    # Fewer key-value heads than devices: each device gets its own copy of the one it needs.
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    layout = dataclasses.replace(layout, rules=(*layout.rules, ('kv_heads', dict(layout.rules)['heads'])))
+  if chosen == 'splash':
+    return _splash(query, key, value, start, layout=layout)
+  dot = functools.partial(jax.nn.dot_product_attention, query, key, value, implementation=chosen)
+  if not masked:
+    return dot(is_causal=True)
+  rows = query.shape[0]
+  start = jnp.zeros((rows,), jnp.int32) if start is None else start
+  first = jnp.zeros((rows,), jnp.int32) if end is None else end
+  return dot(mask=causal_mask(first[:, None] + jnp.arange(length), start, keys))
+
+
+class Attention(nnx.Module):
+  """Queries of N heads read keys and values of K ≤ N heads."""
+
+  def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
+    self.layout = layout
+    width, heads, kv_heads, size = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+    dtype = config.param_dtype
+    queries, keys = ('heads', 'head_dim'), ('kv_heads', 'head_dim')
+    self.query = weight(rngs, (width, heads, size), ('embed', *queries), inputs=1, dtype=dtype)
+    self.key = weight(rngs, (width, kv_heads, size), ('embed', *keys), inputs=1, dtype=dtype)
+    self.value = weight(rngs, (width, kv_heads, size), ('embed', *keys), inputs=1, dtype=dtype)
+    self.output = weight(rngs, (heads, size, width), (*queries, 'embed'), inputs=2, dtype=dtype)
+    if config.qkv_bias:
+      self.query_bias = bias((heads, size), queries, dtype=dtype)
+      self.key_bias = bias((kv_heads, size), keys, dtype=dtype)
+      self.value_bias = bias((kv_heads, size), keys, dtype=dtype)
+    if config.qk_norm:
+      self.query_norm = RMSNorm(size, 'head_dim', config=config)
+      self.key_norm = RMSNorm(size, 'head_dim', config=config)
+    self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
+
+  def _project(self, x: Float[Array, 'B T D'], name: str) -> Float[Array, 'B T heads H']:
+    projected = jnp.einsum('btd,dnh->btnh', x, getattr(self, name)[...].astype(x.dtype))
+    if self.has_bias:
+      projected = projected + getattr(self, f'{name}_bias')[...].astype(x.dtype)
+    return projected
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    table: tuple[Array, Array],
+    *,
+    start: Int[Array, ' B'] | None,
+    cache: caches.Cache | None,
+    layer: Int[Array, ''],
+  ) -> tuple[Float[Array, 'B T D'], caches.Cache | None]:
+    query, key, value = (self._project(x, name) for name in ('query', 'key', 'value'))
+    if self.has_norm:
+      query, key = self.query_norm(query), self.key_norm(key)
+    query, key = rotate(query, table), rotate(key, table)
+    query = self.layout.constrain(query, 'batch', 'length', 'heads', 'head_dim')
+    end = None
+    if cache is not None:
+      cache = caches.write(cache, layer, key, value)
+      key, value = cache.keys[layer].astype(x.dtype), cache.values[layer].astype(x.dtype)
+      start, end = cache.start, cache.end
+    with jax.named_scope('attend'):
+      mixed = attend(query, key, value, start=start, end=end, layout=self.layout)
+    return jnp.einsum('btnh,nhd->btd', mixed, self.output[...].astype(x.dtype)), cache

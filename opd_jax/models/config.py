@@ -1,0 +1,92 @@
+"""Floor 1. What a decoder is made of: one frozen record, and nothing that depends on a device."""
+
+import dataclasses
+from typing import Literal
+
+DType = Literal['float32', 'bfloat16', 'float16']
+Family = Literal['qwen3', 'qwen3_moe', 'qwen2', 'llama']
+Remat = Literal['none', 'dots', 'full']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """Llama 3's stretching of the slow rotary frequencies."""
+
+  factor: float
+  low_frequency_factor: float
+  high_frequency_factor: float
+  original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+  """A mixture-of-experts MLP: each token visits `per_token` of `count` experts."""
+
+  count: int
+  per_token: int
+  width: int
+  normalise: bool  # whether the chosen router probabilities are rescaled to sum to one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """One decoder. Families differ in these fields only, never in code.
+
+  Args:
+    family: whose checkpoints it reads and writes (`hub.py`); the computation never looks at it.
+    width, mlp_width, head_dim: D, F and H.
+    max_positions: length of the position table; longer inputs are refused.
+    qk_norm: RMS norm over each query and key head (Qwen3).
+    qkv_bias: biases on query, key and value (Qwen2).
+    tied: the output head is the embedding table.
+    experts: None for a dense MLP.
+    param_dtype: how parameters are stored.
+    dtype: how activations are computed; norms, softmax, router and logits are always float32.
+    remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
+      products with weights, 'full' keeps only each layer's input.
+  """
+
+  family: Family
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  max_positions: int
+  rope_theta: float
+  rope_scaling: RopeScaling | None = None
+  norm_epsilon: float = 1e-6
+  qk_norm: bool = False
+  qkv_bias: bool = False
+  tied: bool = False
+  experts: Experts | None = None
+  param_dtype: DType = 'float32'
+  dtype: DType = 'float32'
+  remat: Remat = 'none'
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '
+        'heads; num_heads must be a multiple of num_kv_heads.'
+      )
+    if self.head_dim % 2:
+      raise ValueError(f'ModelConfig: rotary embeddings pair the entries of a head; head_dim={self.head_dim} is odd.')
+    if self.experts is not None and self.experts.per_token > self.experts.count:
+      raise ValueError(
+        f'ModelConfig: {self.experts.per_token} experts per token out of {self.experts.count}; '
+        'a token cannot visit more experts than there are.'
+      )
+    for field, known in (('param_dtype', DType), ('dtype', DType), ('remat', Remat), ('family', Family)):
+      if getattr(self, field) not in known.__args__:
+        raise ValueError(f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {known.__args__}.')
+
+  def check_length(self, length: int, *, who: str) -> None:
+    """Refuses sequences beyond the position table."""
+    if length > self.max_positions:
+      raise ValueError(
+        f'{who}: a sequence of {length} positions is longer than the position table '
+        f'(max_positions={self.max_positions}). Shorten prompt or response, or use a model with a longer table.'
+      )

@@ -1,0 +1,88 @@
+"""Floor 1. The mixture-of-experts MLP: route, sort tokens by expert, one ragged product per matrix."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from opd_jax.models.config import Experts, ModelConfig
+from opd_jax.models.layers import weight
+from opd_jax.sharding import Layout
+
+
+def route(
+  x: Float[Array, 'M D'], router: Float[Array, 'D E'], experts: Experts
+) -> tuple[Int[Array, 'M C'], Float[Array, 'M C']]:
+  """The experts each token visits and the weight of each answer. In float32: near ties decide routes."""
+  probabilities = jax.nn.softmax(x.astype(jnp.float32) @ router.astype(jnp.float32), axis=-1)
+  weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
+  if experts.normalise:
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+  return chosen, weights
+
+
+def mixture(
+  x: Float[Array, 'M D'],
+  router: Float[Array, 'D E'],
+  gate: Float[Array, 'E D F'],
+  up: Float[Array, 'E D F'],
+  down: Float[Array, 'E F D'],
+  *,
+  experts: Experts,
+) -> Float[Array, 'M D']:
+  """Every token through its experts; no token is dropped, so the result does not depend on neighbours."""
+  chosen, weights = route(x, router, experts)
+  order = jnp.argsort(chosen.reshape(-1))  # visits, sorted by expert
+  visits = x[order // experts.per_token]
+  sizes = jnp.bincount(chosen.reshape(-1), length=experts.count).astype(jnp.int32)
+  hidden = jax.nn.silu(jax.lax.ragged_dot(visits, gate, sizes)) * jax.lax.ragged_dot(visits, up, sizes)
+  answers = jax.lax.ragged_dot(hidden, down, sizes)
+  # Sorting back by inverse permutation is a gather; a scatter-add here would order sums at random.
+  answers = answers[jnp.argsort(order)].reshape(*chosen.shape, -1)
+  return jnp.einsum('mcd,mc->md', answers, weights.astype(x.dtype))
+
+
+class ExpertMLP(nnx.Module):
+  """Experts share the tokens of their device and are cut along their width, like a dense MLP."""
+
+  def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
+    assert config.experts is not None
+    self.experts, self.layout = config.experts, layout
+    count, width, dtype = self.experts.count, self.experts.width, config.param_dtype
+    wide, narrow = (count, config.width, width), (count, width, config.width)
+    axes = ('experts', 'embed', 'expert_mlp')
+    self.router = weight(rngs, (config.width, count), ('embed', 'experts'), inputs=1, dtype=dtype)
+    self.gate = weight(rngs, wide, axes, inputs=1, dtype=dtype)
+    self.up = weight(rngs, wide, axes, inputs=1, dtype=dtype)
+    self.down = weight(rngs, narrow, ('experts', 'expert_mlp', 'embed'), inputs=1, dtype=dtype)
+
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    weights = tuple(w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+    if self.layout.is_single:
+      return self._local(x, self.router[...], *weights)
+    return self._sharded(x, self.router[...], *weights)
+
+  def _local(self, x, router, gate, up, down):
+    flat = x.reshape(-1, x.shape[-1])
+    return mixture(flat, router, gate, up, down, experts=self.experts).reshape(x.shape)
+
+  def _sharded(self, x, router, gate, up, down):
+    # The compiler cannot cut a ragged product; each device sorts its own tokens and holds a slice of
+    # every expert, so one psum over the axes that cut the experts' width is the only communication.
+    batch, cut = self.layout.spec('batch')[0], self.layout.mesh_axes('expert_mlp')
+    split = self.layout.spec('expert_mlp')[0]
+    wide, narrow = PartitionSpec(None, None, split), PartitionSpec(None, split, None)
+
+    def body(x, router, gate, up, down):
+      answer = self._local(x, router, gate, up, down)
+      return jax.lax.psum(answer, cut) if cut else answer
+
+    spread = jax.shard_map(
+      body,
+      mesh=self.layout.mesh,
+      in_specs=(PartitionSpec(batch), PartitionSpec(), wide, wide, narrow),
+      out_specs=PartitionSpec(batch),
+      check_vma=False,
+    )
+    return spread(x, router, gate, up, down)

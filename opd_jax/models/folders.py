@@ -1,0 +1,51 @@
+"""Floor 1. Model folders appear whole or not at all, and carry their tokenizer with them."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+# What travels beside the weights, whoever wrote them.
+COMPANIONS = (
+  'tokenizer*', 'vocab.json', 'vocab.txt', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
+  'chat_template*', 'generation_config.json',
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def fresh(destination: Path) -> Iterator[Path]:
+  """A folder to write into; it gets its name when the block ends well and vanishes when it does not."""
+  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    raise ValueError(f'{destination} exists and is not an empty folder. Choose another destination or remove it.')
+  partial = destination.with_name(f'.{destination.name}.partial')
+  first = jax.process_index() == 0
+  if first:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+  _meet(f'begin {destination.name}')
+  try:
+    yield partial
+    _meet(f'end {destination.name}')
+    if first:
+      if destination.exists():
+        destination.rmdir()
+      partial.rename(destination)
+  finally:
+    if first:
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def _meet(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def copy_companions(source: Path | None, destination: Path) -> None:
+  """Tokenizer, chat template and generation settings: a student is useless without them."""
+  if source is None or jax.process_index() != 0:
+    return
+  for file in (file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()):
+    shutil.copy2(file, destination / file.name)

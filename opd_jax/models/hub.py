@@ -1,0 +1,255 @@
+"""Floor 1. Published checkpoints in and out: a folder (or hub id) of safetensors <-> sharded parameters.
+
+Everything is checked before the first byte of a tensor is read, and tensors then go one at a time from
+the file into the shards where they will live: peak host memory is the largest tensor, not the model.
+"""
+
+import collections
+import functools
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from opd_jax.models import folders, hub_config, names, safetensors, transformer
+from opd_jax.models.config import ModelConfig
+from opd_jax.models.safetensors import Tensor
+from opd_jax.sharding import Layout
+from opd_jax.types import Params
+
+PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+INDEX = 'model.safetensors.index.json'
+SAVED_DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
+Progress = Callable[[int, int, str], None]  # done, total, name of the tensor under way
+
+
+def silent(done: int, total: int, name: str) -> None:
+  """The progress of who does not want any."""
+
+
+def folder_of(source: str | Path) -> Path:
+  """A local folder as it is; a hub id downloaded (or found in the hub's cache), weights as safetensors only."""
+  path = Path(source).expanduser()
+  if path.is_dir():
+    return path
+  if path.exists() or str(source).count('/') != 1 or str(source).startswith(('.', '/', '~')):
+    raise ValueError(f'hub: {source} is not a folder. Give the folder of a model, or a hub id such as Qwen/Qwen3-0.6B.')
+  import huggingface_hub  # the one place that may need the network
+
+  try:
+    return Path(
+      huggingface_hub.snapshot_download(str(source), allow_patterns=['*.safetensors', '*.json', *folders.COMPANIONS])
+    )
+  except Exception as error:  # the client raises a dozen types; all mean "cannot be had"
+    raise ValueError(
+      f'hub: {source} is neither a folder here nor a model that the hub would give ({type(error).__name__}: '
+      f'{str(error).splitlines()[0] if str(error) else ""}). Check the name, the network and your access token.'
+    ) from error
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+  """Every tensor of a folder, from one file or from the shards that an index lists."""
+  listing = folder / INDEX
+  if listing.is_file():
+    weight_map: Mapping[str, str] = json.loads(listing.read_text())['weight_map']
+    files = sorted({folder / file for file in weight_map.values()})
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+      raise ValueError(f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.')
+    found = {name: tensor for file in files for name, tensor in safetensors.index(file).items()}
+    lost = sorted(name for name in weight_map if name not in found)
+    if lost:
+      raise ValueError(f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.')
+    return found
+  files = sorted(folder.glob('*.safetensors'))
+  if len(files) == 1:
+    return safetensors.index(files[0])
+  if files:
+    raise ValueError(f'hub: {folder} has {len(files)} safetensors files and no index; which belong together is unsaid.')
+  pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+  if pickles:
+    raise ValueError(
+      f'hub: {folder} holds pickles only ({_some(pickles)}). A pickle can run code, so it is never opened; '
+      'save the model as safetensors first.'
+    )
+  raise ValueError(f'hub: {folder} has no *.safetensors file.')
+
+
+def _some(items: list[str], most: int = 12) -> str:
+  rest = f' and {len(items) - most} more' if len(items) > most else ''
+  return ', '.join(items[:most]) + rest
+
+
+def _checked(pieces: list[names.Piece], tensors: dict[str, Tensor], *, config: ModelConfig, folder: Path) -> None:
+  """The name table is total both ways: missing, surplus, misshapen and mistyped tensors in one error."""
+  wanted = {piece.name: piece for piece in pieces}
+  duplicate = config.tied and 'lm_head.weight' in tensors
+  if duplicate:
+    head, table = tensors['lm_head.weight'], tensors.get('model.embed_tokens.weight')
+    if table is None or head.shape != table.shape or _differ(head, table):
+      raise ValueError(
+        f'hub: {folder} says its embeddings are tied, yet lm_head.weight differs from model.embed_tokens.weight. '
+        'Set tie_word_embeddings to false in config.json if the head is meant.'
+      )
+  surplus = sorted(
+    name
+    for name in tensors.keys() - wanted.keys()
+    if not name.endswith('rotary_emb.inv_freq') and not (duplicate and name == 'lm_head.weight')
+  )
+  problems = []
+  if missing := sorted(wanted.keys() - tensors.keys()):
+    problems.append(f'{len(missing)} missing: {_some(missing)}')
+  if surplus:
+    problems.append(f'{len(surplus)} that this model does not have: {_some(surplus)}')
+  shared = [(tensors[name], wanted[name].published_shape) for name in sorted(wanted.keys() & tensors.keys())]
+  if bad := [f'{t.name} is {t.shape}, expected {shape}' for t, shape in shared if t.shape != shape]:
+    problems.append(f'{len(bad)} of the wrong shape: {_some(bad)}')
+  if bad := [f'{t.name} is {t.dtype}' for t, _ in shared if t.dtype not in safetensors.DTYPES]:
+    problems.append(f'{len(bad)} of a dtype other than {sorted(safetensors.DTYPES)}: {_some(bad)}')
+  if problems:
+    raise ValueError(f'hub: the tensors of {folder} do not fit its config.json: ' + '; '.join(problems) + '.')
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+  """Whether two tensors differ in any byte."""
+  return first.dtype != second.dtype or first.read().tobytes() != second.read().tobytes()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _place(stack, piece, at):
+  """Writes one tensor into its slice of a stacked parameter, in place."""
+  indices = (*at, *(jnp.zeros((), jnp.int32),) * (stack.ndim - len(at)))
+  return jax.lax.dynamic_update_slice(stack, piece.reshape((1,) * len(at) + piece.shape), indices)
+
+
+def _sharded(host: np.ndarray, leaf: jax.ShapeDtypeStruct, *, depth: int) -> jax.Array:
+  """One tensor on the devices where its slice of the parameter `leaf` lives; each device takes its cut."""
+  assert isinstance(leaf.sharding, NamedSharding)
+  sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[depth:]))
+
+  def cut(where: Any) -> np.ndarray:
+    return np.ascontiguousarray(host[where]).astype(leaf.dtype, copy=False)
+
+  return jax.make_array_from_callback(host.shape, sharding, cut)
+
+
+def load(
+  source: str | Path,
+  layout: Layout,
+  *,
+  param_dtype: str | None = None,
+  progress: Progress = silent,
+  **overrides,
+) -> tuple[ModelConfig, Params]:
+  """A published checkpoint as (config, parameters), sharded by `layout`.
+
+  Args:
+    source: a folder with config.json and safetensors, or a hub id.
+    param_dtype: how to store the parameters; None keeps the type of the files.
+    progress: called once per tensor.
+    **overrides: other fields of `ModelConfig` that do not belong to the checkpoint: dtype, remat.
+  """
+  folder = folder_of(source)
+  config = hub_config.read(folder)
+  tensors = tensors_of(folder)
+  pieces = names.pieces(config, layout)
+  _checked(pieces, tensors, config=config, folder=folder)
+  param_dtype = param_dtype or safetensors.DTYPES[tensors[pieces[0].name].dtype].name
+  config = type(config)(**{**vars(config), 'param_dtype': param_dtype, **overrides})
+  target = names.flat(transformer.abstract(config, layout))
+  params: dict[str, jax.Array] = {}
+  for number, piece in enumerate(pieces):
+    progress(number, len(pieces), piece.name)
+    leaf = target[piece.path]
+    part = _sharded(piece.ours(tensors[piece.name].read()), leaf, depth=len(piece.at))
+    if not piece.at:
+      params[piece.path] = part
+      continue
+    if piece.path not in params:
+      params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    params[piece.path] = _place(params[piece.path], part, tuple(map(jnp.int32, piece.at)))
+  progress(len(pieces), len(pieces), '')
+  return config, names.nested(params)
+
+
+def _on_host(array: jax.Array, at: tuple[int, ...]) -> np.ndarray:
+  part = array[at] if at else array
+  return np.asarray(part if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True))
+
+
+def _shards(pieces: list[names.Piece], bytes_each: int, most: int) -> Iterator[list[names.Piece]]:
+  """Cuts the list where a file would grow beyond `most` bytes."""
+  shard, size = [], 0
+  for piece in pieces:
+    need = math.prod(piece.shape) * bytes_each
+    if shard and size + need > most:
+      yield shard
+      shard, size = [], 0
+    shard.append(piece)
+    size += need
+  yield shard
+
+
+def save(
+  destination: str | Path,
+  config: ModelConfig,
+  layout: Layout,
+  params: Params,
+  *,
+  companions: Path | None = None,
+  dtype: str | None = None,
+  max_file_bytes: int = 5_000_000_000,
+  progress: Progress = silent,
+) -> None:
+  """Writes a folder that `transformers` loads. It appears under its name only when it is whole.
+
+  Args:
+    destination: a folder that does not exist yet, or an empty one.
+    companions: a folder whose tokenizer and generation files are copied along.
+    dtype: type of the saved tensors; None keeps that of the parameters.
+    max_file_bytes: where to cut into shards.
+  """
+  destination = Path(destination)
+  dtype = dtype or config.param_dtype
+  if dtype not in SAVED_DTYPES:
+    raise ValueError(f'hub: cannot save as {dtype!r}; choose one of {sorted(SAVED_DTYPES)}.')
+  pieces, arrays = names.pieces(config, layout), names.flat(params)
+  saved = SAVED_DTYPES[dtype]
+  shards = list(_shards(pieces, safetensors.DTYPES[saved].itemsize, max_file_bytes))
+  total, done = len(pieces), itertools.count()
+
+  def stream(shard: list[names.Piece]) -> Iterator[np.ndarray]:
+    for piece in shard:
+      progress(next(done), total, piece.name)
+      host = piece.published(_on_host(arrays[piece.path], piece.at))
+      yield host.astype(safetensors.DTYPES[saved], copy=False)
+
+  with folders.fresh(destination) as folder:
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+      name = 'model.safetensors' if len(shards) == 1 else f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+      weight_map |= {piece.name: name for piece in shard}
+      header = safetensors.header_of((p.name, saved, p.published_shape) for p in shard)
+      if jax.process_index() == 0:
+        safetensors.write(folder / name, header, stream(shard))
+      else:  # takes part in gathering what lies on several hosts
+        collections.deque(stream(shard), maxlen=0)
+    if jax.process_index() == 0:
+      _write_json(folder / 'config.json', hub_config.write(config, dtype=dtype))
+      if len(shards) > 1:
+        size = sum(math.prod(p.shape) for p in pieces) * safetensors.DTYPES[saved].itemsize
+        _write_json(folder / INDEX, {'metadata': {'total_size': size}, 'weight_map': weight_map})
+    folders.copy_companions(companions, folder)
+  progress(total, total, '')
+
+
+def _write_json(file: Path, content: Mapping) -> None:
+  file.write_text(json.dumps(content, indent=2) + '\n')

@@ -1,0 +1,184 @@
+"""Floor 1. config.json of the Hugging Face hub <-> `ModelConfig`. Total: every key is read, known to be
+harmless, or refused by name with its value; a model is never run without a feature it was trained with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+
+ARCHITECTURES = {
+  'qwen3': 'Qwen3ForCausalLM',
+  'qwen3_moe': 'Qwen3MoeForCausalLM',
+  'qwen2': 'Qwen2ForCausalLM',
+  'llama': 'LlamaForCausalLM',
+}
+
+# Keys that become fields.
+READ = {
+  'architectures', 'model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+  'num_key_value_heads', 'head_dim', 'intermediate_size', 'max_position_embeddings', 'rope_theta', 'rope_scaling',
+  'rope_parameters', 'rms_norm_eps', 'tie_word_embeddings', 'num_experts', 'num_local_experts',
+  'num_experts_per_tok', 'moe_intermediate_size', 'norm_topk_prob',
+}  # fmt: skip
+# Keys that say how a model was made, trained or served, and do not change its logits.
+HARMLESS = {
+  '_name_or_path', 'transformers_version', 'torch_dtype', 'dtype', 'use_cache', 'initializer_range',
+  'bos_token_id', 'eos_token_id', 'pad_token_id', 'attention_dropout', 'router_aux_loss_coef',
+  'output_router_logits', 'pretraining_tp', 'output_attentions', 'output_hidden_states', 'return_dict',
+  'id2label', 'label2id', 'chunk_size_feed_forward', 'is_encoder_decoder', 'problem_type', 'auto_map',
+}  # fmt: skip
+# Keys that change the computation: the only values we implement. Absent and null are fine.
+IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+  'hidden_act': ('silu',),
+  'attention_bias': (False,),
+  'mlp_bias': (False,),
+  'use_sliding_window': (False,),
+  'decoder_sparse_step': (1,),
+  'mlp_only_layers': ([],),
+}
+# Keys without meaning while `use_sliding_window` is false, which IMPLEMENTED makes sure of.
+WINDOW = {'sliding_window', 'max_window_layers', 'layer_types'}
+ROPE_LLAMA3 = {
+  'factor': 'factor',
+  'low_freq_factor': 'low_frequency_factor',
+  'high_freq_factor': 'high_frequency_factor',
+  'original_max_position_embeddings': 'original_max_positions',
+}
+
+
+def read(folder: Path) -> ModelConfig:
+  """The `ModelConfig` of a folder's config.json."""
+  file = folder / 'config.json'
+  if not file.is_file():
+    raise ValueError(f'hub: {folder} has no config.json, so it is not a model folder of transformers.')
+  try:
+    return parse(json.loads(file.read_text()))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'hub: {file} is not valid JSON ({error}). Download it again.') from error
+
+
+def parse(raw: Mapping[str, Any]) -> ModelConfig:
+  """A config.json, as a dict, in the spelling of transformers 4 or 5."""
+  family = raw.get('model_type')
+  if family not in ARCHITECTURES:
+    raise ValueError(
+      f'hub: unknown architecture: model_type={family!r}, architectures={raw.get("architectures")}. '
+      f'Implemented: {", ".join(ARCHITECTURES)}.'
+    )
+  _refuse_unimplemented(raw, family)
+  missing = sorted(
+    key
+    for key in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
+    if key not in raw
+  )
+  if missing:
+    raise ValueError(f'hub: config.json lacks {", ".join(missing)}; the model cannot be built without them.')
+  rope = raw.get('rope_parameters') or {
+    'rope_theta': raw.get('rope_theta', 10_000.0),
+    **(raw.get('rope_scaling') or {}),
+  }
+  heads = raw['num_attention_heads']
+  return ModelConfig(
+    family=family,
+    vocab_size=raw['vocab_size'],
+    width=raw['hidden_size'],
+    num_layers=raw['num_hidden_layers'],
+    num_heads=heads,
+    num_kv_heads=raw.get('num_key_value_heads') or heads,
+    head_dim=raw.get('head_dim') or raw['hidden_size'] // heads,
+    mlp_width=raw['intermediate_size'],
+    max_positions=raw.get('max_position_embeddings', 2048 if family == 'llama' else 32_768),
+    rope_theta=float(rope['rope_theta']),
+    rope_scaling=_rope_scaling(rope),
+    norm_epsilon=raw.get('rms_norm_eps', 1e-6),
+    qk_norm=family.startswith('qwen3'),
+    qkv_bias=family == 'qwen2',
+    tied=raw.get('tie_word_embeddings', False),
+    experts=_experts(raw) if family == 'qwen3_moe' else None,
+  )
+
+
+def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
+  architectures = raw.get('architectures') or [ARCHITECTURES[family]]
+  problems = []
+  if architectures != [ARCHITECTURES[family]]:
+    problems.append(f'architectures={architectures!r} (implemented: {ARCHITECTURES[family]})')
+  for key, value in raw.items():
+    if key in READ | HARMLESS | WINDOW or value is None:
+      continue
+    allowed = IMPLEMENTED.get(key)
+    if allowed is None and value not in (False, [], {}, ''):
+      problems.append(f'{key}={value!r} (unknown field)')
+    elif allowed is not None and value not in allowed:
+      problems.append(f'{key}={value!r} (implemented: {", ".join(map(repr, allowed))})')
+  if problems:
+    raise ValueError(
+      'hub: config.json asks for what is not implemented: ' + '; '.join(problems) + '. '
+      'Use another checkpoint, or teach opd_jax/models/hub_config.py the field if it cannot change the logits.'
+    )
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  extra = {key: value for key, value in rope.items() if key not in ('rope_type', 'type', 'rope_theta')}
+  if kind == 'default' and not any(value is not None for value in extra.values()):
+    return None
+  if kind != 'llama3' or set(extra) != set(ROPE_LLAMA3):
+    raise ValueError(
+      f"hub: rope scaling {dict(rope)} is not implemented; 'default' and 'llama3' with {sorted(ROPE_LLAMA3)} are."
+    )
+  return RopeScaling(**{ours: extra[theirs] for theirs, ours in ROPE_LLAMA3.items()})
+
+
+def _experts(raw: Mapping[str, Any]) -> Experts:
+  count = raw.get('num_experts', raw.get('num_local_experts'))
+  needed = {'num_experts': count, **{key: raw.get(key) for key in ('num_experts_per_tok', 'moe_intermediate_size')}}
+  missing = sorted(key for key, value in needed.items() if value is None)
+  if missing:
+    raise ValueError(f'hub: config.json of a mixture of experts lacks {", ".join(missing)}.')
+  return Experts(
+    count=needed['num_experts'],
+    per_token=needed['num_experts_per_tok'],
+    width=needed['moe_intermediate_size'],
+    normalise=raw.get('norm_topk_prob', False),
+  )
+
+
+def write(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
+  """A config.json in the spelling that transformers 4 and 5 both read."""
+  raw = {
+    'architectures': [ARCHITECTURES[config.family]],
+    'model_type': config.family,
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.width,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'intermediate_size': config.mlp_width,
+    'max_position_embeddings': config.max_positions,
+    'rope_theta': config.rope_theta,
+    'rope_scaling': None,
+    'rms_norm_eps': config.norm_epsilon,
+    'tie_word_embeddings': config.tied,
+    'hidden_act': 'silu',
+    'attention_dropout': 0.0,
+    'torch_dtype': dtype,
+  }
+  if config.family != 'qwen2':  # always biased, and its reference code takes no such key
+    raw['attention_bias'] = False
+  if config.rope_scaling is not None:
+    scaling = {theirs: getattr(config.rope_scaling, ours) for theirs, ours in ROPE_LLAMA3.items()}
+    raw['rope_scaling'] = {'rope_type': 'llama3', **scaling}
+  if config.experts is not None:
+    raw |= {
+      'num_experts': config.experts.count,
+      'num_experts_per_tok': config.experts.per_token,
+      'moe_intermediate_size': config.experts.width,
+      'norm_topk_prob': config.experts.normalise,
+      'decoder_sparse_step': 1,
+      'mlp_only_layers': [],
+    }
+  return raw

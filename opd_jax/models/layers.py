@@ -1,0 +1,87 @@
+"""Floor 1. Parameters with named axes, and the layers that need no attention: norm, rotary, MLP."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from opd_jax.models.config import ModelConfig, RopeScaling
+from opd_jax.sharding import Layout
+
+
+def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], *, inputs: int, dtype: str) -> nnx.Param:
+  """A normal weight of variance 1 / fan-in; the `inputs` first axes after `experts` are summed over."""
+  skip = 1 if axes[0] == 'experts' else 0
+  deviation = 1.0 / math.sqrt(math.prod(shape[skip : skip + inputs]))
+  value = deviation * jax.random.normal(rngs.params(), tuple(shape), jnp.float32)
+  return nnx.Param(value.astype(dtype), axes=tuple(axes))
+
+
+def bias(shape: Sequence[int], axes: Sequence[str], *, dtype: str) -> nnx.Param:
+  return nnx.Param(jnp.zeros(tuple(shape), dtype), axes=tuple(axes))
+
+
+class RMSNorm(nnx.Module):
+  r"""x / sqrt(mean(x²) + ε) · scale, in float32 whatever comes in."""
+
+  def __init__(self, size: int, axis: str, *, config: ModelConfig):
+    self.epsilon = config.norm_epsilon
+    self.scale = nnx.Param(jnp.ones((size,), config.param_dtype), axes=(axis,))
+
+  def __call__(self, x: Float[Array, '*N D']) -> Float[Array, '*N D']:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+    # Rounded before the scale, as the published implementations do: bf16 logits depend on the order.
+    return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def rotary_frequencies(config: ModelConfig) -> Float[Array, ' half']:
+  """Angle per position of each pair of head entries, with Llama 3's stretching where configured."""
+  half = config.head_dim // 2
+  frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  return frequencies if config.rope_scaling is None else _stretched(frequencies, config.rope_scaling)
+
+
+def _stretched(frequencies: Float[Array, ' half'], scaling: RopeScaling) -> Float[Array, ' half']:
+  """Divides slow frequencies by `factor`, leaves fast ones, and blends linearly in between."""
+  turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+  low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+  keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return frequencies * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rotary_table(
+  positions: Int[Array, 'B T'], config: ModelConfig
+) -> tuple[Float[Array, 'B T 1 half'], Float[Array, 'B T 1 half']]:
+  """Cosine and sine at absolute positions, float32; one axis is left open for the heads."""
+  angles = positions[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+  x: Float[Array, 'B T N H'], table: tuple[Float[Array, 'B T 1 half'], Float[Array, 'B T 1 half']]
+) -> Float[Array, 'B T N H']:
+  """Turns entry i with entry i + H/2 by the angle of its position."""
+  cosine, sine = table
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+  return turned.astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+  """down( silu(gate x) · up x )."""
+
+  def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
+    self.layout = layout
+    wide, narrow = (config.width, config.mlp_width), (config.mlp_width, config.width)
+    self.gate = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
+    self.up = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
+    self.down = weight(rngs, narrow, ('mlp', 'embed'), inputs=1, dtype=config.param_dtype)
+
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+    hidden = jax.nn.silu(x @ gate) * (x @ up)
+    return self.layout.constrain(hidden, 'batch', 'length', 'mlp') @ down

@@ -1,0 +1,65 @@
+"""Floor 1. Our own model folder: `opd.json` (the config), `params/` (orbax), and the tokenizer's files.
+
+Unlike a published folder it loads sharded, in parallel, on any layout, without a name table.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from opd_jax.models import folders, transformer
+from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+from opd_jax.sharding import Layout
+from opd_jax.types import Params
+
+MARK = 'opd.json'
+FORMAT = 1
+
+
+def is_native(folder: Path) -> bool:
+  return (folder / MARK).is_file()
+
+
+def save(destination: str | Path, config: ModelConfig, params: Params, *, companions: Path | None = None) -> None:
+  """Writes the folder; it appears under its name only when it is whole."""
+  with folders.fresh(Path(destination).absolute()) as folder:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(folder / 'params', params)
+    if jax.process_index() == 0:
+      record = {'format': FORMAT, 'model': dataclasses.asdict(config)}
+      (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
+    folders.copy_companions(companions, folder)
+
+
+def read_config(folder: Path) -> ModelConfig:
+  """The `ModelConfig` of one of our folders."""
+  try:
+    record = json.loads((folder / MARK).read_text())
+    if record['format'] != FORMAT:
+      raise ValueError(f'format {record["format"]}, this version reads format {FORMAT}')
+    fields = record['model']
+    nested = {'rope_scaling': RopeScaling, 'experts': Experts}
+    return ModelConfig(**{k: nested[k](**v) if v and k in nested else v for k, v in fields.items()})
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'native: {folder / MARK} cannot be read ({error}). Convert the model again.') from error
+
+
+def load(
+  folder: str | Path, layout: Layout, *, param_dtype: str | None = None, **overrides
+) -> tuple[ModelConfig, Params]:
+  """(config, parameters) of one of our folders, straight into the shards of `layout`."""
+  folder = Path(folder).absolute()
+  saved = read_config(folder)
+  config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype, **overrides)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(folder / 'params', transformer.abstract(config, layout))
+  except Exception as error:  # orbax raises many types; a user can act on one
+    raise ValueError(
+      f'native: the parameters in {folder / "params"} cannot be read ({type(error).__name__}: {error}). '
+      'The folder is damaged; convert or copy it again.'
+    ) from error
+  return config, params

@@ -1,0 +1,90 @@
+"""Floor 1. The safetensors file format: one header, then raw bytes; read and written a tensor at a time.
+
+The published package maps a whole file or hands over copies; here a tensor is read into exactly one
+buffer of its own size (peak memory is part of the contract of `hub.py`) and a file is written without
+holding more than the tensor under way. `hub_test.py` reads our files with the published package and back.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {'F32': np.dtype('float32'), 'F16': np.dtype('float16'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+  """Where one tensor lies."""
+
+  name: str
+  file: Path
+  dtype: str
+  shape: tuple[int, ...]
+  offset: int
+
+  def read(self) -> np.ndarray:
+    flat = np.fromfile(self.file, dtype=DTYPES[self.dtype], count=math.prod(self.shape), offset=self.offset)
+    return flat.reshape(self.shape)
+
+
+def index(file: Path) -> dict[str, Tensor]:
+  """Every tensor of one file, after checking that the file holds all the bytes its header promises."""
+  size = file.stat().st_size
+  with file.open('rb') as stream:
+    length = int.from_bytes(stream.read(8), 'little') if size >= 8 else _MAX_HEADER_BYTES + 1
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+      raise ValueError(_broken(file, f'its header should be {length} bytes long, the file has {size}'))
+    try:
+      header = json.loads(stream.read(length))
+      header.pop('__metadata__', None)
+      tensors = {name: _tensor(name, file, entry, length + 8) for name, entry in header.items()}
+      ends = [length + 8 + entry['data_offsets'][1] for entry in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(_broken(file, f'its header cannot be read ({error})')) from error
+  if max(ends, default=0) > size:
+    raise ValueError(_broken(file, f'its tensors need {max(ends)} bytes, the file has {size}'))
+  return tensors
+
+
+def _broken(file: Path, what: str) -> str:
+  return f'safetensors: {file} is truncated or damaged: {what}. Download or export it again.'
+
+
+def _tensor(name: str, file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
+  begin, end = entry['data_offsets']
+  shape = tuple(entry['shape'])
+  known = DTYPES.get(entry['dtype'])
+  if known is not None and end - begin != math.prod(shape) * known.itemsize:
+    raise ValueError(f'{name}: {end - begin} bytes for shape {shape} of {entry["dtype"]}')
+  return Tensor(name=name, file=file, dtype=entry['dtype'], shape=shape, offset=start + begin)
+
+
+def header_of(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+  """The header of a file with these (name, dtype, shape), in this order, padded to eight bytes."""
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  offset = 0
+  for name, dtype, shape in entries:
+    end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+    header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [offset, end]}
+    offset = end
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text
+
+
+def write(file: Path, header: bytes, arrays: Iterable[np.ndarray]) -> None:
+  """Streams arrays behind their header and forces them to the disk."""
+  with file.open('wb') as stream:
+    stream.write(header)
+    for array in arrays:
+      np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(stream)
+    stream.flush()
+    os.fsync(stream.fileno())

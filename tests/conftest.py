@@ -1,0 +1,50 @@
+"""Eight simulated devices, the same on every machine; what several test files share."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+import numpy as np
+import pytest
+
+from opd_jax.models import presets
+from opd_jax.models.config import Experts, RopeScaling
+from opd_jax.sharding import mesh_layout
+
+FAMILIES = {
+  'qwen3': presets.tiny,
+  'qwen3_moe': lambda **overrides: presets.tiny(
+    family='qwen3_moe', experts=Experts(count=8, per_token=2, width=32, normalise=True), **overrides
+  ),
+  'qwen2': lambda **overrides: presets.tiny(family='qwen2', qk_norm=False, qkv_bias=True, **overrides),
+  'llama': lambda **overrides: presets.tiny(
+    family='llama',
+    qk_norm=False,
+    rope_scaling=RopeScaling(
+      factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=16
+    ),
+    **overrides,
+  ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+  """A factory of tiny configurations, once per family."""
+  return FAMILIES[request.param]
+
+
+@pytest.fixture(scope='session')
+def single():
+  return mesh_layout()
+
+
+@pytest.fixture
+def tokens():
+  """Three rows of twelve tokens."""
+  return np.random.RandomState(0).randint(0, 320, (3, 12)).astype(np.int32)

@@ -1,0 +1,186 @@
+"""What a decoder must obey, for every family: the cache, left padding, layouts, compilation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opd_jax.models import cache as caches
+from opd_jax.models import presets, transformer
+from opd_jax.sharding import mesh_layout
+
+START = np.array([0, 3, 5], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layout'))
+def logits(params, tokens, start=None, *, config, layout):
+  model = transformer.bind(config, layout, params)
+  hidden, _ = model(tokens, start=start)
+  return transformer.logits_of(hidden, model.head())
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layout'))
+def step(params, tokens, cache, *, config, layout):
+  model = transformer.bind(config, layout, params)
+  hidden, cache = model(tokens, cache=cache)
+  return transformer.logits_of(hidden, model.head()), cache
+
+
+def real(values, start=START):
+  """The entries of the columns that are not padding."""
+  return np.concatenate([np.asarray(row)[first:] for row, first in zip(values, start, strict=True)])
+
+
+def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, single, tokens):
+  config = family()
+  params = transformer.init(config, single, jax.random.key(0))
+  whole = logits(params, tokens, START, config=config, layout=single)
+  cache = caches.empty(config, single, length=16, start=jnp.asarray(START))
+  pieces = []
+  for columns in (tokens[:, :6], *np.split(tokens[:, 6:], 6, axis=1)):
+    piece, cache = step(params, columns, cache, config=config, layout=single)
+    pieces.append(piece)
+  np.testing.assert_allclose(real(np.concatenate(pieces, axis=1)), real(whole), atol=1e-5)
+  assert cache.end.tolist() == [12, 12, 12]
+
+
+def test_rows_of_unlike_length_decode_side_by_side(single, tokens):
+  """Each row writes at its own end: a slot may be refilled while its neighbours go on."""
+  config = presets.tiny()
+  params = transformer.init(config, single, jax.random.key(0))
+  run = functools.partial(step, params, config=config, layout=single)
+  _, cache = run(tokens[:, :8], caches.empty(config, single, length=16, start=jnp.zeros(3, jnp.int32)))
+  cache = cache._replace(end=jnp.array([8, 4, 6], jnp.int32))  # as if rows 1 and 2 had ended earlier
+  mixed, _ = run(tokens[:, 8:9], cache)
+  for row, length in enumerate((8, 4, 6)):
+    alone = np.concatenate([tokens[row : row + 1, :length], tokens[row : row + 1, 8:9]], axis=1)
+    want = logits(params, alone, config=config, layout=single)[0, -1]
+    np.testing.assert_allclose(mixed[row, 0], want, atol=1e-5)
+
+
+def test_left_padding_is_exact_and_its_content_inert(family, single, tokens):
+  config = family()
+  params = transformer.init(config, single, jax.random.key(0))
+  run = functools.partial(logits, params, config=config, layout=single)
+  padded = run(tokens, START)
+  np.testing.assert_allclose(padded[2, 5:], run(tokens[2:, 5:])[0], atol=1e-5)
+  other = np.where(np.arange(12) < START[:, None], 7, tokens)
+  np.testing.assert_array_equal(real(padded), real(run(other, START)))
+  assert np.isfinite(padded).all()
+
+
+def test_the_future_does_not_leak(family, single, tokens):
+  config = family()
+  params = transformer.init(config, single, jax.random.key(0))
+  changed = tokens.copy()
+  changed[:, 8:] = 1
+  run = functools.partial(logits, params, config=config, layout=single)
+  np.testing.assert_array_equal(run(tokens)[:, :8], run(changed)[:, :8])
+
+
+LAYOUTS = {'fsdp': {'fsdp': 8}, 'tensor': {'tensor': 2}, 'fsdp_tensor': {'fsdp': 4, 'tensor': 2}}
+
+
+@pytest.mark.parametrize('sizes', LAYOUTS.values(), ids=LAYOUTS)
+def test_a_layout_does_not_change_the_forward_pass(family, sizes, single):
+  """The same parameters, moved by one device_put, on 1 and on up to 8 devices; and born there, too."""
+  config, layout = family(num_kv_heads=2), mesh_layout(**sizes)
+  params = transformer.init(config, single, jax.random.key(0))
+  tokens = np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32)
+  want = logits(params, tokens, config=config, layout=single)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
+  placed = jax.device_put(tokens, layout.sharding('batch', 'length'))
+  moved = logits(jax.device_put(params, shardings), placed, config=config, layout=layout)
+  np.testing.assert_allclose(moved, want, atol=1e-5)
+  born = transformer.init(config, layout, jax.random.key(0))
+  assert jax.tree.all(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted, born, shardings))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), born, params)
+
+
+def test_the_cache_works_under_a_layout(family, single, tokens):
+  config, layout = family(), mesh_layout(fsdp=2, tensor=2)
+  tokens, start = np.concatenate([tokens, tokens[:1]]), np.array([0, 3, 5, 2], np.int32)
+  params = transformer.init(config, single, jax.random.key(0))
+  want = logits(params, tokens, start, config=config, layout=single)
+  params = transformer.init(config, layout, jax.random.key(0))
+  cache = caches.empty(config, layout, length=16, start=jnp.asarray(start))
+  first, cache = step(params, tokens[:, :8], cache, config=config, layout=layout)
+  second, cache = step(params, tokens[:, 8:], cache, config=config, layout=layout)
+  np.testing.assert_allclose(real(np.concatenate([first, second], 1), start), real(want, start), atol=1e-5)
+  assert cache.keys.sharding.shard_shape(cache.keys.shape) == (2, 2, 16, 1, 16)
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_remat_changes_memory_not_gradients(family, remat, single, tokens):
+  def loss(params, config):
+    return jnp.square(logits(params, tokens, START, config=config, layout=single)).mean()
+
+  config, thrifty = family(), family(remat=remat)
+  params = transformer.init(config, single, jax.random.key(0))
+  plain, saved = (jax.grad(loss)(params, c) for c in (config, thrifty))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, saved)
+
+
+def test_parameters_are_a_plain_tree_of_the_asked_type(family, single):
+  config = family(param_dtype='bfloat16')
+  params = transformer.init(config, single, jax.random.key(0))
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+  assert type(params) is dict and all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+  names = transformer.axes(config, single)
+  jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim or pytest.fail(str(axes)), params, names)
+
+
+def test_bfloat16_stays_near_float32(family, single, tokens):
+  config = family()
+  params = transformer.init(config, single, jax.random.key(0))
+  exact = logits(params, tokens, config=config, layout=single)
+  rough = logits(params, tokens, config=family(dtype='bfloat16'), layout=single)
+  assert rough.dtype == jnp.float32  # the head accumulates in float32
+  assert 0 < np.abs(rough - exact).mean() < 0.05 * np.abs(exact).std()
+
+
+def test_abstract_touches_no_memory(single):
+  leaves = jax.tree.leaves(transformer.abstract(presets.qwen3_32b(), mesh_layout(fsdp=8)))
+  assert sum(leaf.size for leaf in leaves) > 3e10
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+def test_depth_adds_nothing_to_the_program(single, tokens):
+  def size(layers):
+    config = presets.tiny(num_layers=layers)
+    return (
+      logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single).as_text().count('\n')
+    )
+
+  assert size(64) == size(4)
+
+
+@pytest.mark.parametrize('sizes', [{}, {'fsdp': 2, 'tensor': 2}], ids=['single', 'fsdp_tensor'])
+def test_one_compile_per_program(sizes):
+  """The cache goes round and round through one program."""
+  config, layout = presets.tiny(norm_epsilon=3e-6), mesh_layout(**sizes)
+  params = transformer.init(config, layout, jax.random.key(0))
+  cache = caches.empty(config, layout, length=16, start=jnp.zeros(4, jnp.int32))
+  before = step._cache_size()
+  for _ in range(5):
+    _, cache = step(params, np.zeros((4, 1), np.int32), cache, config=config, layout=layout)
+  assert step._cache_size() == before + 1
+
+
+def test_a_profile_reads_like_the_source(single, tokens):
+  config = presets.tiny()
+  text = logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single).compile().as_text()
+  assert text is not None
+  for scope in ('embed', 'layers', 'attention', 'attend', 'mlp', 'final_norm', 'head'):
+    assert f'/{scope}/' in text
+
+
+def test_sequences_beyond_the_position_table_are_refused(single):
+  config = presets.tiny(max_positions=8)
+  params = transformer.abstract(config, single)
+  with pytest.raises(ValueError, match=r'12 positions .*max_positions=8'):
+    logits.lower(params, np.zeros((1, 12), np.int32), config=config, layout=single)
+  with pytest.raises(ValueError, match='cache: a sequence of 9'):
+    caches.empty(config, single, length=9, start=jnp.zeros(1, jnp.int32))
