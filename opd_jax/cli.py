@@ -9,12 +9,12 @@ import sys
 import time
 import tokenize
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import opd_jax
+from opd_jax import console
 
 if TYPE_CHECKING:
   from opd_jax.training.experiment import Experiment
@@ -30,12 +30,16 @@ every token, the student learns from that.
   opd methods                                    the papers this library knows
 """
 EPILOG = """\
-Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win.
+Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win;
+what a file includes is read before it.
   opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
            --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
 Exit status: 0 done, 2 refused (the message says why and what to do), 1 a bug of ours.
 `opd COMMAND --help` tells the rest; --debug adds the traceback to a refusal.
 """
+
+
+INCLUDE = re.compile(r'^include\s+[\'"](.+)[\'"].*$', flags=re.MULTILINE)
 
 
 class Refusal(ValueError):
@@ -56,21 +60,23 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
 
   if not files:
     raise Refusal('no experiment given. Name at least one --gin_file, e.g. experiments/models/tiny.gin.')
-  if absent := [file for file in files if not Path(file).is_file()]:
-    raise Refusal(f'gin file not found: {", ".join(absent)}. The shipped ones lie in experiments/.')
   gin.clear_config()
-  for parent in (parent for file in files for parent in Path(file).resolve().parents):
-    gin.add_config_file_search_path(str(parent))  # `include 'experiments/base.gin'` works from any folder
-  logging.disable(logging.ERROR)  # gin reports every folder of that search as an error
+  where = 'gin'
   try:
-    gin.parse_config_files_and_bindings(files, bindings)
+    for file in _with_includes(files):
+      where = str(file)
+      gin.parse_config(INCLUDE.sub('', file.read_text()))
+    # Bindings may name whatever the files import, also what these did not use.
+    imports = re.findall(r'^(?:from|import) .*$', gin.config_str(), flags=re.MULTILINE)
+    where = '--gin_bindings'
+    gin.parse_config([*imports, *bindings])
+    where = 'experiment'
+    gin.finalize()
     experiment = gin.get_configurable(Experiment)()
-  except (ValueError, AttributeError, TypeError, SyntaxError, ImportError, OSError) as error:
-    raise Refusal(_gin_message(error)) from error
+  except (ValueError, AttributeError, TypeError, SyntaxError, ImportError, NameError, KeyError) as error:
+    raise Refusal(f'{where}: {_gin_message(error)}') from error
   except tokenize.TokenError as error:
-    raise Refusal(f'gin: a value does not end ({error}). Check brackets and quotes.') from error
-  finally:
-    logging.disable(logging.NOTSET)
+    raise Refusal(f'{where}: a value does not end ({error}). Check brackets and quotes.') from error
   operative = gin.operative_config_str()
   if dead := _dead(gin.config_str(), operative):
     raise Refusal(
@@ -80,6 +86,19 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
   return experiment, operative
 
 
+def _with_includes(files: Iterable[str | Path], by: Path | None = None) -> Iterator[Path]:
+  """Each file after what it includes. An include is looked for from here and from every folder above its includer."""
+  for name in files:
+    folders = [Path(), *(by.resolve().parents if by else ())]
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if found is None:
+      raise Refusal(
+        f'gin file not found: {name}{f", included by {by}" if by else ""}. The shipped ones lie in experiments/.'
+      )
+    yield from _with_includes(INCLUDE.findall(found.read_text()), by=found)
+    yield found
+
+
 def _dead(written: str, operative: str) -> list[str]:
   """Bindings that were written and never read. Reading through a macro puts its scope in front of a name."""
   bound, read = (re.findall(r'^([\w./]+) = ', text, flags=re.MULTILINE) for text in (written, operative))
@@ -87,7 +106,7 @@ def _dead(written: str, operative: str) -> list[str]:
 
 
 def _gin_message(error: Exception) -> str:
-  text = str(error).strip()
+  text = re.sub(r'\n\s*In bindings string line \d+\n\s*', '\n  in: ', str(error).strip())
   if required := re.search(r'(\w+)/macro\.value set to `%gin\.REQUIRED`', text):
     name = required[1]
     return (
@@ -98,52 +117,9 @@ def _gin_message(error: Exception) -> str:
     return f'{required[1]} needs {required[2]} and nobody set it. Bind it in a gin file or with --gin_bindings.'
   if "doesn't have a parameter named" in text or 'has no field' in text:
     return f'{text}\nCheck the spelling against the function that is named.'
-  if 'No configurable matching' in text:
+  if 'No configurable matching' in text or 'was not provided by an import' in text:
     return f'{text}\nNone of the gin files given imports it: add one that does, e.g. of experiments/models.'
-  return f'{text}\n(from the gin configuration: --gin_file and --gin_bindings)'
-
-
-# --- what a person sees -----------------------------------------------------------------------------
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-  """A bar on a terminal; elsewhere a line every five seconds."""
-  if sys.stderr.isatty():
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-      task = bar.add_task(title)
-      yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f'{title} {name}')
-    return
-  last = time.monotonic()
-
-  def line(done: int, total: int, name: str) -> None:
-    nonlocal last
-    if time.monotonic() - last > 5:
-      last = time.monotonic()
-      print(f'{title}: {done}/{total} {name}', file=sys.stderr, flush=True)
-
-  yield line
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-  from rich.console import Console
-  from rich.table import Table
-
-  shown = Table(*head, box=None, pad_edge=False)
-  for row in rows:
-    shown.add_row(*map(str, row))
-  Console(width=None if sys.stdout.isatty() else 160).print(shown)
-
-
-def _gib(size: float) -> str:
-  for unit in ('B', 'KiB', 'MiB', 'GiB'):
-    if size < 1024:
-      return f'{size:.1f} {unit}' if unit != 'B' else f'{size:.0f} B'
-    size /= 1024
-  return f'{size:.1f} TiB'
+  return text
 
 
 # --- commands ---------------------------------------------------------------------------------------
@@ -156,7 +132,7 @@ def methods(args: argparse.Namespace) -> None:
   if args.json:
     print(json.dumps([{'name': m.name, 'summary': m.summary, 'paper': m.paper} for m in found], indent=2))
   elif found:
-    table(('method', 'what it does', 'paper'), [(m.name, m.summary, m.paper) for m in found])
+    console.table(('method', 'what it does', 'paper'), [(m.name, m.summary, m.paper) for m in found])
   else:
     print('No methods yet: each is a file in opd_jax/methods with a function of the same name.')
 
@@ -175,10 +151,10 @@ def convert(args: argparse.Namespace) -> None:
   outwards = native.is_native(source)
   if outwards:
     config, params = native.load(source, layout)
-    with progress_bar('writing') as progress:
+    with console.progress_bar('writing') as progress:
       hub.save(destination, config, layout, params, companions=source, dtype=args.dtype, progress=progress)
   else:
-    with progress_bar('reading') as progress:
+    with console.progress_bar('reading') as progress:
       config, params = hub.load(source, layout, param_dtype=args.dtype, progress=progress)
     print('writing …', file=sys.stderr)
     native.save(destination, config, params, companions=source)
@@ -209,10 +185,10 @@ def plan(args: argparse.Namespace) -> None:
   model = experiment.model
   print(f'model    {model.family}, {model.num_layers} layers x {model.width}, {what.parameters:,} parameters')
   print(f'layout   {where}')
-  print(
-    f'memory   {_gib(what.bytes_total)} of {model.param_dtype} parameters, {_gib(what.bytes_per_device)} on each device'
-  )
-  table(('largest parameters', 'on one device', 'bytes there'), [(p, s, _gib(b)) for p, s, b in what.largest])
+  total, each = console.memory(what.bytes_total), console.memory(what.bytes_per_device)
+  print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
+  rows = [(path, shape, console.memory(size)) for path, shape, size in what.largest]
+  console.table(('largest parameters', 'on one device', 'bytes there'), rows)
   if args.workdir:
     print(f'wrote    {Path(args.workdir) / "config.gin"}')
 
@@ -229,7 +205,7 @@ def sample(args: argparse.Namespace) -> None:
   if args.temperature <= 0 or args.max_new_tokens < 1:
     raise Refusal('--temperature must be above 0 and --max_new_tokens at least 1.')
   layout = mesh_layout()
-  with progress_bar('reading') as progress:
+  with console.progress_bar('reading') as progress:
     model = source.load(args.model, layout, seed=args.seed, progress=progress)
   tokenizer = HubTokenizer(model.folder) if model.folder and list(model.folder.glob('tokenizer*')) else ByteTokenizer()
   rows = [tokenizer.encode(prompt, begin=True) for prompt in args.prompt]

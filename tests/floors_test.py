@@ -23,6 +23,7 @@ FLOORS = {
   'training': 5,
   'certify': 5,
   'studies': 6,
+  'console': 6,
   'cli': 7,
 }
 # Rooms of one floor that may not look at each other, and packages only some rooms may use.

@@ -33,9 +33,9 @@ def real(values, start=START):
   return np.concatenate([np.asarray(row)[first:] for row, first in zip(values, start, strict=True)])
 
 
-def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, single, tokens):
+def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, single, tokens, params_of):
   config = family()
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   whole = logits(params, tokens, START, config=config, layout=single)
   cache = caches.empty(config, single, length=16, start=jnp.asarray(START))
   pieces = []
@@ -46,10 +46,10 @@ def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, sin
   assert cache.end.tolist() == [12, 12, 12]
 
 
-def test_rows_of_unlike_length_decode_side_by_side(single, tokens):
+def test_rows_of_unlike_length_decode_side_by_side(single, tokens, params_of):
   """Each row writes at its own end: a slot may be refilled while its neighbours go on."""
   config = presets.tiny()
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   run = functools.partial(step, params, config=config, layout=single)
   _, cache = run(tokens[:, :8], caches.empty(config, single, length=16, start=jnp.zeros(3, jnp.int32)))
   cache = cache._replace(end=jnp.array([8, 4, 6], jnp.int32))  # as if rows 1 and 2 had ended earlier
@@ -60,9 +60,9 @@ def test_rows_of_unlike_length_decode_side_by_side(single, tokens):
     np.testing.assert_allclose(mixed[row, 0], want, atol=1e-5)
 
 
-def test_left_padding_is_exact_and_its_content_inert(family, single, tokens):
+def test_left_padding_is_exact_and_its_content_inert(family, single, tokens, params_of):
   config = family()
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   run = functools.partial(logits, params, config=config, layout=single)
   padded = run(tokens, START)
   np.testing.assert_allclose(padded[2, 5:], run(tokens[2:, 5:])[0], atol=1e-5)
@@ -71,9 +71,9 @@ def test_left_padding_is_exact_and_its_content_inert(family, single, tokens):
   assert np.isfinite(padded).all()
 
 
-def test_the_future_does_not_leak(family, single, tokens):
+def test_the_future_does_not_leak(family, single, tokens, params_of):
   config = family()
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   changed = tokens.copy()
   changed[:, 8:] = 1
   run = functools.partial(logits, params, config=config, layout=single)
@@ -84,27 +84,32 @@ LAYOUTS = {'fsdp': {'fsdp': 8}, 'tensor': {'tensor': 2}, 'fsdp_tensor': {'fsdp':
 
 
 @pytest.mark.parametrize('sizes', LAYOUTS.values(), ids=LAYOUTS)
-def test_a_layout_does_not_change_the_forward_pass(family, sizes, single):
-  """The same parameters, moved by one device_put, on 1 and on up to 8 devices; and born there, too."""
+def test_a_layout_does_not_change_the_forward_pass(family, sizes, single, params_of):
+  """The same parameters, moved by one device_put, on 1 and on up to 8 devices."""
   config, layout = family(num_kv_heads=2), mesh_layout(**sizes)
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   tokens = np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32)
   want = logits(params, tokens, config=config, layout=single)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
   placed = jax.device_put(tokens, layout.sharding('batch', 'length'))
   moved = logits(jax.device_put(params, shardings), placed, config=config, layout=layout)
   np.testing.assert_allclose(moved, want, atol=1e-5)
+
+
+def test_parameters_are_born_in_their_shards_with_the_same_numbers(family, params_of):
+  config, layout = family(), mesh_layout(fsdp=2, tensor=2)
   born = transformer.init(config, layout, jax.random.key(0))
-  assert jax.tree.all(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted, born, shardings))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), born, params)
+  wanted = transformer.abstract(config, layout)
+  assert jax.tree.all(jax.tree.map(lambda leaf, other: leaf.sharding == other.sharding, born, wanted))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), born, params_of(config))
 
 
-def test_the_cache_works_under_a_layout(family, single, tokens):
+def test_the_cache_works_under_a_layout(family, single, tokens, params_of):
   config, layout = family(), mesh_layout(fsdp=2, tensor=2)
   tokens, start = np.concatenate([tokens, tokens[:1]]), np.array([0, 3, 5, 2], np.int32)
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   want = logits(params, tokens, start, config=config, layout=single)
-  params = transformer.init(config, layout, jax.random.key(0))
+  params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout)))
   cache = caches.empty(config, layout, length=16, start=jnp.asarray(start))
   first, cache = step(params, tokens[:, :8], cache, config=config, layout=layout)
   second, cache = step(params, tokens[:, 8:], cache, config=config, layout=layout)
@@ -113,35 +118,35 @@ def test_the_cache_works_under_a_layout(family, single, tokens):
 
 
 @pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_remat_changes_memory_not_gradients(family, remat, single, tokens):
+def test_remat_changes_memory_not_gradients(family, remat, single, tokens, params_of):
   def loss(params, config):
     return jnp.square(logits(params, tokens, START, config=config, layout=single)).mean()
 
   config, thrifty = family(), family(remat=remat)
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   plain, saved = (jax.grad(loss)(params, c) for c in (config, thrifty))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, saved)
 
 
-def test_parameters_are_a_plain_tree_of_the_asked_type(family, single):
+def test_parameters_are_a_plain_tree_of_the_asked_type(family, single, params_of):
   config = family(param_dtype='bfloat16')
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
   assert type(params) is dict and all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
   names = transformer.axes(config, single)
   jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim or pytest.fail(str(axes)), params, names)
 
 
-def test_bfloat16_stays_near_float32(family, single, tokens):
+def test_bfloat16_stays_near_float32(family, single, tokens, params_of):
   config = family()
-  params = transformer.init(config, single, jax.random.key(0))
+  params = params_of(config)
   exact = logits(params, tokens, config=config, layout=single)
   rough = logits(params, tokens, config=family(dtype='bfloat16'), layout=single)
   assert rough.dtype == jnp.float32  # the head accumulates in float32
   assert 0 < np.abs(rough - exact).mean() < 0.05 * np.abs(exact).std()
 
 
-def test_abstract_touches_no_memory(single):
+def test_abstract_touches_no_memory():
   leaves = jax.tree.leaves(transformer.abstract(presets.qwen3_32b(), mesh_layout(fsdp=8)))
   assert sum(leaf.size for leaf in leaves) > 3e10
   assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)

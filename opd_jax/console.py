@@ -1,0 +1,53 @@
+"""Floor 6. What a person sees: bars on a terminal, plain lines elsewhere, tables, sizes."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+  """A bar on a terminal; elsewhere a line every five seconds."""
+  if sys.stderr.isatty():
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+      task = bar.add_task(title)
+      yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f'{title} {name}')
+    return
+  last = time.monotonic()
+
+  def line(done: int, total: int, name: str) -> None:
+    nonlocal last
+    if time.monotonic() - last > 5:
+      last = time.monotonic()
+      print(f'{title}: {done}/{total} {name}', file=sys.stderr, flush=True)
+
+  yield line
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  """Prints aligned columns."""
+  from rich.console import Console
+  from rich.table import Table
+
+  shown = Table(*head, box=None, pad_edge=False)
+  for row in rows:
+    shown.add_row(*map(str, row))
+  Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def memory(size: float | int) -> str:
+  """Bytes as a person reads them.
+
+  >>> memory(3 * 2**30)
+  '3.0 GiB'
+  """
+  for unit in ('B', 'KiB', 'MiB', 'GiB'):
+    if size < 1024:
+      return f'{size:.1f} {unit}' if unit != 'B' else f'{size:.0f} B'
+    size /= 1024
+  return f'{size:.1f} TiB'

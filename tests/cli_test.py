@@ -1,0 +1,168 @@
+"""`opd`: what it prints, and that every refusal is one readable message with status 2."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import FAMILIES
+
+from opd_jax import cli
+from opd_jax.models import hub, native, presets
+from opd_jax.sharding import mesh_layout
+
+TINY = 'experiments/models/tiny.gin'
+
+
+@pytest.fixture
+def opd(capfd, monkeypatch, pytestconfig):
+  """Runs a command from the root: (status, stdout, stderr)."""
+  monkeypatch.chdir(pytestconfig.rootpath)
+
+  def run(*arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return status, captured.out, captured.err
+
+  return run
+
+
+@pytest.mark.parametrize(
+  'bindings, words',
+  [
+    (['presets.tiny.remat = "ful"'], 'ful'),
+    (['presets.tiny.remet = "full"'], "ModelConfig has no field ['remet']"),
+    (['sharding.mesh_layout.fsbp = 2'], "doesn't have a parameter named 'fsbp'"),
+    (['sharding.mesh_layut.fsdp = 2'], 'sharding.mesh_layut'),
+    (['presets.qwen9_8b.remat = "full"'], 'qwen9_8b'),
+    (['presets.qwen3_8b.remat = "full"'], 'these bindings changed nothing: presets.qwen3_8b.remat'),
+    (['LEARNING_RATE = 3', 'STEPS = 4'], 'these bindings changed nothing: LEARNING_RATE, STEPS'),
+    (['MODEL = %gin.REQUIRED'], 'MODEL is required and nobody set it'),
+    (['sharding.mesh_layout.fsdp = [1'], 'a value does not end'),
+    (['sharding.mesh_layout.fsdp = 16'], 'needs 16 devices, 8 cpu device(s) are here'),
+    (['sharding.mesh_layout.tensor = 4'], "blocks/attention/key has 2 along 'kv_heads'"),
+    (['sharding.mesh_layout.replicate = ("kv_hedas",)'], 'kv_hedas'),
+  ],
+)
+def test_a_refusal_names_what_is_wrong_and_shows_no_traceback(opd, bindings, words):
+  flags = [flag for binding in bindings for flag in ('--gin_bindings', binding)]
+  status, out, err = opd('plan', '--gin_file', TINY, *flags)
+  assert (status, out) == (2, '')
+  assert err.startswith('opd plan: ') and words in err and 'Traceback' not in err
+
+
+def test_a_missing_file_and_a_missing_macro_are_refused(opd):
+  assert opd('plan')[0] == 2
+  status, _, err = opd('plan', '--gin_file', 'nowhere.gin', '--gin_file', TINY)
+  assert status == 2 and 'gin file not found: nowhere.gin' in err
+  status, _, err = opd('plan', '--gin_file', 'experiments/base.gin')
+  assert status == 2 and 'MODEL is required' in err and '--gin_file' in err
+
+
+def test_an_include_that_is_missing_is_named(opd, tmp_path):
+  (tmp_path / 'mine.gin').write_text("include 'experiments/lost.gin'\n")
+  status, _, err = opd('plan', '--gin_file', tmp_path / 'mine.gin')
+  assert status == 2 and 'experiments/lost.gin' in err
+
+
+def test_debug_shows_where_a_refusal_came_from(opd):
+  status, _, err = opd('plan', '--gin_file', 'nowhere.gin', '--debug')
+  assert status == 2 and 'Traceback' in err and 'nowhere.gin' in err
+
+
+def test_plan_counts_before_anything_is_allocated(opd, tmp_path):
+  files = ['--gin_file', 'experiments/models/qwen3_8b.gin', '--gin_file', 'experiments/layouts/fsdp_tensor.gin']
+  status, out, _ = opd('plan', *files, '--workdir', tmp_path, '--json')
+  plan = json.loads(out)
+  assert status == 0 and plan['parameters'] == 8_190_735_360
+  assert plan['bytes_total'] == 2 * plan['parameters']
+  assert plan['bytes_per_device'] == pytest.approx(plan['bytes_total'] / 8, rel=1e-3)
+  assert plan['mesh'] == 'data=1 x fsdp=4 x tensor=2 on 8 cpu devices'
+  again = opd('plan', '--gin_file', tmp_path / 'config.gin', '--json')
+  assert json.loads(again[1]) == plan  # the written configuration is the whole truth
+
+
+def test_a_binding_that_is_read_through_a_macro_is_not_called_dead(opd):
+  status, out, _ = opd('plan', '--gin_file', TINY, '--gin_bindings', 'presets.tiny.num_layers = 4', '--json')
+  assert status == 0 and json.loads(out)['model']['num_layers'] == 4
+
+
+def test_gin_files_are_found_from_any_folder(opd, tmp_path, monkeypatch, pytestconfig):
+  monkeypatch.chdir(tmp_path)
+  status, _, err = opd('plan', '--gin_file', pytestconfig.rootpath / TINY)
+  assert status == 0, err
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_convert_there_and_back_is_byte_equal(opd, tmp_path, name, params_of):
+  config = FAMILIES[name](param_dtype='bfloat16')
+  hub.save(tmp_path / 'published', config, mesh_layout(), params_of(config), max_file_bytes=100_000)
+  (tmp_path / 'published' / 'tokenizer.json').write_text('{}')
+  status, out, _ = opd('convert', tmp_path / 'published', tmp_path / 'ours')
+  assert status == 0 and 'our folder' in out and native.is_native(tmp_path / 'ours')
+  assert opd('convert', tmp_path / 'ours', tmp_path / 'again')[0] == 0
+  first, second = (hub.tensors_of(tmp_path / folder) for folder in ('published', 'again'))
+  assert first.keys() == second.keys()
+  assert all((first[name].read() == second[name].read()).all() for name in first)
+  assert (tmp_path / 'again' / 'tokenizer.json').read_text() == '{}'
+
+
+def test_convert_changes_the_type_both_ways(opd, tmp_path, params_of):
+  config = presets.tiny()
+  hub.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
+  opd('convert', tmp_path / 'a', tmp_path / 'b', '--dtype', 'bfloat16')
+  assert native.read_config(tmp_path / 'b').param_dtype == 'bfloat16'
+  opd('convert', tmp_path / 'b', tmp_path / 'c', '--dtype', 'float32')
+  assert {tensor.dtype for tensor in hub.tensors_of(tmp_path / 'c').values()} == {'F32'}
+  assert json.loads((tmp_path / 'c' / 'config.json').read_text())['torch_dtype'] == 'float32'
+
+
+def test_convert_refuses_before_it_works(opd, tmp_path, params_of):
+  config = presets.tiny()
+  hub.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'file').touch()
+  assert 'not an empty folder' in opd('convert', tmp_path / 'a', tmp_path / 'full')[2]
+  assert 'is not a folder' in opd('convert', tmp_path / 'nothing', tmp_path / 'b')[2]
+  file = tmp_path / 'a' / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:-10])
+  status, _, err = opd('convert', tmp_path / 'a', tmp_path / 'b')
+  assert status == 2 and 'truncated' in err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'full']  # nothing is half there
+
+
+def test_sample_writes_something_reproducible(opd):
+  arguments = ('sample', '--model', 'tiny', '--prompt', 'a', '--prompt', 'longer', '--max_new_tokens', '5')
+  first, second, other = opd(*arguments), opd(*arguments), opd(*arguments, '--seed', '1')
+  assert first[0] == 0 and first[1] == second[1] != other[1] and len(first[1].splitlines()) == 2
+  assert 'tokens in' in first[2]
+
+
+def test_sample_refuses_what_cannot_be(opd):
+  assert 'neither a folder nor a preset' in opd('sample', '--model', 'huge', '--prompt', 'a')[2]
+  assert '--temperature must be above 0' in opd('sample', '--model', 'tiny', '--prompt', 'a', '--temperature', '0')[2]
+
+
+def test_methods_prints_a_table_or_json(opd):
+  assert opd('methods')[0] == 0
+  assert isinstance(json.loads(opd('methods', '--json')[1]), list)
+
+
+def test_help_names_every_command_and_needs_no_jax():
+  """`opd --help` answers at once: nothing heavy is imported for it."""
+  code = "import sys; from opd_jax import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False)
+  assert done.returncode == 0, done.stderr
+  for command in ('sample', 'convert', 'plan', 'methods'):
+    assert command in done.stdout
+
+
+def test_without_the_shape_hook_a_misspelt_choice_is_a_readable_refusal():
+  """Under the hook the annotation refuses first, so this one runs in a plain interpreter."""
+  binding = 'presets.tiny.remat = "ful"'
+  command = [sys.executable, '-m', 'opd_jax.cli', 'plan', '--gin_file', TINY, '--gin_bindings', binding]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == 2, done.stderr
+  assert "remat='ful'; choose one of ('none', 'dots', 'full')" in done.stderr
+  assert jax.default_backend() == 'cpu'

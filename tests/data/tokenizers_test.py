@@ -1,0 +1,153 @@
+"""Tokenizers, and the proof that two of them speak of the same tokens."""
+
+import json
+
+import pytest
+import tokenizers
+import transformers
+
+from opd_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, HubTokenizer, Tokenizer, compare
+
+CHATML = (
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}'
+  '{% if add_generation_prompt %}<|im_start|>assistant\n'
+  '{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}'
+)
+WORDS = [
+  '<|endoftext|>',
+  '<|im_start|>',
+  '<|im_end|>',
+  '<think>',
+  '</think>',
+  'user',
+  'assistant',
+  'hello',
+  'world',
+  '\n',
+]
+
+
+def published(folder, *, words=WORDS, end='<|im_end|>', template=CHATML, generation=None):
+  """A folder as the hub would hold it."""
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=end, pad_token='<|endoftext|>')
+  fast.add_special_tokens({'additional_special_tokens': [w for w in words if w.startswith('<|')]})
+  fast.chat_template = template
+  fast.save_pretrained(folder)
+  if generation is not None:
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': generation}))
+  return folder
+
+
+@pytest.mark.parametrize('text', ['', 'plain', 'naïve 数学 🙂', '\x00\n<pad>'])
+def test_bytes_round_trip(text):
+  tokenizer = ByteTokenizer()
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert max(tokenizer.encode(text), default=0) < 256
+
+
+def test_half_a_character_does_not_break_decoding():
+  assert ByteTokenizer().decode('🙂'.encode()[:2]) == '�'
+
+
+def test_the_small_tokenizers_keep_the_protocol(tmp_path):
+  for tokenizer in (ByteTokenizer(), CharacterTokenizer('ab'), HubTokenizer(published(tmp_path))):
+    assert isinstance(tokenizer, Tokenizer)
+    assert all(tokenizer.strings()[token] is not None for token in tokenizer.stop_tokens | {tokenizer.pad})
+
+
+def test_a_character_outside_the_alphabet_is_named():
+  with pytest.raises(ValueError, match=r"\['x'\] are not in the alphabet '01'"):
+    CharacterTokenizer('01').encode('0x1')
+
+
+def test_a_chat_begins_with_roles_and_ends_where_the_assistant_writes():
+  byte = ByteTokenizer()
+  special = byte.specials()
+  chat = byte.chat([{'role': 'user', 'content': 'hi'}])
+  assert chat == [special['<begin>'], special['<user>'], *b'hi', special['<end>'], special['<assistant>']]
+  assert byte.chat([{'role': 'user', 'content': 'hi'}], thinking=False)[-2:] == [
+    special['<think>'],
+    special['</think>'],
+  ]
+  with pytest.raises(ValueError, match="unknown role 'teacher'"):
+    byte.chat([{'role': 'teacher', 'content': ''}])
+
+
+def test_a_published_chat_template_with_its_thinking_switch(tmp_path):
+  tokenizer = HubTokenizer(published(tmp_path))
+  messages = [{'role': 'user', 'content': 'hello world'}]
+  shown = [tokenizer.strings()[token] for token in tokenizer.chat(messages)]
+  assert shown == ['<|im_start|>', 'user', 'hello', 'world', '<|im_end|>', '<|im_start|>', 'assistant']
+  assert len(tokenizer.chat(messages, thinking=False)) > len(tokenizer.chat(messages, thinking=True))
+
+
+def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path):
+  plain = HubTokenizer(published(tmp_path, template='{{ messages[0].content }}'))
+  with pytest.raises(ValueError, match='no such switch'):
+    plain.chat([{'role': 'user', 'content': 'hello'}], thinking=True)
+
+
+def test_a_base_model_without_template_says_so(tmp_path):
+  with pytest.raises(ValueError, match='no chat template'):
+    HubTokenizer(published(tmp_path, template=None)).chat([{'role': 'user', 'content': 'hello'}])
+
+
+def test_stop_tokens_are_the_set_that_the_folder_declares(tmp_path):
+  assert HubTokenizer(published(tmp_path / 'a')).stop_tokens == {2}
+  assert HubTokenizer(published(tmp_path / 'b', generation=[2, 0])).stop_tokens == {0, 2}
+  assert HubTokenizer(published(tmp_path / 'c', end='<|endoftext|>', generation=0)).stop_tokens == {0}
+  assert HubTokenizer(tmp_path / 'c', stop_tokens=('<|im_end|>',)).stop_tokens == {2}
+  with pytest.raises(ValueError, match='eot'):
+    HubTokenizer(tmp_path / 'c', stop_tokens=('<|eot|>',))
+
+
+def test_foreign_code_is_never_run(tmp_path):
+  folder = published(tmp_path)
+  (folder / 'tokenizer.json').unlink()
+  settings = json.loads((folder / 'tokenizer_config.json').read_text())
+  settings |= {'tokenizer_class': 'Evil', 'auto_map': {'AutoTokenizer': ['evil.Evil', None]}}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  (folder / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\nclass Evil: pass')
+  with pytest.raises(ValueError, match='foreign code'):
+    HubTokenizer(folder)
+  assert not (tmp_path / 'ran').exists()
+
+
+def test_the_same_vocabulary_in_tables_of_unlike_size_agrees():
+  """151,936 rows against 152,064: the classic trap is that the sizes differ and the tokens do not."""
+  comparison = compare(ByteTokenizer(), ByteTokenizer(), student_rows=264, teacher_rows=320)
+  comparison.check()
+  assert comparison.shared == 264
+  assert (len(comparison.student_padding), len(comparison.teacher_padding)) == (0, 56)
+
+
+def test_tables_of_equal_size_may_hold_unlike_tokens():
+  comparison = compare(CharacterTokenizer('abcd'), CharacterTokenizer('abdc'), student_rows=16, teacher_rows=16)
+  assert comparison.shared == 10
+  with pytest.raises(ValueError, match="2 ids stand for other strings \\(id 2: 'c' against 'd'"):
+    comparison.check()
+
+
+def test_every_kind_of_difference_is_told(tmp_path):
+  student = HubTokenizer(published(tmp_path / 'student', end='<|endoftext|>'))
+  teacher = HubTokenizer(published(tmp_path / 'teacher', words=[*WORDS, '<|tool|>']))
+  comparison = compare(student, teacher, student_rows=8, teacher_rows=16)
+  text = ' '.join(comparison.differences)
+  assert 'student has 10 tokens, its model only 8 rows' in text
+  assert "1 tokens only the teacher has ('<|tool|>')" in text
+  assert 'special on one side' in text
+  assert comparison.stop_difference == "the student ends a text with ['<|endoftext|>'], the teacher with ['<|im_end|>']"
+
+
+def test_unlike_ends_can_be_allowed_on_purpose(tmp_path):
+  base, chat = published(tmp_path / 'base', end='<|endoftext|>'), published(tmp_path / 'chat')
+  comparison = compare(HubTokenizer(base), HubTokenizer(chat), student_rows=16, teacher_rows=16)
+  with pytest.raises(ValueError, match='same stop_tokens'):
+    comparison.check()
+  comparison.check(stops=False)
+  same = ('<|im_end|>',)
+  compare(
+    HubTokenizer(base, stop_tokens=same), HubTokenizer(chat, stop_tokens=same), student_rows=16, teacher_rows=16
+  ).check()

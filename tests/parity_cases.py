@@ -1,0 +1,160 @@
+"""The grid on which our models are held against `transformers`, and weights that both sides can make alone.
+
+A weight is drawn from a stream seeded by its published name, so a golden file holds a config, tokens'
+seed and logits, no weights: the same check runs with torch (live) and without (golden).
+"""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from opd_jax.models import hub_config, names, transformer
+from opd_jax.models.config import ModelConfig
+from opd_jax.sharding import Layout
+
+GOLDEN = Path(__file__).parent / 'golden' / 'parity.npz'
+VOCABULARY, LENGTH, START = 64, 12, np.array([0, 5], np.int32)  # row 0 unpadded, row 1 left-padded
+TOLERANCE = 2e-5
+COMMON = {
+  'vocab_size': VOCABULARY,
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'intermediate_size': 48,
+  'max_position_embeddings': 64,
+}
+FAMILIES = {
+  'qwen3': {'head_dim': 16},
+  'qwen3_moe': {'head_dim': 16, 'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 16},
+  'qwen2': {},
+  'llama': {
+    'rope_parameters': {
+      'rope_type': 'llama3',
+      'rope_theta': 500.0,
+      'factor': 8.0,
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 16,
+    }
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  family: str
+  tied: bool
+  group: int  # query heads per key-value head
+
+  def __str__(self) -> str:
+    return f'{self.family}-{"tied" if self.tied else "untied"}-gqa{self.group}'
+
+  @property
+  def settings(self) -> dict:
+    extra = {'norm_topk_prob': self.group != 2} if self.family == 'qwen3_moe' else {}
+    heads = {'num_key_value_heads': COMMON['num_attention_heads'] // self.group}
+    return {**COMMON, **FAMILIES[self.family], **heads, **extra, 'tie_word_embeddings': self.tied}
+
+
+CASES = [Case(family, tied, group) for family in FAMILIES for tied in (True, False) for group in (1, 2, 4)]
+
+
+def tokens() -> np.ndarray:
+  return np.random.RandomState(1).randint(0, VOCABULARY, (len(START), LENGTH)).astype(np.int32)
+
+
+def weight_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """The same numbers for the same published name, wherever they are made."""
+  stream = np.random.RandomState(zlib.crc32(name.encode()))
+  values = stream.uniform(0.5, 1.5, shape) if 'norm' in name else 0.3 * stream.standard_normal(shape)
+  return values.astype(np.float32)
+
+
+def torch_model(case: Case):
+  """The model of `transformers` with the weights of `weight_of`."""
+  import torch
+  import transformers
+
+  config = transformers.AutoConfig.for_model(case.family, **case.settings)
+  model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+  names_here = dict(model.named_parameters())
+  with torch.no_grad():
+    for name, parameter in names_here.items():
+      parameter.copy_(torch.from_numpy(_fused(name, tuple(parameter.shape))))
+  return model
+
+
+def _fused(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """transformers 5 holds experts fused in memory and saves them one by one, under the published names."""
+  prefix, _, last = name.rpartition('.experts.')
+  if last == 'gate_up_proj':
+    half = (shape[1] // 2, shape[2])
+    parts = [
+      np.concatenate([weight_of(f'{prefix}.experts.{e}.{part}_proj.weight', half) for part in ('gate', 'up')])
+      for e in range(shape[0])
+    ]
+    return np.stack(parts)
+  if last == 'down_proj':
+    return np.stack([weight_of(f'{prefix}.experts.{e}.down_proj.weight', shape[1:]) for e in range(shape[0])])
+  return weight_of(name, shape)
+
+
+def torch_logits(case: Case) -> np.ndarray:
+  import torch
+
+  mask = (np.arange(LENGTH) >= START[:, None]).astype(np.int64)
+  positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+  with torch.no_grad():
+    out = torch_model(case)(
+      torch.from_numpy(tokens().astype(np.int64)),
+      attention_mask=torch.from_numpy(mask),
+      position_ids=torch.from_numpy(positions),
+    )
+  return out.logits.numpy()
+
+
+def our_params(config: ModelConfig, layout: Layout) -> dict:
+  filled: dict[str, np.ndarray] = {}
+  for path, leaf in names.flat(transformer.abstract(config, layout)).items():
+    filled[path] = np.zeros(leaf.shape, np.float32)
+  for piece in names.pieces(config, layout):
+    filled[piece.path][piece.at] = piece.ours(weight_of(piece.name, piece.published_shape))
+  return names.nested(filled)
+
+
+def our_logits(raw: dict, layout: Layout) -> np.ndarray:
+  """Our logits for the config.json `raw`."""
+  config = hub_config.parse(raw)
+
+  @jax.jit
+  def run(params, tokens, start):
+    model = transformer.bind(config, layout, params)
+    hidden, _ = model(tokens, start=start)
+    return transformer.logits_of(hidden, model.head())
+
+  return np.asarray(run(our_params(config, layout), tokens(), START))
+
+
+def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
+  """max |difference| over max |logit|, where a row is not padding."""
+  real = np.arange(LENGTH) >= START[:, None]
+  return float(np.abs(ours - theirs)[real].max() / np.abs(theirs[real]).max())
+
+
+def write_golden(path: Path = GOLDEN) -> None:
+  """Needs torch. Keeps the last columns only: they depend on all the others."""
+  content = {}
+  for case in CASES:
+    raw = torch_model(case).config.to_diff_dict() | case.settings | {'model_type': case.family}
+    content[f'{case}/config'] = np.array(json.dumps(raw))
+    content[f'{case}/logits'] = torch_logits(case)[:, -4:]
+  np.savez_compressed(path, **content)
+
+
+def read_golden(case: Case) -> tuple[dict, np.ndarray]:
+  with np.load(GOLDEN) as content:
+    return json.loads(str(content[f'{case}/config'])), content[f'{case}/logits']
