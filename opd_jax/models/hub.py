@@ -5,7 +5,9 @@ the file into the shards where they will live: peak host memory is the largest t
 """
 
 import collections
+import dataclasses
 import functools
+import gc
 import itertools
 import json
 import math
@@ -155,7 +157,8 @@ def load(
     source: a folder with config.json and safetensors, or a hub id.
     param_dtype: how to store the parameters; None keeps the type of the files.
     progress: called once per tensor.
-    **overrides: other fields of `ModelConfig` that do not belong to the checkpoint: dtype, remat.
+    **overrides: other fields of `ModelConfig` that do not belong to the checkpoint: dtype (by default
+      that of the parameters), remat.
   """
   folder = folder_of(source)
   config = hub_config.read(folder)
@@ -163,19 +166,21 @@ def load(
   pieces = names.pieces(config, layout)
   _checked(pieces, tensors, config=config, folder=folder)
   param_dtype = param_dtype or safetensors.DTYPES[tensors[pieces[0].name].dtype].name
-  config = type(config)(**{**vars(config), 'param_dtype': param_dtype, **overrides})
+  config = dataclasses.replace(config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides})
   target = names.flat(transformer.abstract(config, layout))
   params: dict[str, jax.Array] = {}
   for number, piece in enumerate(pieces):
     progress(number, len(pieces), piece.name)
     leaf = target[piece.path]
     part = _sharded(piece.ours(tensors[piece.name].read()), leaf, depth=len(piece.at))
-    if not piece.at:
-      params[piece.path] = part
-      continue
-    if piece.path not in params:
-      params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    params[piece.path] = _place(params[piece.path], part, tuple(map(jnp.int32, piece.at)))
+    if piece.at:
+      if piece.path not in params:
+        params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+      part = _place(params[piece.path], part, tuple(map(jnp.int32, piece.at)))
+    # Dispatch runs ahead, and jax lets go of a host buffer only at a collection: without these two lines
+    # every tensor still to be placed, and some that were, would be held on the host.
+    params[piece.path] = jax.block_until_ready(part)
+    gc.collect(0)
   progress(len(pieces), len(pieces), '')
   return config, names.nested(params)
 

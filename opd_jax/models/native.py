@@ -29,9 +29,25 @@ def save(destination: str | Path, config: ModelConfig, params: Params, *, compan
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder / 'params', params)
     if jax.process_index() == 0:
-      record = {'format': FORMAT, 'model': dataclasses.asdict(config)}
+      record = {'format': FORMAT, 'model': dataclasses.asdict(config), 'files': _files(folder)}
       (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
     folders.copy_companions(companions, folder)
+
+
+def _files(folder: Path) -> dict[str, int]:
+  """Name and size of everything orbax wrote."""
+  written = sorted(file for file in (folder / 'params').rglob('*') if file.is_file())
+  return {str(file.relative_to(folder)): file.stat().st_size for file in written}
+
+
+def _check_files(folder: Path) -> None:
+  """Orbax tells of a lost file late and in many words; sizes tell at once, and by name."""
+  wanted, found = json.loads((folder / MARK).read_text())['files'], _files(folder)
+  if bad := sorted(name for name, size in wanted.items() if found.get(name) != size):
+    raise ValueError(
+      f'native: {folder} is damaged: {len(bad)} of {len(wanted)} files are missing or truncated, e.g. {bad[0]}. '
+      'Convert or copy the model again.'
+    )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -54,12 +70,6 @@ def load(
   folder = Path(folder).absolute()
   saved = read_config(folder)
   config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype, **overrides)
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      params = checkpointer.restore(folder / 'params', transformer.abstract(config, layout))
-  except Exception as error:  # orbax raises many types; a user can act on one
-    raise ValueError(
-      f'native: the parameters in {folder / "params"} cannot be read ({type(error).__name__}: {error}). '
-      'The folder is damaged; convert or copy it again.'
-    ) from error
-  return config, params
+  _check_files(folder)
+  with ocp.StandardCheckpointer() as checkpointer:
+    return config, checkpointer.restore(folder / 'params', transformer.abstract(config, layout))
