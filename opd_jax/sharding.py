@@ -168,8 +168,8 @@ def mesh_layout(
       key-value heads than `tensor` has devices.
     devices: the devices to use; None takes the first that fit.
 
-  >>> mesh_layout(tensor=1).spec('vocab', 'embed')
-  PartitionSpec('tensor', 'fsdp')
+  >>> tuple(mesh_layout(tensor=1).spec('vocab', 'embed'))
+  ('tensor', 'fsdp')
   """
   known = [name for name, _ in RULES]
   if unknown := [name for name in replicate if name not in known]:

@@ -33,6 +33,7 @@ def fresh(destination: Path) -> Iterator[Path]:
       if destination.exists():
         destination.rmdir()
       partial.rename(destination)
+    _meet(f'named {destination.name}')  # nobody may look for the folder before it is there
   finally:
     if first:
       shutil.rmtree(partial, ignore_errors=True)

@@ -176,7 +176,7 @@ def load(
     if piece.at:
       if piece.path not in params:
         params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-      part = _place(params[piece.path], part, tuple(map(jnp.int32, piece.at)))
+      part = _place(params[piece.path], part, tuple(map(np.int32, piece.at)))
     # Dispatch runs ahead, and jax lets go of a host buffer only at a collection: without these two lines
     # every tensor still to be placed, and some that were, would be held on the host.
     params[piece.path] = jax.block_until_ready(part)

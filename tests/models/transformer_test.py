@@ -80,20 +80,31 @@ def test_the_future_does_not_leak(family, single, tokens, params_of):
   np.testing.assert_array_equal(run(tokens)[:, :8], run(changed)[:, :8])
 
 
-LAYOUTS = {'fsdp': {'fsdp': 8}, 'tensor': {'tensor': 2}, 'fsdp_tensor': {'fsdp': 4, 'tensor': 2}}
+LAYOUTS = {'fsdp': {'fsdp': 8}, 'tensor': {'tensor': 8}, 'fsdp_tensor': {'fsdp': 4, 'tensor': 2}}
+
+
+def placed(config, layout, params):
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
+  return jax.device_put(params, shardings)
 
 
 @pytest.mark.parametrize('sizes', LAYOUTS.values(), ids=LAYOUTS)
-def test_a_layout_does_not_change_the_forward_pass(family, sizes, single, params_of):
-  """The same parameters, moved by one device_put, on 1 and on up to 8 devices."""
-  config, layout = family(num_kv_heads=2), mesh_layout(**sizes)
-  params = params_of(config)
-  tokens = np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32)
+def test_eight_devices_compute_what_one_does(family, sizes, single, params_of):
+  """The same parameters, moved by one device_put."""
+  config, layout = family(num_heads=8, num_kv_heads=8), mesh_layout(**sizes)
+  params, tokens = params_of(config), np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32)
   want = logits(params, tokens, config=config, layout=single)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
-  placed = jax.device_put(tokens, layout.sharding('batch', 'length'))
-  moved = logits(jax.device_put(params, shardings), placed, config=config, layout=layout)
-  np.testing.assert_allclose(moved, want, atol=1e-5)
+  batch = jax.device_put(tokens, layout.sharding('batch', 'length'))
+  got = logits(placed(config, layout, params), batch, config=config, layout=layout)
+  assert len(got.sharding.device_set) == 8
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_fewer_key_value_heads_than_devices_are_copied(single, tokens, params_of):
+  config, layout = presets.tiny(num_heads=8, num_kv_heads=2), mesh_layout(tensor=8, replicate=('kv_heads',))
+  want = logits(params_of(config), tokens, START, config=config, layout=single)
+  got = logits(placed(config, layout, params_of(config)), tokens, START, config=config, layout=layout)
+  np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_parameters_are_born_in_their_shards_with_the_same_numbers(family, params_of):
@@ -109,7 +120,7 @@ def test_the_cache_works_under_a_layout(family, single, tokens, params_of):
   tokens, start = np.concatenate([tokens, tokens[:1]]), np.array([0, 3, 5, 2], np.int32)
   params = params_of(config)
   want = logits(params, tokens, start, config=config, layout=single)
-  params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout)))
+  params = placed(config, layout, params)
   cache = caches.empty(config, layout, length=16, start=jnp.asarray(start))
   first, cache = step(params, tokens[:, :8], cache, config=config, layout=layout)
   second, cache = step(params, tokens[:, 8:], cache, config=config, layout=layout)
