@@ -24,6 +24,7 @@ On-policy distillation of language models: the student writes, a teacher scores
 every token, the student learns from that.
 
   opd sample  --model tiny --prompt 'Hello'      write with a model
+  opd score   --model tiny --json rows.jsonl     what a model thinks of every token
   opd convert Qwen/Qwen3-0.6B models/qwen3-0.6b  published weights into our folder
   opd convert models/student exported            and back, for transformers
   opd plan    --gin_file F                       what would lie where, before it does
@@ -39,6 +40,7 @@ Exit status: 0 done, 2 refused (the message says why and what to do), 1 a bug of
 """
 
 
+DTYPES = ('float32', 'bfloat16', 'float16')
 INCLUDE = re.compile(r'^include\s+[\'"](.+)[\'"].*$', flags=re.MULTILINE)
 
 
@@ -194,34 +196,20 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-  import jax
+  from opd_jax.commands.sample import rules, sample
 
-  from opd_jax.data.prompts import left_padded
-  from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer
-  from opd_jax.inference import sampler
-  from opd_jax.models import source
-  from opd_jax.sharding import mesh_layout
-
-  if args.temperature <= 0 or args.max_new_tokens < 1:
-    raise Refusal('--temperature must be above 0 and --max_new_tokens at least 1.')
-  layout = mesh_layout()
-  with console.progress_bar('reading') as progress:
-    model = source.load(args.model, layout, seed=args.seed, progress=progress)
-  tokenizer = HubTokenizer(model.folder) if model.folder and list(model.folder.glob('tokenizer*')) else ByteTokenizer()
-  rows = [tokenizer.encode(prompt, begin=True) for prompt in args.prompt]
-  prompts = left_padded(rows, width=max(map(len, rows)), pad=tokenizer.pad)
-  started = time.monotonic()
-  tokens = jax.device_get(
-    sampler.generate(
-      model.params, prompts, jax.random.key(args.seed), config=model.config, layout=layout,
-      new_tokens=args.max_new_tokens, temperature=args.temperature,
-    )
+  chosen = rules(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p)
+  sample(
+    model=args.model, prompts=args.prompt, prompts_file=args.prompts, chat=args.chat,
+    max_new_tokens=args.max_new_tokens, settings=chosen, samples=args.samples, seed=args.seed, slots=args.slots,
+    dtype=args.dtype, as_json=args.json,
   )  # fmt: skip
-  seconds = time.monotonic() - started
-  for prompt, row in zip(args.prompt, tokens.tolist(), strict=True):
-    end = next((i for i, token in enumerate(row) if token in tokenizer.stop_tokens), len(row))
-    print(f'{prompt} -> {tokenizer.decode(row[:end])!r}')
-  print(f'{tokens.size} tokens in {seconds:.2f} s (compilation included)', file=sys.stderr)
+
+
+def score(args: argparse.Namespace) -> None:
+  from opd_jax.commands.score import score
+
+  score(model=args.model, file=args.file, seed=args.seed, dtype=args.dtype, rows=args.rows, as_json=args.json)
 
 
 # --- flags ------------------------------------------------------------------------------------------
@@ -241,19 +229,36 @@ def parser() -> argparse.ArgumentParser:
     made.set_defaults(run=function)
     return made
 
-  one = command(sample, 'write with a model')
+  def speaker(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    made = command(function, text)
+    made.add_argument('--model', required=True, metavar='SRC', help='preset (random weights), folder, or hub id')
+    made.add_argument('--dtype', choices=DTYPES, help='of parameters and activations; default: as the model is stored')
+    made.add_argument('--seed', type=int, default=0, help='of the samples, and of the weights of a preset')
+    made.add_argument('--json', action='store_true', help='one object a line')
+    return made
+
+  one = speaker(sample, 'write with a model')
+  one.add_argument('--prompt', action='append', default=[], metavar='TEXT', help='may be repeated')
+  one.add_argument('--prompts', metavar='FILE.jsonl', help='rows of {"text"}, {"messages"} or {"tokens"}')
+  one.add_argument('--chat', action='store_true', help='send texts through the chat template')
+  one.add_argument('--max_new_tokens', type=int, default=64, metavar='N')
+  one.add_argument('--temperature', type=float, default=1.0, metavar='T', help='0 is greedy')
+  one.add_argument('--top_k', type=int, metavar='K', help='draw from the K likeliest tokens')
+  one.add_argument('--top_p', type=float, metavar='P', help='draw from the likeliest tokens with mass P')
   one.add_argument(
-    '--model', required=True, metavar='SRC', help='preset, folder or hub id; a preset has random weights'
+    '--min_p', type=float, metavar='P', help='draw from tokens at least P times as likely as the likeliest'
   )
-  one.add_argument('--prompt', action='append', required=True, help='text to continue; may be repeated')
-  one.add_argument('--max_new_tokens', type=int, default=64)
-  one.add_argument('--temperature', type=float, default=1.0)
-  one.add_argument('--seed', type=int, default=0)
+  one.add_argument('--samples', type=int, default=1, metavar='N', help='responses to each prompt')
+  one.add_argument('--slots', type=int, default=64, metavar='N', help='rows in flight; changes speed and memory only')
+
+  one = speaker(score, 'log-prob and entropy of every token of what `opd sample --json` wrote')
+  one.add_argument('file', nargs='?', metavar='FILE.jsonl', help='default: standard input')
+  one.add_argument('--rows', type=int, default=8, metavar='N', help='rows per batch')
 
   one = command(convert, 'a published model folder into ours, or ours into a published one; SRC decides')
   one.add_argument('src', metavar='SRC', help='folder of safetensors, hub id, or one of our folders')
   one.add_argument('dst', metavar='DST', help='folder to make')
-  one.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help='type to store; default: as it is')
+  one.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
 
   one = command(plan, 'what an experiment would put on each device; allocates nothing')
   one.add_argument('--gin_file', action='append', default=[], metavar='FILE', help='may be repeated')

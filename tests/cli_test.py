@@ -1,5 +1,6 @@
 """`opd`: what it prints, and that every refusal is one readable message with status 2."""
 
+import io
 import json
 import subprocess
 import sys
@@ -135,13 +136,89 @@ def test_convert_refuses_before_it_works(opd, tmp_path, params_of):
 def test_sample_writes_something_reproducible(opd):
   arguments = ('sample', '--model', 'tiny', '--prompt', 'a', '--prompt', 'longer', '--max_new_tokens', '5')
   first, second, other = opd(*arguments), opd(*arguments), opd(*arguments, '--seed', '1')
-  assert first[0] == 0 and first[1] == second[1] != other[1] and len(first[1].splitlines()) == 2
-  assert 'tokens in' in first[2]
+  assert first[0] == 0 and first[1] == second[1] != other[1]
+  assert first[1].count('--- row') == 2 and 'tokens/s' in first[2]
 
 
-def test_sample_refuses_what_cannot_be(opd):
-  assert 'neither a folder nor a preset' in opd('sample', '--model', 'huge', '--prompt', 'a')[2]
-  assert '--temperature must be above 0' in opd('sample', '--model', 'tiny', '--prompt', 'a', '--temperature', '0')[2]
+def test_sample_and_score_agree_about_every_token(opd, tmp_path):
+  rows = [{'text': 'one'}, {'messages': [{'role': 'user', 'content': 'two'}]}, {'tokens': [1, 2, 3]}]
+  (tmp_path / 'prompts.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
+  flags = [
+    '--prompts',
+    tmp_path / 'prompts.jsonl',
+    '--samples',
+    '2',
+    '--max_new_tokens',
+    '6',
+    '--top_k',
+    '50',
+    '--json',
+  ]
+  status, out, _ = opd('sample', '--model', 'tiny', *flags)
+  written = [json.loads(line) for line in out.splitlines()]
+  assert status == 0 and sorted(row['row'] for row in written) == list(range(6))
+  for row in written:
+    assert row.keys() == {'row', 'prompt_tokens', 'tokens', 'logps', 'behaviour_logps', 'ended_by', 'text'}
+    assert all(drawn >= plain for drawn, plain in zip(row['behaviour_logps'], row['logps'], strict=True))
+  (tmp_path / 'written.jsonl').write_text(out)
+  status, scored, _ = opd('score', '--model', 'tiny', '--json', tmp_path / 'written.jsonl')
+  assert status == 0
+  for row, line in zip(written, scored.splitlines(), strict=True):
+    scores = json.loads(line)
+    assert scores['logps'] == pytest.approx(row['logps'], abs=1e-5)
+    assert len(scores['entropies']) == len(row['tokens']) and scores['row'] == row['row']
+  assert 'perplexity' in opd('score', '--model', 'tiny', tmp_path / 'written.jsonl')[1]
+
+
+def test_token_prompts_need_no_tokenizer_and_texts_say_that_they_do(opd, tmp_path, params_of):
+  config = presets.tiny()
+  hub.save(tmp_path / 'bare', config, mesh_layout(), params_of(config))
+  (tmp_path / 'prompts.jsonl').write_text('{"tokens": [1, 2]}')
+  arguments = ('sample', '--model', tmp_path / 'bare', '--max_new_tokens', '3', '--json')
+  status, out, _ = opd(*arguments, '--prompts', tmp_path / 'prompts.jsonl')
+  assert status == 0 and json.loads(out)['text'] is None and len(json.loads(out)['tokens']) == 3
+  status, _, err = opd(*arguments, '--prompt', 'a')
+  assert status == 2 and 'needs a tokenizer and the model folder has none' in err
+
+
+@pytest.mark.parametrize(
+  'line, words',
+  [
+    ('{"tokens": [1', 'line 1: not JSON'),
+    ('[1]', 'line 1: list instead of an object'),
+    ('{"prompt": "a"}', 'has one of "tokens", "text", "messages"; this one has [\'prompt\']'),
+    ('{"tokens": [1, 999]}', "'tokens' must be a list of token ids from 0 to 319"),
+    ('{"tokens": []}', 'row 0 has 0 tokens'),
+  ],
+)
+def test_a_bad_prompt_row_is_named_by_file_and_line(opd, tmp_path, line, words):
+  (tmp_path / 'prompts.jsonl').write_text(line)
+  status, _, err = opd('sample', '--model', 'tiny', '--prompts', tmp_path / 'prompts.jsonl')
+  assert status == 2 and words in err
+
+
+def test_prompts_come_from_standard_input_too(opd, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('hello\n\nworld\n'))
+  status, out, _ = opd('sample', '--model', 'tiny', '--max_new_tokens', '2')
+  assert status == 0 and out.count('--- row') == 2
+  monkeypatch.setattr('sys.stdin', io.StringIO(''))
+  assert 'no prompt' in opd('sample', '--model', 'tiny')[2]
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    (['--model', 'huge'], 'neither a folder nor a preset'),
+    (['--model', 'tiny', '--temperature', '-1'], 'temperature: must be above 0'),
+    (['--model', 'tiny', '--top_p', '2'], 'p must lie in (0, 1]'),
+    (['--model', 'tiny', '--max_new_tokens', '-1'], 'budget must be at least 0'),
+    (['--model', 'tiny', '--samples', '0'], '--samples must be at least 1'),
+    (['--model', 'tiny', '--prompts', 'nowhere.jsonl'], 'nowhere.jsonl'),
+  ],
+)
+def test_sample_refuses_what_cannot_be(opd, flags, words):
+  status, _, err = opd('sample', '--prompt', 'a', *flags)
+  assert status == 2 and words in err and 'Traceback' not in err
 
 
 def test_methods_prints_a_table_or_json(opd):
@@ -154,7 +231,7 @@ def test_help_names_every_command_and_needs_no_jax():
   code = "import sys; from opd_jax import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False)
   assert done.returncode == 0, done.stderr
-  for command in ('sample', 'convert', 'plan', 'methods'):
+  for command in ('sample', 'score', 'convert', 'plan', 'methods'):
     assert command in done.stdout
 
 

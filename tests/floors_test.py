@@ -24,6 +24,7 @@ FLOORS = {
   'certify': 5,
   'studies': 6,
   'console': 6,
+  'commands': 6,
   'cli': 7,
 }
 # Rooms of one floor that may not look at each other, and packages only some rooms may use.

@@ -1,9 +1,13 @@
-"""Floor 1. Token rows of unlike length -> one left-padded batch."""
+"""Floor 1. Prompts: from rows of a file to tokens, from tokens to one left-padded batch."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from opd_jax.data.templates import Template
+from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.types import Prompts
 
 
@@ -32,3 +36,53 @@ def left_padded(rows: Sequence[Sequence[int]], *, width: int, pad: int, groups: 
     row=numbers,
     group=numbers if groups is None else np.asarray(groups, np.int32),
   )
+
+
+def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """JSON objects of a stream of lines with their line numbers, from 1; blank lines are skipped.
+
+  Args:
+    lines: one object a line.
+    name: of the file, for errors.
+  """
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{name}, line {number}: not JSON ({error}). One object a line is expected.') from error
+    if not isinstance(row, dict):
+      raise ValueError(f'{name}, line {number}: {type(row).__name__} instead of an object.')
+    yield number, row
+
+
+def tokens_of(row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str, vocab_size: int) -> list[int]:
+  """Tokens of a prompt row: {"tokens": […]}, {"text": "…"} or {"messages": […]}.
+
+  Args:
+    row: the prompt.
+    tokenizer: needed for text and messages only.
+    name: where the row comes from, for errors.
+    vocab_size: of the model that will read it.
+  """
+  kinds = [kind for kind in ('tokens', 'text', 'messages') if kind in row]
+  if len(kinds) != 1:
+    raise ValueError(f'{name}: a prompt has one of "tokens", "text", "messages"; this one has {sorted(row)}.')
+  if kinds == ['tokens']:
+    return token_list(row, 'tokens', name=name, vocab_size=vocab_size)
+  if tokenizer is None:
+    raise ValueError(
+      f'{name}: {kinds[0]!r} needs a tokenizer and the model folder has none. Give token ids as {{"tokens": […]}}, '
+      'or put tokenizer.json beside the model.'
+    )
+  template = Template(chat=kinds == ['messages'])
+  return template.render(tokenizer, row[kinds[0]])
+
+
+def token_list(row: Mapping[str, Any], key: str, *, name: str, vocab_size: int) -> list[int]:
+  """The token ids under `key`, each one in the vocabulary."""
+  tokens = row.get(key)
+  if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens):
+    raise ValueError(f'{name}: {key!r} must be a list of token ids from 0 to {vocab_size - 1}, got {str(tokens)[:80]}.')
+  return tokens

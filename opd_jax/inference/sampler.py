@@ -1,42 +1,300 @@
-"""Floor 2. Prefill and decode: prompts in, sampled tokens out."""
+"""Floor 2. The sampler: prompts in, a `Rollout` out. A fixed number of slots, refilled as rows end.
 
-import functools
+This is the host side: it moves row numbers, chooses buckets and collects what `slots.py` records. A row's random
+stream hangs on the run's key, the row's number and the position, and its arithmetic does not look at its
+neighbours: its text is the same for any number of slots and any order.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
-from opd_jax.models import cache as caches
+from opd_jax.inference import slots as slotting
+from opd_jax.inference.decoding import Decoding
+from opd_jax.inference.slots import Admission, Prefilled, Recording, Slots
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.types import Params, Prompts
+from opd_jax.types import Params, Prompts, Rollout, TopK
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'layout', 'new_tokens', 'temperature'))
+class Model(NamedTuple):
+  """Something that can be sampled from: settings, where it lies, parameters (`transformer.unrolled` ones)."""
+
+  config: ModelConfig
+  layout: Layout
+  params: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How a batch is sampled. None of it but `decoding` and `budget` changes what is written.
+
+  Args:
+    decoding: rules, stop tokens, repetition stop.
+    budget: most tokens of a response, R.
+    slots: rows in flight; the memory of the cache is proportional to it.
+    segment: most tokens between two looks of the host.
+    chunk: columns of one prefill pass.
+    recording: what is noted besides log-probabilities.
+  """
+
+  decoding: Decoding = dataclasses.field(default_factory=Decoding)
+  budget: int = 256
+  slots: int = 64
+  segment: int = 32
+  chunk: int = 512
+  recording: Recording = dataclasses.field(default_factory=Recording)
+
+  def __post_init__(self):
+    for name, least in (('budget', 0), ('slots', 1), ('segment', 1), ('chunk', 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f'Sampling: {name} must be at least {least}, got {getattr(self, name)}.')
+
+
+class Progress(NamedTuple):
+  """What a stream tells after every segment."""
+
+  finished: tuple[int, ...]  # rows that ended in this segment
+  tokens: int  # written since the beginning
+  steps: int  # decode steps since the beginning
+  slot_steps: int  # the same, times the slots of each step: tokens / slot_steps is the occupancy
+
+
+def unrolled(model: Model) -> Model:
+  """The model as decoding wants it: with its layers apart."""
+  config, params = transformer.unrolled(*model)
+  return Model(config, model.layout, params)
+
+
+def bucket(size: int, *, least: int, most: int) -> int:
+  """The power of two that holds `size`, within bounds: the number of compiled programs stays logarithmic."""
+  return min(max(least, 1 << math.ceil(math.log2(max(size, 1)))), most)
+
+
+def check_fresh(rollout: Rollout, *, version: int, most_steps_old: int = 0) -> None:
+  """Refuses a rollout that other weights wrote than it is about to be used with."""
+  oldest, newest = int(np.min(rollout.version)), int(np.max(rollout.version))
+  if newest > version or oldest < version - most_steps_old:
+    raise ValueError(
+      f'rollout: written by weights of versions {oldest} to {newest}, used with version {version} (at most '
+      f'{most_steps_old} steps old allowed). Copy the new weights to the sampler before sampling, or allow the lag.'
+    )
+
+
 def generate(
-  params: Params,
+  model: Model,
   prompts: Prompts,
   key: PRNGKeyArray,
   *,
-  config: ModelConfig,
-  layout: Layout,
-  new_tokens: int,
-  temperature: float,
-) -> Int[Array, 'B R']:
-  """`new_tokens` samples after every prompt. Row r draws from a stream of its own, whoever sits beside it."""
-  model = transformer.bind(config, layout, params)
-  width = prompts.tokens.shape[1]
-  cache = caches.empty(config, layout, length=width + new_tokens, start=jnp.asarray(width - prompts.length))
-  hidden, cache = model(jnp.asarray(prompts.tokens), cache=cache)
-  streams = jax.vmap(lambda row: jax.random.fold_in(key, row))(prompts.row)
+  sampling: Sampling,
+  others: Sequence[Model] = (),
+  budgets: Sequence[int] | None = None,
+  version: int = 0,
+) -> Rollout:
+  """One response for every row of `prompts`.
 
-  def step(carry, position):
-    hidden, cache = carry
-    logits = transformer.logits_of(hidden[:, -1], model.head())
-    keys = jax.vmap(lambda stream: jax.random.fold_in(stream, position))(streams)
-    token = jax.vmap(jax.random.categorical)(keys, logits / temperature)
-    return model(token[:, None], cache=cache), token
+  Args:
+    model: the writer.
+    prompts: left-padded rows; neighbours of one group share their prefill.
+    key: of the run; together with `prompts.row` it fixes every token.
+    sampling: rules, budget and slots.
+    others: further models that rules may read at the same positions (`decoding.blend`).
+    budgets: most tokens of each row; None gives all of them `sampling.budget`.
+    version: stamp of the weights, checked by `check_fresh` before the rollout is used.
+  """
+  run = Run(model, prompts, key, sampling=sampling, others=others, budgets=budgets, version=version)
+  for _ in run.stream():
+    pass
+  return run.rollout
 
-  _, tokens = jax.lax.scan(step, (hidden[:, -1:], cache), jnp.arange(new_tokens))
-  return tokens.T
+
+class Run:
+  """One sampling of one batch. `stream` drives it; `rollout` holds what has been written so far."""
+
+  def __init__(
+    self,
+    model: Model,
+    prompts: Prompts,
+    key: PRNGKeyArray,
+    *,
+    sampling: Sampling,
+    others: Sequence[Model] = (),
+    budgets: Sequence[int] | None = None,
+    version: int = 0,
+  ):
+    models = [unrolled(each) for each in (model, *others)]
+    self.params = tuple(each.params for each in models)
+    self.specs = tuple((each.config, each.layout) for each in models)
+    self.key, self.sampling = key, sampling
+    self.rows, self.lengths = np.asarray(prompts.row), np.asarray(prompts.length)
+    tokens = np.asarray(prompts.tokens)
+    self.prompts = [tuple(row[len(row) - n :].tolist()) for row, n in zip(tokens, self.lengths, strict=True)]
+    self.table = min(config.max_positions for config, _ in self.specs)
+    self.budgets, self.context_bound = self._checked_budgets(budgets)
+    self.rollout = _blank(prompts, sampling, version)
+    self.written = np.zeros(len(self.rows), np.int64)
+    self.read: dict[tuple[int, ...], tuple[Prefilled, int]] = {}  # prompts of the latest prefill
+    self.pieces = math.lcm(*(layout.size('batch') for _, layout in self.specs))
+    self.capacity = max([int((self.lengths + self.budgets).max(initial=2)), *map(self._width, self.lengths.tolist())])
+
+  def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens each row may write, and whether the position table is what limits it."""
+    most = self.sampling.budget
+    asked = np.full(len(self.rows), most) if budgets is None else np.asarray(budgets)
+    if asked.shape != self.rows.shape or (asked < 0).any() or (asked > most).any():
+      raise ValueError(f'sampler: budgets must be {len(self.rows)} numbers from 0 to {most} (the budget), got {asked}.')
+    for number, length in zip(self.rows.tolist(), self.lengths.tolist(), strict=True):
+      if not 0 < length <= self.table:
+        raise ValueError(
+          f'sampler: the prompt of row {number} has {length} tokens, it must have 1 to {self.table} (the position '
+          'table). Begin an empty one with a token (encode with begin=True); shorten a long one.'
+        )
+    room = self.table - self.lengths
+    return np.minimum(asked, room).astype(np.int32), asked > room
+
+  def stream(self) -> Iterator[Progress]:
+    """Samples, and tells after every segment which rows have ended."""
+    self.rollout.ended_by[:] = np.where(self.context_bound, slotting.CONTEXT, slotting.BUDGET)
+    waiting = np.flatnonzero(self.budgets > 0)
+    steps = slot_steps = 0
+    if len(waiting) < len(self.rows):
+      yield Progress(tuple(np.flatnonzero(self.budgets == 0).tolist()), 0, 0, 0)
+    rounded = -(-min(self.sampling.slots, len(waiting)) // self.pieces) * self.pieces
+    held, slots = np.full(rounded, -1), None  # the row in each slot
+    while len(waiting) or (held >= 0).any():
+      free = np.flatnonzero(held < 0)[: len(waiting)]
+      arriving, waiting = waiting[: len(free)], waiting[len(free) :]
+      held[free] = arriving
+      slots, held = self._fitted(slots, held, shrink=not len(waiting))
+      if len(arriving):
+        slots = self._admit(slots, arriving, held)
+      slots, record, count = slotting.decode(
+        self.params, slots, self._patience(held, hurry=len(waiting) > 0), specs=self.specs,
+        decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
+      )  # fmt: skip
+      record, count, ended = jax.device_get((record, count, slots.ended))
+      self._keep(record, int(count), held)
+      over = (held >= 0) & (ended != slotting.RUNNING)
+      finished, code = held[over], ended[over]
+      self.rollout.ended_by[finished] = np.where(code == slotting.BUDGET, self.rollout.ended_by[finished], code)
+      held = np.where(over, -1, held)
+      steps, slot_steps = steps + int(count), slot_steps + int(count) * len(held)
+      yield Progress(tuple(finished.tolist()), int(self.written.sum()), steps, slot_steps)
+
+  def _patience(self, held: np.ndarray, *, hurry: bool) -> np.int32:
+    """How many slots may stand free before the host is asked: few while rows wait, half of them at the end."""
+    free = int((held < 0).sum())
+    enough = free + max(len(held) // 16, 1) if hurry else max(-(-len(held) // 2), free + 1)
+    return np.int32(enough if len(held) > self.pieces else len(held))
+
+  def _fitted(self, slots: Slots | None, held: np.ndarray, *, shrink: bool) -> tuple[Slots, np.ndarray]:
+    """Slots with room for another segment of every row; half as many where half are enough."""
+    rows, size = held[held >= 0], len(held)
+    while shrink and size % 2 == 0 and (size // 2) % self.pieces == 0 and size // 2 >= len(rows):
+      size //= 2
+    ahead = np.minimum(self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets)[rows]
+    need = max(int(ahead.max()), *map(self._width, self.lengths[rows].tolist()))
+    columns = bucket(need, least=64, most=self.capacity)
+    if slots is None:
+      repetition = self.sampling.decoding.repetition
+      window = repetition.window if repetition else 0
+      return slotting.vacant(specs=self.specs, rows=size, columns=columns, window=window), held
+    columns = max(columns, slots.caches[0].columns)
+    if size == len(held) and columns == slots.caches[0].columns:
+      return slots, held
+    kept = np.argsort(held < 0, kind='stable')[:size] if size < len(held) else np.arange(size)
+    return slotting.reshaped(slots, kept.astype(np.int32), specs=self.specs, columns=columns), held[kept]
+
+  def _admit(self, slots: Slots, arriving: np.ndarray, held: np.ndarray) -> Slots:
+    """Puts every arriving row into its slot. A prompt is read once, for all of its samples."""
+    place = {row: slot for slot, row in enumerate(held.tolist())}
+    known = [row for row in arriving.tolist() if self.prompts[row] in self.read]
+    unread = list(dict.fromkeys(self.prompts[row] for row in arriving.tolist() if self.prompts[row] not in self.read))
+    slots = self._place(slots, known, place)
+    if unread:
+      self.read = self._prefill(unread)
+      slots = self._place(slots, [row for row in arriving.tolist() if row not in set(known)], place)
+    return slots
+
+  def _width(self, length: int) -> int:
+    """Columns in which a prompt is read."""
+    chunk = self.sampling.chunk
+    if length <= chunk:
+      return bucket(length, least=16, most=min(chunk, self.table))
+    return min(-(-length // chunk) * chunk, self.table)
+
+  def _prefill(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[Prefilled, int]]:
+    rows = bucket(len(prompts), least=1, most=1 << 30)
+    rows = -(-rows // self.pieces) * self.pieces
+    width = max(self._width(len(prompt)) for prompt in prompts)
+    tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+      tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    chunk = self.sampling.chunk if width % self.sampling.chunk == 0 else width
+    prefilled = slotting.prefill(self.params, tokens, lengths, specs=self.specs, chunk=chunk)
+    return {prompt: (prefilled, row) for row, prompt in enumerate(prompts)}
+
+  def _place(self, slots: Slots, rows: list[int], place: dict[int, int]) -> Slots:
+    if not rows:
+      return slots
+    prefilled = self.read[self.prompts[rows[0]]][0]
+    size = slots.ended.shape[0]  # one program, however many arrive
+    fill = lambda values: np.resize(np.asarray(values, np.int32), size)
+    admission = Admission(
+      slot=fill([place[row] for row in rows]),
+      source=fill([self.read[self.prompts[row]][1] for row in rows]),
+      row=fill(self.rows[rows]),
+      budget=fill(self.budgets[rows]),
+      count=np.int32(len(rows)),
+    )
+    return slotting.admit(slots, prefilled, admission, self.key, specs=self.specs)
+
+  def _keep(self, record: slotting.Record, count: int, held: np.ndarray) -> None:
+    """Files what the steps of a segment wrote under the rows that wrote it."""
+    rollout = self.rollout
+    for step in range(count):
+      active = record.written[step]
+      rows = held[active]
+      at = rows, self.written[rows]
+      if not np.isfinite(record.behaviour_logp[step, active]).all():
+        row = rows[np.argmin(np.isfinite(record.behaviour_logp[step, active]))]
+        raise ValueError(
+          f'sampler: no distribution to draw from at position {self.written[row]} of row {self.rows[row]}: the logits '
+          'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'
+        )
+      rollout.response[at] = record.token[step, active]
+      rollout.mask[at] = True
+      rollout.by_student[at] = True
+      rollout.behaviour_logp[at] = record.behaviour_logp[step, active]
+      rollout.logp[at] = record.logp[step, active]
+      if rollout.entropy is not None:
+        rollout.entropy[at] = record.entropy[step, active]
+      if rollout.top_k is not None:
+        rollout.top_k.ids[at] = record.top_k.ids[step, active]
+        rollout.top_k.logp[at] = record.top_k.logp[step, active]
+      self.written[rows] += 1
+
+
+def _blank(prompts: Prompts, sampling: Sampling, version: int) -> Rollout:
+  """A rollout in which nothing has been written."""
+  rows, width, kept = len(prompts.row), sampling.budget, sampling.recording.top_k
+  floats = lambda *more: np.zeros((rows, width, *more), np.float32)
+  return Rollout(
+    prompt=prompts,
+    response=np.zeros((rows, width), np.int32),
+    mask=np.zeros((rows, width), bool),
+    by_student=np.zeros((rows, width), bool),
+    behaviour_logp=floats(),
+    logp=floats(),
+    entropy=floats() if sampling.recording.entropy else None,
+    top_k=TopK(ids=np.zeros((rows, width, kept), np.int32), logp=floats(kept)) if kept else None,
+    ended_by=np.zeros(rows, np.int32),
+    version=np.full(rows, version, np.int32),
+    reward=np.full(rows, np.nan, np.float32),
+  )

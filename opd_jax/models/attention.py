@@ -18,13 +18,12 @@ Kernel = Literal['xla', 'cudnn', 'splash']
 SPLASH_BLOCK = 512
 
 
-def kernel(platform: str, dtype: str, *, queries: int, keys: int, head_dim: int, masked: bool, cached: bool) -> Kernel:
-  """The fastest attention this platform has for these shapes; 'xla' runs everywhere."""
-  square = queries == keys and not cached
+def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: bool) -> Kernel:
+  """The fastest attention of a row over itself that this platform has; 'xla' runs everywhere."""
   if platform == 'gpu' and dtype in ('bfloat16', 'float16') and head_dim % 8 == 0 and head_dim <= 128:
     # With a mask cuDNN reads it as a bias, and its backward pass then wants even lengths.
-    return 'cudnn' if not masked or (queries % 2 == 0 and keys % 2 == 0) else 'xla'
-  if platform == 'tpu' and square and queries % 128 == 0:
+    return 'cudnn' if not masked or length % 2 == 0 else 'xla'
+  if platform == 'tpu' and length % 128 == 0:
     return 'splash'
   return 'xla'
 
@@ -76,21 +75,17 @@ def _splash(
 
 def attend(
   query: Float[Array, 'B T N H'],
-  key: Float[Array, 'B S K H'],
-  value: Float[Array, 'B S K H'],
+  key: Float[Array, 'B T K H'],
+  value: Float[Array, 'B T K H'],
   *,
   start: Int[Array, ' B'] | None,
-  end: Int[Array, ' B'] | None,
   layout: Layout,
 ) -> Float[Array, 'B T N H']:
-  """Causal attention. `end` is where the queries begin in a cache; None means queries are the keys."""
-  length, keys = query.shape[1], key.shape[1]
-  masked = start is not None or end is not None
+  """Causal attention of rows over themselves; `start` columns of each row are padding."""
+  length = query.shape[1]
   platform = layout.mesh.devices.flat[0].platform
-  chosen = kernel(
-    platform, query.dtype.name, queries=length, keys=keys, head_dim=query.shape[-1], masked=masked,
-    cached=end is not None,
-  )  # fmt: skip
+  masked = start is not None
+  chosen = kernel(platform, query.dtype.name, length=length, head_dim=query.shape[-1], masked=masked)
   if chosen != 'xla' and layout.size('heads') != layout.size('kv_heads'):
     # Fewer key-value heads than devices: each device gets its own copy of the one it needs.
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
@@ -98,12 +93,23 @@ def attend(
   if chosen == 'splash':
     return _splash(query, key, value, start, layout=layout)
   dot = functools.partial(jax.nn.dot_product_attention, query, key, value, implementation=chosen)
-  if not masked:
+  if start is None:
     return dot(is_causal=True)
-  rows = query.shape[0]
-  start = jnp.zeros((rows,), jnp.int32) if start is None else start
-  first = jnp.zeros((rows,), jnp.int32) if end is None else end
-  return dot(mask=causal_mask(first[:, None] + jnp.arange(length), start, keys))
+  columns = jnp.broadcast_to(jnp.arange(length), query.shape[:2])
+  return dot(mask=causal_mask(columns, start, length))
+
+
+def attend_cache(query: Float[Array, 'B T N H'], cache: caches.Cache, layer: int) -> Float[Array, 'B T N H']:
+  """The newest T columns over all of their cache. Bound by reading it, so it is read as it lies."""
+  rows, length, heads, size = query.shape
+  keys, values = (x[layer].astype(query.dtype) for x in (cache.keys, cache.values))
+  grouped = query.reshape(rows, length, keys.shape[1], -1, size)
+  scores = jnp.einsum('btkgh,bksh->bkgts', grouped, keys, preferred_element_type=jnp.float32) * size**-0.5
+  columns = cache.end[:, None] + jnp.arange(length)
+  seen = causal_mask(columns, cache.start, cache.columns)[:, :, None]
+  chances = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+  mixed = jnp.einsum('bkgts,bksh->btkgh', chances.astype(query.dtype), values)
+  return mixed.reshape(rows, length, heads, size)
 
 
 class Attention(nnx.Module):
@@ -140,18 +146,19 @@ class Attention(nnx.Module):
     *,
     start: Int[Array, ' B'] | None,
     cache: caches.Cache | None,
-    layer: Int[Array, ''],
+    layer: int | None,
   ) -> tuple[Float[Array, 'B T D'], caches.Cache | None]:
     query, key, value = (self._project(x, name) for name in ('query', 'key', 'value'))
     if self.has_norm:
       query, key = self.query_norm(query), self.key_norm(key)
     query, key = rotate(query, table), rotate(key, table)
     query = self.layout.constrain(query, 'batch', 'length', 'heads', 'head_dim')
-    end = None
     if cache is not None:
+      assert layer is not None
       cache = caches.write(cache, layer, key, value)
-      key, value = cache.keys[layer].astype(x.dtype), cache.values[layer].astype(x.dtype)
-      start, end = cache.start, cache.end
     with jax.named_scope('attend'):
-      mixed = attend(query, key, value, start=start, end=end, layout=self.layout)
+      if cache is not None and cache.columns > x.shape[1]:
+        mixed = attend_cache(query, cache, layer)
+      else:  # a call that fills the whole cache begins at its first column: the row is all there is to see
+        mixed = attend(query, key, value, start=start, layout=self.layout)
     return jnp.einsum('btnh,nhd->btd', mixed, self.output[...].astype(x.dtype)), cache

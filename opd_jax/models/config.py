@@ -44,6 +44,8 @@ class ModelConfig:
     dtype: how activations are computed; norms, softmax, router and logits are always float32.
     remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
       products with weights, 'full' keeps only each layer's input.
+    unroll: parameters of layers lie apart instead of stacked, and programs repeat the layer instead of
+      looping over it: compiled slower, and decoded with at twice the speed (`transformer.unrolled`).
   """
 
   family: Family
@@ -65,6 +67,7 @@ class ModelConfig:
   param_dtype: DType = 'float32'
   dtype: DType = 'float32'
   remat: Remat = 'none'
+  unroll: bool = False
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

@@ -8,6 +8,7 @@ into a module, inside `jit`, at no cost:
     logits = logits_of(hidden, bind(config, layout, params).head())
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -63,9 +64,10 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
     self.config, self.layout = config, layout
     self.embed = Table(config, rngs=rngs)
-    # One block whose parameters carry a leading axis of layers: `lax.scan` compiles it once.
+    make = lambda key: Block(config, layout, rngs=nnx.Rngs(key))
     keys = jax.random.split(rngs.params(), config.num_layers)
-    self.blocks = nnx.vmap(lambda key: Block(config, layout, rngs=nnx.Rngs(key)))(keys)
+    # Stacked, it is one block whose parameters carry a leading axis of layers: `lax.scan` compiles it once.
+    self.blocks = nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
     self.final_norm = RMSNorm(config.width, 'embed', config=config)
     if not config.tied:
       self.unembed = Table(config, rngs=rngs)
@@ -85,34 +87,67 @@ class Transformer(nnx.Module):
       cache: continues the rows in it; comes back longer by T columns.
     """
     first, start = (0, start) if cache is None else (cache.end[:, None], cache.start)
-    self.config.check_length(tokens.shape[1], who='transformer')
     columns = first + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    positions = columns if start is None else jnp.maximum(columns - start[:, None], 0)
-    with jax.named_scope('embed'):
-      x = self.embed.table[...][tokens].astype(self.config.dtype)
-      x = self.layout.constrain(x, 'batch', 'length', 'width')
-    x, cache = self._layers(x, rotary_table(positions, self.config), start, cache)
-    if cache is not None:
-      cache = caches.pinned(cache._replace(end=cache.end + tokens.shape[1]), self.layout)
+    x, table = self._embedded(tokens, columns if start is None else jnp.maximum(columns - start[:, None], 0))
+    if cache is None:
+      x, _ = self._stack(x, table, start, ())
+    else:
+      x, cache = self._decode(x, table, cache)
     with jax.named_scope('final_norm'):
       return self.final_norm(x), cache
 
-  def _layers(self, x, table, start, cache):
-    block, stacked = nnx.split(self.blocks)
+  def trace(
+    self, tokens: Int[Array, 'B T'], *, layers: tuple[int, ...] = ()
+  ) -> tuple[Float[Array, 'B T D'], tuple[Float[Array, 'B T D'], ...]]:
+    """Hidden states of whole rows after the last norm, and those that leave each of `layers`."""
+    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    x, tapped = self._stack(*self._embedded(tokens, columns), None, layers)
+    with jax.named_scope('final_norm'):
+      return self.final_norm(x), tapped
+
+  def _embedded(self, tokens, positions):
+    self.config.check_length(tokens.shape[1], who='transformer')
+    with jax.named_scope('embed'):
+      x = self.embed.table[...][tokens].astype(self.config.dtype)
+      return self.layout.constrain(x, 'batch', 'length', 'width'), rotary_table(positions, self.config)
+
+  def _decode(self, x, table, cache):
+    length = x.shape[1]
+    for number in range(self.config.num_layers):
+      with jax.named_scope('layers'):
+        x, cache = self._block(number)(x, table, start=cache.start, cache=cache, layer=number)
+        x = self.layout.constrain(x, 'batch', 'length', 'width')
+    return x, caches.pinned(cache._replace(end=cache.end + length), self.layout)
+
+  def _stack(self, x, table, start, taps: tuple[int, ...]):
+    """All layers over whole rows; `taps` are layers whose output is wanted as well."""
+    block, stacked = (None, None) if self.config.unroll else nnx.split(self.blocks)
 
     def layer(carry, inputs):
-      x, cache = carry
+      x, tapped = carry
       number, params = inputs
-      x, cache = nnx.merge(block, params)(x, table, start=start, cache=cache, layer=number)
-      return (self.layout.constrain(x, 'batch', 'length', 'width'), cache), None
+      module = self._block(number) if block is None else nnx.merge(block, params)
+      x, _ = module(x, table, start=start, cache=None, layer=None)
+      x = self.layout.constrain(x, 'batch', 'length', 'width')
+      return (x, tuple(jnp.where(number == tap, x, old) for tap, old in zip(taps, tapped, strict=True))), None
 
     if self.config.remat != 'none':
       # Inside a scan the loop itself keeps the recomputation from being merged away.
-      layer = jax.checkpoint(layer, policy=POLICIES[self.config.remat], prevent_cse=False)
+      prevent_cse = self.config.unroll
+      layer = jax.checkpoint(layer, policy=POLICIES[self.config.remat], prevent_cse=prevent_cse)
+    carry = x, tuple(jnp.zeros_like(x) for _ in taps)
     with jax.named_scope('layers'):
-      numbers = jnp.arange(self.config.num_layers)
-      (x, cache), _ = jax.lax.scan(layer, (x, cache), (numbers, stacked))
-    return x, cache
+      if block is not None:
+        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked))[0]
+      for number in range(self.config.num_layers):
+        carry, _ = layer(carry, (number, None))
+      return carry
+
+  def _block(self, number: int) -> Block:
+    if self.config.unroll:
+      return self.blocks[number]
+    block, stacked = nnx.split(self.blocks)
+    return nnx.merge(block, jax.tree.map(lambda leaf: leaf[number], stacked))
 
   def head(self) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in the dtype of activations."""
@@ -132,24 +167,40 @@ def _skeleton(config: ModelConfig, layout: Layout) -> tuple[Any, Any]:  # graphd
   return nnx.split(model)
 
 
+def _names(path: tuple, variable: nnx.Variable, config: ModelConfig) -> tuple[str, ...]:
+  stacked = path[0] == 'blocks' and not config.unroll
+  return (('layers',) if stacked else ()) + variable.get_metadata('axes')
+
+
 def axes(config: ModelConfig, layout: Layout) -> Params:
   """The logical axes of every parameter, in the tree of `abstract`; a stack of layers begins with 'layers'."""
-
-  def names(path, variable):
-    return (('layers',) if path[0] == 'blocks' else ()) + variable.get_metadata('axes')
-
-  return nnx.to_pure_dict(nnx.map_state(names, _skeleton(config, layout)[1]))
+  state = _skeleton(config, layout)[1]
+  return nnx.to_pure_dict(nnx.map_state(lambda path, variable: _names(path, variable, config), state))
 
 
 def abstract(config: ModelConfig, layout: Layout) -> Params:
   """Shapes, dtypes and shardings of every parameter. No memory is touched."""
 
   def leaf(path, variable):
-    names = (('layers',) if path[0] == 'blocks' else ()) + variable.get_metadata('axes')
-    sharding = layout.fitted(variable.shape, names, what='parameter ' + '/'.join(map(str, path)))
+    what = 'parameter ' + '/'.join(map(str, path))
+    sharding = layout.fitted(variable.shape, _names(path, variable, config), what=what)
     return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
 
   return nnx.to_pure_dict(nnx.map_state(leaf, _skeleton(config, layout)[1]))
+
+
+def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
+  """The same model with its layers apart, on any layout: a copy, made to be decoded with."""
+  apart = dataclasses.replace(config, unroll=True)
+  if config.unroll:
+    return config, params
+
+  def split(params):
+    pick = lambda number: jax.tree.map(lambda leaf: leaf[number], params['blocks'])
+    return {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(apart, layout))
+  return apart, jax.jit(split, out_shardings=shardings)(params)
 
 
 def init(config: ModelConfig, layout: Layout, key: PRNGKeyArray) -> Params:

@@ -7,7 +7,7 @@ from opd_jax.models.config import RopeScaling
 from opd_jax.models.layers import rotary_frequencies, rotary_table, rotate
 from opd_jax.models.presets import tiny
 
-SHAPE = {'queries': 256, 'keys': 256, 'head_dim': 128, 'masked': False, 'cached': False}
+SHAPE = {'length': 256, 'head_dim': 128, 'masked': False}
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,10 @@ SHAPE = {'queries': 256, 'keys': 256, 'head_dim': 128, 'masked': False, 'cached'
     ('gpu', 'float32', {}, 'xla'),
     ('gpu', 'bfloat16', {'head_dim': 256}, 'xla'),
     ('gpu', 'bfloat16', {'masked': True}, 'cudnn'),
-    ('gpu', 'bfloat16', {'masked': True, 'queries': 1, 'cached': True}, 'xla'),
+    ('gpu', 'bfloat16', {'masked': True, 'length': 255}, 'xla'),
     ('tpu', 'bfloat16', {}, 'splash'),
     ('tpu', 'float32', {'masked': True}, 'splash'),
-    ('tpu', 'bfloat16', {'queries': 100, 'keys': 100}, 'xla'),
-    ('tpu', 'bfloat16', {'queries': 1, 'masked': True, 'cached': True}, 'xla'),
+    ('tpu', 'bfloat16', {'length': 100}, 'xla'),
   ],
 )
 def test_the_kernel_is_chosen_from_platform_and_shapes(platform, dtype, change, wanted):
@@ -49,7 +48,6 @@ def test_attention_is_the_softmax_average(group, single):
       ),
     ),
     start=jax.numpy.asarray(start),
-    end=None,
     layout=single,
   )
   for row in range(2):

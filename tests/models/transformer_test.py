@@ -46,6 +46,23 @@ def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, sin
   assert cache.end.tolist() == [12, 12, 12]
 
 
+def test_layers_apart_compute_what_stacked_ones_do(family, single, tokens, params_of):
+  config = family()
+  apart, params = transformer.unrolled(config, single, params_of(config))
+  stacked = logits(params_of(config), tokens, START, config=config, layout=single)
+  np.testing.assert_allclose(logits(params, tokens, START, config=apart, layout=single), stacked, atol=1e-5)
+  assert jax.tree.structure(params) == jax.tree.structure(transformer.abstract(apart, single))
+  assert transformer.unrolled(apart, single, params)[1] is params
+
+
+def test_a_prefill_that_fills_its_cache_is_a_plain_forward(single, tokens, params_of):
+  config = presets.tiny()
+  cache = caches.empty(config, single, length=12, start=jnp.asarray(START))
+  got, _ = step(params_of(config), tokens, cache, config=config, layout=single)
+  want = logits(params_of(config), tokens, START, config=config, layout=single)
+  np.testing.assert_allclose(real(got), real(want), atol=1e-5)
+
+
 def test_rows_of_unlike_length_decode_side_by_side(single, tokens, params_of):
   """Each row writes at its own end: a slot may be refilled while its neighbours go on."""
   config = presets.tiny()
@@ -125,7 +142,7 @@ def test_the_cache_works_under_a_layout(family, single, tokens, params_of):
   first, cache = step(params, tokens[:, :8], cache, config=config, layout=layout)
   second, cache = step(params, tokens[:, 8:], cache, config=config, layout=layout)
   np.testing.assert_allclose(real(np.concatenate([first, second], 1), start), real(want, start), atol=1e-5)
-  assert cache.keys.sharding.shard_shape(cache.keys.shape) == (2, 2, 16, 1, 16)
+  assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape) == (2, 1, 16, 16)
 
 
 @pytest.mark.parametrize('remat', ['dots', 'full'])

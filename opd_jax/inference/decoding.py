@@ -1,0 +1,197 @@
+"""Floor 2. How the next token is chosen: rules on distributions, endings, and one exact draw.
+
+A rule maps the scores of a position (logits of the writer, float32) to the scores of the distribution that
+will be drawn from; rules are applied in order. Each is a frozen record: it hashes, prints, and is static
+under `jit`. Whatever the rules did, the log-probability that is recorded is that of the final distribution.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Scores = Float[Array, 'B V']
+# (scores so far, logits of every model at this position: the writer's first) -> scores
+Rule = Callable[[Scores, Sequence[Scores]], Scores]
+
+
+def _settings(cls):
+  return dataclasses.dataclass(frozen=True)(cls)
+
+
+def _require(good: bool, who: str, what: str, got: object) -> None:
+  if not good:
+    raise ValueError(f'{who}: {what}, got {got}.')
+
+
+@_settings
+class temperature:
+  """p^(1/t), renormalised."""
+
+  value: float
+
+  def __post_init__(self):
+    _require(self.value > 0, 'temperature', 'must be above 0 (for the limit use greedy())', self.value)
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    return scores / self.value
+
+
+@_settings
+class greedy:
+  """The likeliest token with probability one; of equals the first."""
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    best = jnp.argmax(scores, axis=-1, keepdims=True)
+    return jnp.where(jnp.arange(scores.shape[-1]) == best, 0.0, -jnp.inf)
+
+
+@_settings
+class top_k:
+  """The k likeliest tokens; of equals the first."""
+
+  k: int
+
+  def __post_init__(self):
+    _require(self.k >= 1, 'top_k', 'k must be at least 1', self.k)
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    kept = jax.lax.top_k(scores, min(self.k, scores.shape[-1]))[1]
+    return jnp.where(_members(kept, jnp.ones_like(kept, bool), scores), scores, -jnp.inf)
+
+
+@_settings
+class top_p:
+  """The smallest set of likeliest tokens with mass at least p; never empty."""
+
+  p: float
+
+  def __post_init__(self):
+    _require(0 < self.p <= 1, 'top_p', 'p must lie in (0, 1]', self.p)
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    order = jnp.argsort(-scores, axis=-1)
+    chances = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1)
+    before = jnp.cumsum(chances, axis=-1) - chances  # mass of all likelier tokens
+    return jnp.where(_members(order, before < self.p, scores), scores, -jnp.inf)
+
+
+@_settings
+class min_p:
+  """Tokens at least `share` times as likely as the likeliest."""
+
+  share: float
+
+  def __post_init__(self):
+    _require(0 < self.share <= 1, 'min_p', 'share must lie in (0, 1]', self.share)
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    return jnp.where(scores >= scores.max(axis=-1, keepdims=True) + math.log(self.share), scores, -jnp.inf)
+
+
+@_settings
+class forbid:
+  """Tokens that are never written: padded rows of a table, for one."""
+
+  tokens: tuple[int, ...]
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    return scores.at[:, jnp.asarray(self.tokens, jnp.int32)].set(-jnp.inf)
+
+
+@_settings
+class blend:
+  """p^(1-β) q^β, renormalised: the geometric mixture of the writer with the second model."""
+
+  beta: float
+
+  def __post_init__(self):
+    _require(0 <= self.beta <= 1, 'blend', 'beta must lie in [0, 1]', self.beta)
+
+  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    if len(models) < 2:
+      raise ValueError('blend: it mixes two models and one is sampling; pass the second to the sampler as well.')
+    mine, other = jax.nn.log_softmax(scores), jax.nn.log_softmax(models[1])
+    # At the ends one side is absent, and 0 · (-inf) must not turn up.
+    if self.beta in (0, 1):
+      return other if self.beta else mine
+    return (1 - self.beta) * mine + self.beta * other
+
+
+def _members(ids: Int[Array, 'B C'], keep: Bool[Array, 'B C'], scores: Scores) -> Bool[Array, 'B V']:
+  """True at the ids that are kept."""
+  rows = jnp.arange(ids.shape[0])[:, None]
+  return jnp.zeros(scores.shape, bool).at[rows, ids].set(keep)
+
+
+@_settings
+class RepetitionStop:
+  """Ends a response whose last `period · times` tokens are one block of `period` tokens, `times` times over.
+
+  `periods` lists the block lengths that are looked for.
+  """
+
+  periods: tuple[int, ...] = (1, 2, 4, 8)
+  times: int = 8
+
+  @property
+  def window(self) -> int:
+    return max(self.periods) * self.times
+
+  def __call__(self, recent: Int[Array, 'B W']) -> Bool[Array, ' B']:
+    """`recent`: the last tokens, oldest first, -1 where nothing was written yet."""
+    looping = jnp.zeros(recent.shape[0], bool)
+    for period in self.periods:
+      tail = recent[:, -period * self.times :].reshape(-1, self.times, period)
+      looping |= (tail == tail[:, :1]).all(axis=(1, 2)) & (tail >= 0).all(axis=(1, 2))
+    return looping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """How responses are written and when they end.
+
+  Args:
+    rules: applied in order; none draws from the model itself.
+    stop_tokens: each ends a response and is its last token.
+    repetition: ends responses that loop; None lets them run to their budget.
+  """
+
+  rules: tuple[Rule, ...] = ()
+  stop_tokens: tuple[int, ...] = ()
+  repetition: RepetitionStop | None = None
+
+  def distribution(self, models: Sequence[Scores]) -> Scores:
+    """Scores of the distribution that is drawn from, from the logits of every model."""
+    scores = models[0]
+    for rule in self.rules:
+      scores = rule(scores, models)
+    return scores
+
+  def is_stop(self, tokens: Int[Array, ' B']) -> Bool[Array, ' B']:
+    return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
+
+
+def draw(scores: Scores, keys: Key[Array, ' B']) -> Int[Array, ' B']:
+  """One token per row, from that row's key alone.
+
+  First a block of about √V tokens by the mass of blocks, then a token within it, each with a uniform of its
+  own: two draws of 23 bits reach tokens that one could not, and V random numbers per row are never made.
+  """
+  rows, size = scores.shape
+  width = 1 << math.ceil(math.log2(max(size, 2)) / 2)
+  chances = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+  blocks = jnp.pad(chances, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
+  uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+  block = _invert(blocks.sum(axis=-1), uniform[:, 0])
+  within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+  return block * width + _invert(within, uniform[:, 1])
+
+
+def _invert(mass: Float[Array, 'B C'], uniform: Float[Array, ' B']) -> Int[Array, ' B']:
+  """The first entry whose cumulative mass exceeds uniform · total: never one without mass, as uniform < 1."""
+  cumulative = jnp.cumsum(mass, axis=-1)
+  return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1).astype(jnp.int32)

@@ -1,0 +1,182 @@
+"""Floor 2. Teacher-forced scoring: what a model thinks of every token that somebody wrote.
+
+Here is the one shift by one of the library: the state at column c predicts the token at column c + 1, so the
+state that predicts response[:, r] stands one column before it. Everything that leaves this file is indexed by
+response position and cannot misalign.
+
+The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from opd_jax.models import transformer
+from opd_jax.models.config import ModelConfig
+from opd_jax.sharding import Layout
+from opd_jax.types import Params, Scores, TopK
+
+TILE_BYTES = 64 * 2**20  # of float32 logits in one tile; a few such buffers live at once
+LEAST_COLUMNS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+  """What a judge is asked for besides the log-probability of the written token.
+
+  Args:
+    entropy: of the whole distribution.
+    top_k: how many of the likeliest tokens, with their log-probabilities.
+    hidden: the states that predict each token, after the last norm.
+    layers: the same after these layers (0 is the first), before the last norm.
+  """
+
+  entropy: bool = False
+  top_k: int = 0
+  hidden: bool = False
+  layers: tuple[int, ...] = ()
+
+  def check(self, config: ModelConfig) -> None:
+    if not 0 <= self.top_k <= config.vocab_size:
+      raise ValueError(f'scorer: top_k={self.top_k} of a vocabulary of {config.vocab_size}.')
+    if bad := [layer for layer in self.layers if not 0 <= layer < config.num_layers]:
+      raise ValueError(f'scorer: layers {bad} do not exist; the model has layers 0 to {config.num_layers - 1}.')
+
+
+def tile_of(config: ModelConfig, tokens: int) -> int:
+  """Tokens of one tile, from the size of the vocabulary."""
+  return max(1, min(tokens, TILE_BYTES // (4 * config.vocab_size)))
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layout', 'needs'))
+def score(
+  params: Params,
+  prompt: Int[Array, 'B P'],
+  length: Int[Array, ' B'],
+  response: Int[Array, 'B R'],
+  ids: Int[Array, 'B R C'] | None = None,
+  *,
+  config: ModelConfig,
+  layout: Layout,
+  needs: Needs = Needs(),
+) -> Scores:
+  """Scores of one batch under any prompt. Entries behind a response's end are finite and mean nothing.
+
+  Args:
+    prompt: left-padded; need not be the prompt that the writer saw.
+    length: tokens of each prompt, at least one.
+    response: right-padded.
+    ids: tokens whose log-probabilities are wanted at each position.
+    config, layout: of the judge.
+    needs: what is wanted.
+  """
+  needs.check(config)
+  model = transformer.bind(config, layout, params)
+  width = prompt.shape[1]
+  tokens = jnp.concatenate([prompt, response], axis=1)
+  # Rows begin at column 0, padding goes to the end: causality then hides it, and attention needs no mask.
+  columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
+  states, tapped = model.trace(jnp.take_along_axis(tokens, columns, axis=1), layers=needs.layers)
+  before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
+  states = jnp.take_along_axis(states, before[..., None], axis=1)
+  tapped = tuple(jnp.take_along_axis(layer, before[..., None], axis=1) for layer in tapped)
+  logp, entropy, top_k, at_ids = _read(states, model.head(), response, ids, config=config, needs=needs)
+  return Scores(
+    logp=logp,
+    entropy=entropy,
+    top_k=top_k,
+    at_ids=at_ids,
+    hidden=states if needs.hidden else None,
+    layers=jnp.stack(tapped) if tapped else None,
+  )
+
+
+def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):
+  """Log-probabilities and what else is needed, tile by tile; each comes back as [B, R, …]."""
+  rows = response.shape
+  size = rows[0] * rows[1]
+  tile = tile_of(config, size)
+  flat = lambda x: None if x is None else x.reshape(size, *x.shape[2:])
+  pieces = jax.tree.map(
+    lambda x: jnp.pad(x, ((0, -size % tile), *((0, 0),) * (x.ndim - 1))).reshape(-1, tile, *x.shape[1:]),
+    (flat(states), flat(response), flat(ids)),
+  )
+
+  def one(piece):
+    state, token, asked = piece
+    logits = transformer.logits_of(state, head)
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    pick = lambda which: jnp.take_along_axis(logits, which, axis=-1) - total
+    gap = total - logits
+    entropy = jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1) if needs.entropy else None
+    best = jax.lax.top_k(logits, needs.top_k) if needs.top_k else None
+    top_k = None if best is None else TopK(ids=best[1], logp=best[0] - total)
+    return pick(token[:, None])[:, 0], entropy, top_k, None if asked is None else pick(asked)
+
+  with jax.named_scope('head'):
+    tiles = jax.lax.map(one, pieces)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]), tiles)
+
+
+def score_rows(
+  params: Params,
+  prompts: Sequence[Sequence[int]],
+  responses: Sequence[Sequence[int]],
+  *,
+  config: ModelConfig,
+  layout: Layout,
+  needs: Needs = Needs(),
+  rows: int = 8,
+) -> list[Scores]:
+  """Scores of rows of any length, as numpy arrays of each row's own length [R, …].
+
+  Rows of like length go together, in buckets of columns that are powers of two: at most one program per bucket.
+
+  Args:
+    prompts, responses: tokens of each row; neither prompt nor response is padded.
+    rows: rows per batch.
+  """
+  pieces = layout.size('batch')
+  rows = -(-rows // pieces) * pieces
+  for number, prompt in enumerate(prompts):
+    total = len(prompt) + len(responses[number])
+    if not prompt or total > config.max_positions:
+      raise ValueError(
+        f'scorer: row {number} has a prompt of {len(prompt)} tokens and {total} in all; it needs at least one of the '
+        f'first and at most {config.max_positions} (the position table) of the second.'
+      )
+  found: list[Scores | None] = [None] * len(prompts)
+  by_bucket: dict[tuple[int, int], list[int]] = {}
+  for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    by_bucket.setdefault((_bucket(len(prompt)), _bucket(max(len(response), 1))), []).append(number)
+  for (left, right), members in sorted(by_bucket.items()):
+    for begin in range(0, len(members), rows):
+      part = members[begin : begin + rows]
+      batch = _padded([prompts[i] for i in part], [responses[i] for i in part], rows, left, right)
+      scores = jax.device_get(score(params, *batch, config=config, layout=layout, needs=needs))
+      for row, number in enumerate(part):
+        found[number] = _row(scores, row, len(responses[number]))
+  return [each for each in found if each is not None]
+
+
+def _bucket(size: int) -> int:
+  return max(LEAST_COLUMNS, 1 << (size - 1).bit_length())
+
+
+def _padded(prompts, responses, rows: int, left: int, right: int):
+  prompt, response = np.zeros((rows, left), np.int32), np.zeros((rows, right), np.int32)
+  length = np.ones(rows, np.int32)
+  for row, (before, after) in enumerate(zip(prompts, responses, strict=True)):
+    prompt[row, left - len(before) :], response[row, : len(after)], length[row] = before, after, len(before)
+  return prompt, length, response
+
+
+def _row(scores: Scores, row: int, length: int) -> Scores:
+  layers = None if scores.layers is None else scores.layers[:, row, :length]
+  rest = jax.tree.map(lambda x: x[row, :length], scores._replace(layers=None))
+  return rest._replace(layers=layers)

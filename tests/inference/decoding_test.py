@@ -1,0 +1,130 @@
+"""Each rule against its distribution by hand; the draw against the chi-square of 200,000 tosses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opd_jax.inference.decoding import (
+  Decoding,
+  RepetitionStop,
+  blend,
+  draw,
+  forbid,
+  greedy,
+  min_p,
+  temperature,
+  top_k,
+  top_p,
+)
+
+P = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
+Q = np.array([0.3, 0.1, 0.1, 0.2, 0.3])
+
+
+def normal(p):
+  return np.asarray(p, np.float64) / np.sum(p)
+
+
+RULES = {
+  'none': ((), P),
+  'temperature': ((temperature(0.5),), normal(P**2)),
+  'greedy': ((greedy(),), np.array([0, 1.0, 0, 0, 0])),
+  'top_k': ((top_k(2),), normal([0, 0.4, 0, 0.3, 0])),
+  'top_p': ((top_p(0.6),), normal([0, 0.4, 0, 0.3, 0])),
+  'top_p tiny': ((top_p(0.01),), np.array([0, 1.0, 0, 0, 0])),
+  'min_p': ((min_p(0.37),), normal([0, 0.4, 0, 0.3, 0.15])),
+  'forbid': ((forbid((1, 3)),), normal([0.05, 0, 0.1, 0, 0.15])),
+  'forbid all but one': ((forbid((0, 1, 3, 4)),), np.array([0, 0, 1.0, 0, 0])),
+  'blend': ((blend(0.25),), normal(P**0.75 * Q**0.25)),
+  'blend 0': ((blend(0.0),), P),
+  'blend 1': ((blend(1.0),), Q),
+  'chain': ((temperature(2.0), top_k(4), top_p(0.8)), normal([0, *np.sqrt([0.4]), 0, *np.sqrt([0.3, 0.15])])),
+}
+
+
+def scores_of(rules, rows=1):
+  logits = [jnp.tile(jnp.log(jnp.asarray(p, jnp.float32)) + 3.0, (rows, 1)) for p in (P, Q)]
+  return Decoding(rules=rules).distribution(logits)
+
+
+@pytest.mark.parametrize('rules, want', RULES.values(), ids=RULES)
+def test_a_rule_makes_the_distribution_it_names(rules, want):
+  np.testing.assert_allclose(jax.nn.softmax(scores_of(rules))[0], want, atol=1e-6)
+
+
+@pytest.mark.parametrize('rules, want', RULES.values(), ids=RULES)
+def test_draws_follow_the_distribution(rules, want):
+  """Chi-square at fixed seed: the 0.9999 quantile for 4 degrees of freedom is 23.5."""
+  tosses = 200_000
+  keys = jax.random.split(jax.random.key(7), tosses)
+  tokens = jax.jit(draw)(scores_of(rules, tosses), keys)
+  seen = np.bincount(np.asarray(tokens), minlength=5)
+  assert seen[want == 0].sum() == 0
+  expected = tosses * want[want > 0]
+  assert ((seen[want > 0] - expected) ** 2 / expected).sum() < 23.5
+  behaviour = jax.nn.log_softmax(scores_of(rules))[0]
+  np.testing.assert_allclose(np.exp(behaviour), seen / tosses, atol=0.005)
+
+
+def test_draws_follow_a_large_vocabulary_with_a_long_tail():
+  """10,000 tokens by Zipf's law, in 32 groups of equal-ish mass: the blocks leave no trace."""
+  size, tosses = 10_000, 200_000
+  chances = 1 / np.arange(1, size + 1)
+  chances = np.random.RandomState(0).permutation(chances / chances.sum())
+  order = np.argsort(-chances)
+  group = np.empty(size, int)
+  group[order] = np.minimum((np.cumsum(chances[order]) * 32).astype(int), 31)
+  draws = jax.jit(lambda keys: draw(jnp.tile(jnp.log(jnp.asarray(chances, jnp.float32)), (len(keys), 1)), keys))
+  keys = jax.random.split(jax.random.key(3), tosses).reshape(100, -1)
+  seen = np.bincount(group[np.concatenate([np.asarray(draws(part)) for part in keys])], minlength=32)
+  expected = tosses * np.bincount(group, weights=chances, minlength=32)
+  kept = expected > 0
+  assert ((seen - expected)[kept] ** 2 / expected[kept]).sum() < 68  # the 0.9999 quantile for 31
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5, 16, 17, 1000])
+def test_every_vocabulary_size_reaches_its_first_and_last_token(size):
+  for only in (0, size - 1):
+    scores = jnp.where(jnp.arange(size) == only, 5.0, -jnp.inf)[None].repeat(64, axis=0)
+    assert (draw(scores, jax.random.split(jax.random.key(0), 64)) == only).all()
+
+
+def test_ties_keep_the_first():
+  flat = jnp.zeros((1, 6))
+  assert np.isfinite(top_k(2)(flat, [flat])).tolist() == [[True, True, False, False, False, False]]
+  assert np.isfinite(greedy()(flat, [flat])).tolist() == [[True, False, False, False, False, False]]
+
+
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda: temperature(0.0), r'temperature: must be above 0 .*greedy'),
+    (lambda: top_k(0), 'k must be at least 1'),
+    (lambda: top_p(0.0), r'p must lie in \(0, 1\], got 0.0'),
+    (lambda: top_p(1.5), 'got 1.5'),
+    (lambda: min_p(2.0), 'share'),
+    (lambda: blend(-0.1), 'beta'),
+  ],
+)
+def test_settings_without_meaning_are_refused(make, words):
+  with pytest.raises(ValueError, match=words):
+    make()
+
+
+def test_a_blend_needs_a_second_model():
+  with pytest.raises(ValueError, match='blend: it mixes two models'):
+    blend(0.5)(jnp.zeros((1, 3)), [jnp.zeros((1, 3))])
+
+
+def test_repetition_is_the_same_block_over_and_over():
+  stop = RepetitionStop(periods=(1, 3), times=3)
+  rows = jnp.array(
+    [
+      [0, 0, 0, 1, 2, 3, 7, 7, 7],  # period 1
+      [1, 2, 3, 1, 2, 3, 1, 2, 3],  # period 3
+      [1, 2, 3, 1, 2, 3, 1, 2, 4],
+      [-1, -1, -1, -1, -1, -1, -1, -1, -1],  # nothing written
+    ]
+  )
+  assert stop(rows).tolist() == [True, True, False, False]
