@@ -165,15 +165,14 @@ def tail() -> None:
   rates = {}
   for name in ('refilled', 'in batches of 16'):
     seconds = []
-    for call in range(6):
+    for _ in range(6):
       started = time.perf_counter()
       useful, steps = (refilled if name == 'refilled' else batches)(model, prompts, decoding)
       seconds.append(time.perf_counter() - started)
     middle = statistics.median(seconds[1:])
     rates[name] = useful / middle
-    print(
-      f'{name:20} {useful} tokens  {middle:7.2f} s  {useful / middle:9.0f} tokens/s  slot occupancy {useful / steps:.1%}'
-    )
+    rate, share = useful / middle, useful / steps
+    print(f'{name:20} {useful} tokens  {middle:7.2f} s  {rate:9.0f} tokens/s  slot occupancy {share:.1%}')
   print(f'refilling gives {rates["refilled"] / rates["in batches of 16"]:.2f} x')
 
 
