@@ -21,7 +21,7 @@ def seconds(layers: int, *, backward: bool) -> float:
 
   def loss(params, tokens):
     model = transformer.bind(config, layout, params)
-    hidden, _ = model(tokens)
+    hidden = model(tokens)
     return jnp.square(transformer.logits_of(hidden, model.head())).mean()
 
   lowered = jax.jit(jax.grad(loss) if backward else loss).lower(transformer.abstract(config, layout), tokens)

@@ -1,6 +1,8 @@
 """Forward + backward of a real shape on one accelerator: tokens/s and the share of its peak that the model uses.
 
-    python benchmarks/forward_backward.py [preset] [batch] [length]      (default qwen3_1p7b 8 4096, bfloat16)
+    python benchmarks/forward_backward.py [preset] [batch] [length]
+
+By default qwen3_1p7b 8 4096 on an accelerator, tiny 4 256 on a CPU, in bfloat16.
 
 Model FLOPs are those of the published arithmetic, without recomputation: 6 per parameter in a matrix and token,
 and 12 · layers · heads · head size · length / 2 per token for causal attention. The loss stands in for a real
@@ -37,7 +39,7 @@ def measure(config, batch: int, length: int) -> list[float]:
   @jax.jit
   def step(params, tokens):
     def loss(params):
-      hidden, _ = transformer.bind(config, layout, params)(tokens)
+      hidden = transformer.bind(config, layout, params)(tokens)
       return jnp.square(hidden.astype(jnp.float32)).mean()
 
     return jax.value_and_grad(loss)(params)
@@ -52,8 +54,10 @@ def measure(config, batch: int, length: int) -> list[float]:
 
 
 if __name__ == '__main__':
-  preset, batch, length = (*sys.argv[1:], *('qwen3_1p7b', '8', '4096')[len(sys.argv) - 1 :])
-  batch, length, device = int(batch), int(length), jax.devices()[0]
+  device = jax.devices()[0]
+  usual = ('tiny', '4', '256') if device.platform == 'cpu' else ('qwen3_1p7b', '8', '4096')
+  preset, batch, length = (*sys.argv[1:], *usual[len(sys.argv) - 1 :])
+  batch, length = int(batch), int(length)
   peak = next((value for name, value in PEAK.items() if name in device.device_kind), None)
   print(f'{preset} bfloat16, {batch} x {length} tokens, {device.device_kind}, median of {RUNS}')
   for remat in ('none', 'dots', 'full'):

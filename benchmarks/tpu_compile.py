@@ -3,6 +3,7 @@
 TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py [v5e:2x4 ...]     (needs libtpu: pip install -e '.[tpu]')
 """
 
+import importlib.util
 import os
 import sys
 
@@ -24,7 +25,7 @@ def measure(name: str, config, layout) -> None:
 
   def step(params, tokens, start):
     def loss(params):
-      hidden, _ = transformer.bind(config, layout, params)(tokens, start=start)
+      hidden = transformer.bind(config, layout, params)(tokens, start=start)
       return jnp.square(hidden.astype(jnp.float32)).mean()
 
     return jax.value_and_grad(loss)(params)
@@ -43,6 +44,8 @@ def measure(name: str, config, layout) -> None:
 
 
 if __name__ == '__main__':
+  if importlib.util.find_spec('libtpu') is None:
+    sys.exit(print("skipped: libtpu is not installed (pip install -e '.[tpu]')"))
   print(f'{BATCH} x {LENGTH} tokens, bf16, remat full; per chip')
   print(f'{"program":42} {"attention":8} {"arguments":>13} {"temporaries":>13}')
   for topology in sys.argv[1:] or ['v5e:2x4', 'v5p:2x2x2', 'v6e:2x4']:

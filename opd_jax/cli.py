@@ -36,10 +36,11 @@ what a file includes is read before it.
   opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
            --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
 Exit status: 0 done, 2 refused (the message says why and what to do), 1 a bug of ours.
-`opd COMMAND --help` tells the rest; --debug adds the traceback to a refusal.
+`opd COMMAND --help` tells the rest; `opd COMMAND --debug` adds the traceback to a refusal.
 """
 
 
+MOST_DEVICES = 4096  # simulating them takes the processor 6 s
 DTYPES = ('float32', 'bfloat16', 'float16')
 INCLUDE = re.compile(r'^include\s+[\'"](.+)[\'"].*$', flags=re.MULTILINE)
 
@@ -88,8 +89,12 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
   return experiment, operative
 
 
-def _with_includes(files: Iterable[str | Path], by: Path | None = None) -> Iterator[Path]:
-  """Each file after what it includes. An include is looked for from here and from every folder above its includer."""
+def _with_includes(files: Iterable[str | Path], by: Path | None = None, seen: set | None = None) -> Iterator[Path]:
+  """Each file once, after what it includes: read again, a base would take back what was set over it.
+
+  An include is looked for from the working directory and from every folder above its includer.
+  """
+  seen = set() if seen is None else seen
   for name in files:
     folders = [Path(), *(by.resolve().parents if by else ())]
     found = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -97,7 +102,10 @@ def _with_includes(files: Iterable[str | Path], by: Path | None = None) -> Itera
       raise Refusal(
         f'gin file not found: {name}{f", included by {by}" if by else ""}. The shipped ones lie in experiments/.'
       )
-    yield from _with_includes(INCLUDE.findall(found.read_text()), by=found)
+    if found.resolve() in seen:
+      continue
+    seen.add(found.resolve())
+    yield from _with_includes(INCLUDE.findall(found.read_text()), by=found, seen=seen)
     yield found
 
 
@@ -170,7 +178,9 @@ def convert(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> None:
   import jax
 
-  if args.devices:
+  if args.devices is not None:
+    if not 1 <= args.devices <= MOST_DEVICES:
+      raise Refusal(f'--devices must be 1 to {MOST_DEVICES}, got {args.devices}.')
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', args.devices)
   from opd_jax.training import memory
@@ -215,6 +225,13 @@ def score(args: argparse.Namespace) -> None:
 # --- flags ------------------------------------------------------------------------------------------
 
 
+def seed(text: str) -> int:
+  """A seed that fits a key."""
+  if not text.isdigit() or int(text) >= 2**32:
+    raise argparse.ArgumentTypeError(f'a seed is a whole number from 0 to {2**32 - 1}, got {text}')
+  return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
   """All flags of all commands."""
   common = argparse.ArgumentParser(add_help=False)
@@ -233,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     made = command(function, text)
     made.add_argument('--model', required=True, metavar='SRC', help='preset (random weights), folder, or hub id')
     made.add_argument('--dtype', choices=DTYPES, help='of parameters and activations; default: as the model is stored')
-    made.add_argument('--seed', type=int, default=0, help='of the samples, and of the weights of a preset')
+    made.add_argument('--seed', type=seed, default=0, help='of the samples, and of the weights of a preset')
     made.add_argument('--json', action='store_true', help='one object a line')
     return made
 

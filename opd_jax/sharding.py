@@ -63,8 +63,8 @@ class Layout:
     if sum(size == -1 for _, size in self.shape) > 1:
       raise ValueError(f'Layout: at most one mesh axis may be -1, got {dict(self.shape)}.')
     for name, size in self.shape:
-      if size < 1 and size != -1:
-        raise ValueError(f'Layout: mesh axis {name!r} has size {size}; give a count, or -1 for the rest.')
+      if not isinstance(size, int) or (size < 1 and size != -1):
+        raise ValueError(f'Layout: mesh axis {name!r} has size {size!r}; give a count, or -1 for the rest.')
     for logical, entry in self.rules:
       for axis in _axes(entry):
         if axis not in names:

@@ -30,7 +30,7 @@ assert not params['embed']['table'].is_fully_addressable
 @jax.jit
 def run(params, tokens):
   model = transformer.bind(config, layout, params)
-  return transformer.logits_of(model(tokens)[0], model.head())
+  return transformer.logits_of(model(tokens), model.head())
 
 tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
 logits = multihost_utils.process_allgather(run(params, tokens), tiled=True)
@@ -70,7 +70,7 @@ def test_two_hosts_load_run_and_save_one_model(tmp_path, single, params_of):
   @jax.jit
   def run(params, tokens):
     model = transformer.bind(config, single, params)
-    return transformer.logits_of(model(tokens)[0], model.head())
+    return transformer.logits_of(model(tokens), model.head())
 
   want = run(params_of(config), np.arange(24, dtype=np.int32).reshape(2, 12))
   np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), want, atol=1e-5)

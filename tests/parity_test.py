@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::F
 @pytest.mark.parametrize('case', parity_cases.CASES, ids=str)
 def test_logits_equal_the_golden_ones(case, single):
   raw, golden = parity_cases.read_golden(case)
-  ours = parity_cases.our_logits(raw, single)[:, -4:]
+  ours = parity_cases.our_logits(raw, single, case.length)[:, -4:]
   assert np.abs(ours - golden).max() <= parity_cases.TOLERANCE * np.abs(golden).max()
 
 
@@ -24,13 +24,13 @@ def test_logits_equal_those_of_transformers(case, single):
   theirs = parity_cases.torch_logits(case)
   assert np.abs(theirs).max() > 1.0
   assert (
-    parity_cases.gap(parity_cases.our_logits(parity_cases.read_golden(case)[0], single), theirs)
+    parity_cases.gap(parity_cases.our_logits(parity_cases.read_golden(case)[0], single, case.length), theirs)
     <= parity_cases.TOLERANCE
   )
 
 
 @live
-@pytest.mark.parametrize('case', parity_cases.CASES[::3], ids=str)
+@pytest.mark.parametrize('case', parity_cases.CASES[:24:3], ids=str)
 def test_a_model_of_transformers_and_ours_cross_over_both_ways(case, single, tmp_path):
   """Saved by transformers and imported: equal logits. Exported and loaded there: equal bytes, tensor by tensor."""
   import torch
@@ -50,6 +50,6 @@ def test_a_model_of_transformers_and_ours_cross_over_both_ways(case, single, tmp
   mine, other = theirs.state_dict(), back.state_dict()
   assert mine.keys() == other.keys()
   assert all(torch.equal(mine[name], other[name]) for name in mine)
-  tokens = torch.from_numpy(parity_cases.tokens().astype(np.int64))
+  tokens = torch.from_numpy(parity_cases.tokens(case.length).astype(np.int64))
   with torch.no_grad():
     assert torch.equal(theirs(tokens).logits, back(tokens).logits)

@@ -17,4 +17,12 @@ def load(name: str, *, seed: int, dtype: str | None) -> tuple[source.Loaded, Tok
   if loaded.folder is None:
     return loaded, ByteTokenizer(), layout
   found = any((loaded.folder / file).is_file() for file in ('tokenizer.json', 'tokenizer.model', 'vocab.json'))
-  return loaded, HubTokenizer(loaded.folder) if found else None, layout
+  if not found:
+    return loaded, None, layout
+  tokenizer = HubTokenizer(loaded.folder)
+  if (tokens := len(tokenizer.strings())) > loaded.config.vocab_size:
+    raise ValueError(
+      f'{name}: its tokenizer has {tokens} tokens, the model only {loaded.config.vocab_size} rows; '
+      'they do not belong together.'
+    )
+  return loaded, tokenizer, layout

@@ -121,10 +121,14 @@ class HubTokenizer:
     self.pad = self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
 
   def _declared(self, folder: Path) -> frozenset[int]:
-    file = folder / 'generation_config.json'
-    listed = json.loads(file.read_text()).get('eos_token_id') if file.is_file() else None
-    ends = listed if isinstance(listed, list) else [listed]
-    return frozenset(token for token in (*ends, self._inner.eos_token_id) if token is not None)
+    ends = {self._inner.eos_token_id}
+    for file in (folder / 'generation_config.json', folder / 'config.json'):
+      try:
+        listed = json.loads(file.read_text()).get('eos_token_id') if file.is_file() else None
+      except ValueError as error:
+        raise ValueError(f'tokenizer: {file} is not valid JSON ({error}). Download it again.') from error
+      ends |= set(listed) if isinstance(listed, list) else {listed}
+    return frozenset(ends - {None})
 
   def _named(self, names: Sequence[str]) -> frozenset[int]:
     vocabulary = self._inner.get_vocab()
@@ -215,7 +219,8 @@ def compare(student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teache
     differences.append(f'{len(special)} tokens are special on one side or with another id ({", ".join(special[:3])})')
   stop_difference = None
   if student.stop_tokens != teacher.stop_tokens:
-    named = [sorted(map(str, (s[i] for i in t.stop_tokens))) for s, t in ((ours, student), (theirs, teacher))]
+    name = lambda strings, i: str(strings[i]) if i < len(strings) else f'id {i}'
+    named = [sorted(name(s, i) for i in t.stop_tokens) for s, t in ((ours, student), (theirs, teacher))]
     stop_difference = f'the student ends a text with {named[0]}, the teacher with {named[1]}'
   return Comparison(
     shared=min(len(ours), len(theirs)) - len(unlike),

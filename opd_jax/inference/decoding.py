@@ -18,29 +18,26 @@ Scores = Float[Array, 'B V']
 Rule = Callable[[Scores, Sequence[Scores]], Scores]
 
 
-def _settings(cls):
-  return dataclasses.dataclass(frozen=True)(cls)
-
-
 def _require(good: bool, who: str, what: str, got: object) -> None:
   if not good:
     raise ValueError(f'{who}: {what}, got {got}.')
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class temperature:
   """p^(1/t), renormalised."""
 
   value: float
 
   def __post_init__(self):
-    _require(self.value > 0, 'temperature', 'must be above 0 (for the limit use greedy())', self.value)
+    good = 0 < self.value < math.inf
+    _require(good, 'temperature', 'must be above 0 and finite (for the limit use greedy())', self.value)
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
     return scores / self.value
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class greedy:
   """The likeliest token with probability one; of equals the first."""
 
@@ -49,7 +46,7 @@ class greedy:
     return jnp.where(jnp.arange(scores.shape[-1]) == best, 0.0, -jnp.inf)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class top_k:
   """The k likeliest tokens; of equals the first."""
 
@@ -63,7 +60,7 @@ class top_k:
     return jnp.where(_members(kept, jnp.ones_like(kept, bool), scores), scores, -jnp.inf)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class top_p:
   """The smallest set of likeliest tokens with mass at least p; never empty."""
 
@@ -79,7 +76,7 @@ class top_p:
     return jnp.where(_members(order, before < self.p, scores), scores, -jnp.inf)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class min_p:
   """Tokens at least `share` times as likely as the likeliest."""
 
@@ -92,7 +89,7 @@ class min_p:
     return jnp.where(scores >= scores.max(axis=-1, keepdims=True) + math.log(self.share), scores, -jnp.inf)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class forbid:
   """Tokens that are never written: padded rows of a table, for one."""
 
@@ -102,7 +99,7 @@ class forbid:
     return scores.at[:, jnp.asarray(self.tokens, jnp.int32)].set(-jnp.inf)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class blend:
   """p^(1-β) q^β, renormalised: the geometric mixture of the writer with the second model."""
 
@@ -127,7 +124,7 @@ def _members(ids: Int[Array, 'B C'], keep: Bool[Array, 'B C'], scores: Scores) -
   return jnp.zeros(scores.shape, bool).at[rows, ids].set(keep)
 
 
-@_settings
+@dataclasses.dataclass(frozen=True)
 class RepetitionStop:
   """Ends a response whose last `period · times` tokens are one block of `period` tokens, `times` times over.
 

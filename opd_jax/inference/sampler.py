@@ -251,7 +251,7 @@ class Run:
       source=fill([self.read[self.prompts[row]][1] for row in rows]),
       row=fill(self.rows[rows]),
       budget=fill(self.budgets[rows]),
-      count=np.int32(len(rows)),
+      count=np.asarray(len(rows), np.int32),
     )
     return slotting.admit(slots, prefilled, admission, self.key, specs=self.specs)
 
@@ -273,9 +273,9 @@ class Run:
       rollout.by_student[at] = True
       rollout.behaviour_logp[at] = record.behaviour_logp[step, active]
       rollout.logp[at] = record.logp[step, active]
-      if rollout.entropy is not None:
+      if rollout.entropy is not None and record.entropy is not None:
         rollout.entropy[at] = record.entropy[step, active]
-      if rollout.top_k is not None:
+      if rollout.top_k is not None and record.top_k is not None:
         rollout.top_k.ids[at] = record.top_k.ids[step, active]
         rollout.top_k.logp[at] = record.top_k.logp[step, active]
       self.written[rows] += 1

@@ -17,7 +17,7 @@ from opd_jax.models import transformer
 from opd_jax.models.cache import Cache
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.types import ENDINGS, Params, TopK
+from opd_jax.types import ENDINGS, AnyArray, Params, TopK
 
 RUNNING, STOP, BUDGET, CONTEXT, REPETITION = range(len(ENDINGS))
 # What is static about the models that sample together: the writer first, then those that rules may read.
@@ -93,7 +93,7 @@ def prefill(
     def step(carry, piece, model=model):
       cache, state = carry
       at = length - 1 - cache.end  # where in this piece a prompt ends, if it does
-      hidden, cache = model(piece, cache=cache)
+      hidden, cache = model.extend(piece, cache)
       here = (at >= 0) & (at < piece.shape[1])
       last = hidden[rows, jnp.clip(at, 0, piece.shape[1] - 1)]
       return (cache, jnp.where(here[:, None], last, state)), None
@@ -108,11 +108,11 @@ def prefill(
 class Admission(NamedTuple):
   """Which prompt goes into which slot; only the first `count` entries count."""
 
-  slot: Int[Array, ' C']
-  source: Int[Array, ' C']  # row of the prefilled prompts
-  row: Int[Array, ' C']  # number of the trajectory
-  budget: Int[Array, ' C']
-  count: Int[Array, '']
+  slot: Int[AnyArray, ' C']
+  source: Int[AnyArray, ' C']  # row of the prefilled prompts
+  row: Int[AnyArray, ' C']  # number of the trajectory
+  budget: Int[AnyArray, ' C']
+  count: Int[AnyArray, '']
 
 
 @functools.partial(jax.jit, static_argnames=('specs',), donate_argnames=('slots',))
@@ -182,7 +182,7 @@ def decode(
     after = _count(slots, token, decoding)
     hidden, moved = [], []
     for model, cache in zip(models, slots.caches, strict=True):
-      state, longer = model(token[:, None], cache=cache)
+      state, longer = model.extend(token[:, None], cache)
       hidden.append(state[:, 0])
       moved.append(longer._replace(end=jnp.where(slots.ended == RUNNING, longer.end, cache.end)))
     return _pinned(after._replace(hidden=tuple(hidden), caches=tuple(moved)), specs), record

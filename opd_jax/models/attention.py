@@ -153,11 +153,10 @@ class Attention(nnx.Module):
       query, key = self.query_norm(query), self.key_norm(key)
     query, key = rotate(query, table), rotate(key, table)
     query = self.layout.constrain(query, 'batch', 'length', 'heads', 'head_dim')
-    if cache is not None:
-      assert layer is not None
+    if cache is not None and layer is not None:
       cache = caches.write(cache, layer, key, value)
     with jax.named_scope('attend'):
-      if cache is not None and cache.columns > x.shape[1]:
+      if cache is not None and layer is not None and cache.columns > x.shape[1]:
         mixed = attend_cache(query, cache, layer)
       else:  # a call that fills the whole cache begins at its first column: the row is all there is to see
         mixed = attend(query, key, value, start=start, layout=self.layout)

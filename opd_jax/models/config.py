@@ -1,11 +1,20 @@
 """Floor 1. What a decoder is made of: one frozen record, and nothing that depends on a device."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 DType = Literal['float32', 'bfloat16', 'float16']
 Family = Literal['qwen3', 'qwen3_moe', 'qwen2', 'llama']
 Remat = Literal['none', 'dots', 'full']
+
+
+def _positive(record: Any, *, whole: tuple[str, ...] = (), real: tuple[str, ...] = ()) -> None:
+  """Refuses a field that is not a positive number of its kind: a checkpoint's config.json may hold anything."""
+  for names, kinds, what in ((whole, int, 'a whole number'), (real, (int, float), 'a number')):
+    for name in names:
+      value = getattr(record, name)
+      if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        raise ValueError(f'{type(record).__name__}: {name} must be {what} above 0, got {value!r}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +26,10 @@ class RopeScaling:
   high_frequency_factor: float
   original_max_positions: int
 
+  def __post_init__(self):
+    real = ('factor', 'low_frequency_factor', 'high_frequency_factor')
+    _positive(self, whole=('original_max_positions',), real=real)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experts:
@@ -26,6 +39,9 @@ class Experts:
   per_token: int
   width: int
   normalise: bool  # whether the chosen router probabilities are rescaled to sum to one
+
+  def __post_init__(self):
+    _positive(self, whole=('count', 'per_token', 'width'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +56,11 @@ class ModelConfig:
     qkv_bias: biases on query, key and value (Qwen2).
     tied: the output head is the embedding table.
     experts: None for a dense MLP.
+    begin_token, end_tokens, pad_token: what the checkpoint says of its own texts; carried, never computed with.
     param_dtype: how parameters are stored.
     dtype: how activations are computed; norms, softmax, router and logits are always float32.
     remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
-      products with weights, 'full' keeps only each layer's input.
+      products with weights (of experts, too), 'full' keeps only each layer's input.
     unroll: parameters of layers lie apart instead of stacked, and programs repeat the layer instead of
       looping over it: compiled slower, and decoded with at twice the speed (`transformer.unrolled`).
   """
@@ -64,12 +81,20 @@ class ModelConfig:
   qkv_bias: bool = False
   tied: bool = False
   experts: Experts | None = None
+  begin_token: int | None = None
+  end_tokens: tuple[int, ...] = ()
+  pad_token: int | None = None
   param_dtype: DType = 'float32'
   dtype: DType = 'float32'
   remat: Remat = 'none'
   unroll: bool = False
 
   def __post_init__(self):
+    sizes = ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_width', 'max_positions')
+    _positive(self, whole=sizes, real=('rope_theta', 'norm_epsilon'))
+    for field, kind in (('rope_scaling', RopeScaling), ('experts', Experts)):
+      if not isinstance(getattr(self, field), kind | None):
+        raise ValueError(f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '

@@ -15,7 +15,9 @@ def route(
   x: Float[Array, 'M D'], router: Float[Array, 'D E'], experts: Experts
 ) -> tuple[Int[Array, 'M C'], Float[Array, 'M C']]:
   """The experts each token visits and the weight of each answer. In float32: near ties decide routes."""
-  probabilities = jax.nn.softmax(x.astype(jnp.float32) @ router.astype(jnp.float32), axis=-1)
+  # By default an accelerator multiplies float32 in fewer bits than that.
+  logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32), precision='highest')
+  probabilities = jax.nn.softmax(logits, axis=-1)
   weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
   if experts.normalise:
     weights = weights / weights.sum(axis=-1, keepdims=True)

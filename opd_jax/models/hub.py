@@ -11,7 +11,7 @@ import gc
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,12 @@ def folder_of(source: str | Path) -> Path:
   import huggingface_hub  # the one place that may need the network
 
   try:
-    return Path(
-      huggingface_hub.snapshot_download(str(source), allow_patterns=['*.safetensors', '*.json', *folders.COMPANIONS])
-    )
+    patterns = ['*.safetensors', '*.json', *folders.COMPANIONS]
+    folder = Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
+    if not any(folder.glob('*.safetensors')):
+      held = _some(sorted(huggingface_hub.list_repo_files(str(source))))
+      raise ValueError(f'it holds no safetensors, but {held}; a pickle can run code and is never opened')
+    return folder
   except Exception as error:  # the client raises a dozen types; all mean "cannot be had"
     raise ValueError(
       f'hub: {source} is neither a folder here nor a model that the hub would give ({type(error).__name__}: '
@@ -59,18 +62,8 @@ def folder_of(source: str | Path) -> Path:
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
   """Every tensor of a folder, from one file or from the shards that an index lists."""
-  listing = folder / INDEX
-  if listing.is_file():
-    weight_map: Mapping[str, str] = json.loads(listing.read_text())['weight_map']
-    files = sorted({folder / file for file in weight_map.values()})
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-      raise ValueError(f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.')
-    found = {name: tensor for file in files for name, tensor in safetensors.index(file).items()}
-    lost = sorted(name for name in weight_map if name not in found)
-    if lost:
-      raise ValueError(f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.')
-    return found
+  if (folder / INDEX).is_file():
+    return _sharded_tensors(folder)
   files = sorted(folder.glob('*.safetensors'))
   if len(files) == 1:
     return safetensors.index(files[0])
@@ -85,6 +78,29 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
   raise ValueError(f'hub: {folder} has no *.safetensors file.')
 
 
+def _sharded_tensors(folder: Path) -> dict[str, Tensor]:
+  """Tensors of several files, each from the file that the index names."""
+  try:
+    weight_map = json.loads((folder / INDEX).read_text())['weight_map']
+    files = sorted({str(file) for file in weight_map.values()})
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'hub: {folder / INDEX} is damaged ({type(error).__name__}: {error}): it should be an object with a '
+      '"weight_map" from tensors to files. Download it again.'
+    ) from error
+  if absent := [file for file in files if not (folder / file).is_file()]:
+    raise ValueError(f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.')
+  held = {file: safetensors.index(folder / file) for file in files}
+  if lost := sorted(name for name, file in weight_map.items() if name not in held[file]):
+    raise ValueError(f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.')
+  if stray := sorted(name for file in files for name in held[file] if weight_map.get(name) != file):
+    raise ValueError(
+      f'hub: shards of {folder} hold tensors that its index places elsewhere or not at all: {_some(stray)}. '
+      'Files of two exports lie in one folder; download them again.'
+    )
+  return {name: held[file][name] for name, file in weight_map.items()}
+
+
 def _some(items: list[str], most: int = 12) -> str:
   rest = f' and {len(items) - most} more' if len(items) > most else ''
   return ', '.join(items[:most]) + rest
@@ -94,13 +110,6 @@ def _checked(pieces: list[names.Piece], tensors: dict[str, Tensor], *, config: M
   """The name table is total both ways: missing, surplus, misshapen and mistyped tensors in one error."""
   wanted = {piece.name: piece for piece in pieces}
   duplicate = config.tied and 'lm_head.weight' in tensors
-  if duplicate:
-    head, table = tensors['lm_head.weight'], tensors.get('model.embed_tokens.weight')
-    if table is None or head.shape != table.shape or _differ(head, table):
-      raise ValueError(
-        f'hub: {folder} says its embeddings are tied, yet lm_head.weight differs from model.embed_tokens.weight. '
-        'Set tie_word_embeddings to false in config.json if the head is meant.'
-      )
   surplus = sorted(
     name
     for name in tensors.keys() - wanted.keys()
@@ -118,11 +127,29 @@ def _checked(pieces: list[names.Piece], tensors: dict[str, Tensor], *, config: M
     problems.append(f'{len(bad)} of a dtype other than {sorted(safetensors.DTYPES)}: {_some(bad)}')
   if problems:
     raise ValueError(f'hub: the tensors of {folder} do not fit its config.json: ' + '; '.join(problems) + '.')
+  if duplicate and _differ(tensors['lm_head.weight'], tensors['model.embed_tokens.weight']):
+    raise ValueError(
+      f'hub: {folder} says its embeddings are tied, yet lm_head.weight differs from model.embed_tokens.weight. '
+      'Set tie_word_embeddings to false in config.json if the head is meant.'
+    )
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-  """Whether two tensors differ in any byte."""
-  return first.dtype != second.dtype or first.read().tobytes() != second.read().tobytes()
+  """Whether two tensors differ in any byte, looking at a few megabytes at a time."""
+  if (first.dtype, first.shape) != (second.dtype, second.shape):
+    return True
+  return any(not np.array_equal(a, b) for a, b in zip(first.pieces(), second.pieces(), strict=True))
+
+
+def _stored_dtype(tensors: Iterable[Tensor], folder: Path) -> str:
+  """The one type of a checkpoint; a mix would have to be rounded or widened, which nobody asked for."""
+  by_type: dict[str, list[str]] = {}
+  for tensor in tensors:
+    by_type.setdefault(tensor.dtype, []).append(tensor.name)
+  if len(by_type) > 1:
+    groups = '; '.join(f'{kind}: {_some(sorted(names), most=3)}' for kind, names in sorted(by_type.items()))
+    raise ValueError(f'hub: {folder} mixes types ({groups}). Say which to store: --dtype, or param_dtype.')
+  return safetensors.DTYPES[next(iter(by_type))].name
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -165,7 +192,7 @@ def load(
   tensors = tensors_of(folder)
   pieces = names.pieces(config, layout)
   _checked(pieces, tensors, config=config, folder=folder)
-  param_dtype = param_dtype or safetensors.DTYPES[tensors[pieces[0].name].dtype].name
+  param_dtype = param_dtype or _stored_dtype((tensors[piece.name] for piece in pieces), folder)
   config = dataclasses.replace(config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides})
   target = names.flat(transformer.abstract(config, layout))
   params: dict[str, jax.Array] = {}
@@ -222,7 +249,7 @@ def save(
     dtype: type of the saved tensors; None keeps that of the parameters.
     max_file_bytes: where to cut into shards.
   """
-  destination = Path(destination)
+  destination = Path(destination).absolute()
   dtype = dtype or config.param_dtype
   if dtype not in SAVED_DTYPES:
     raise ValueError(f'hub: cannot save as {dtype!r}; choose one of {sorted(SAVED_DTYPES)}.')

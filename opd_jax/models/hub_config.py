@@ -20,18 +20,20 @@ READ = {
   'architectures', 'model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
   'num_key_value_heads', 'head_dim', 'intermediate_size', 'max_position_embeddings', 'rope_theta', 'rope_scaling',
   'rope_parameters', 'rms_norm_eps', 'tie_word_embeddings', 'num_experts', 'num_local_experts',
-  'num_experts_per_tok', 'moe_intermediate_size', 'norm_topk_prob',
+  'num_experts_per_tok', 'moe_intermediate_size', 'norm_topk_prob', 'bos_token_id', 'eos_token_id', 'pad_token_id',
 }  # fmt: skip
 # Keys that say how a model was made, trained or served, and do not change its logits.
 HARMLESS = {
   '_name_or_path', 'transformers_version', 'torch_dtype', 'dtype', 'use_cache', 'initializer_range',
-  'bos_token_id', 'eos_token_id', 'pad_token_id', 'attention_dropout', 'router_aux_loss_coef',
+  'attention_dropout', 'router_aux_loss_coef',
   'output_router_logits', 'pretraining_tp', 'output_attentions', 'output_hidden_states', 'return_dict',
   'id2label', 'label2id', 'chunk_size_feed_forward', 'is_encoder_decoder', 'problem_type', 'auto_map',
+  '_attn_implementation_autoset', 'unsloth_fixed', 'unsloth_version',
 }  # fmt: skip
 # Keys that change the computation: the only values we implement. Absent and null are fine.
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-  'hidden_act': ('silu',),
+  'hidden_act': ('silu', 'swish'),
+  'partial_rotary_factor': (1.0,),
   'attention_bias': (False,),
   'mlp_bias': (False,),
   'use_sliding_window': (False,),
@@ -59,8 +61,11 @@ def read(folder: Path) -> ModelConfig:
     raise ValueError(f'hub: {file} is not valid JSON ({error}). Download it again.') from error
 
 
-def parse(raw: Mapping[str, Any]) -> ModelConfig:
+def parse(raw: Any) -> ModelConfig:
   """A config.json, as a dict, in the spelling of transformers 4 or 5."""
+  if not isinstance(raw, Mapping):
+    raise ValueError(f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.')
+  raw = {key: value for key, value in raw.items() if value is not None}  # null is "not said", everywhere
   family = raw.get('model_type')
   if family not in ARCHITECTURES:
     raise ValueError(
@@ -68,45 +73,66 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
       f'Implemented: {", ".join(ARCHITECTURES)}.'
     )
   _refuse_unimplemented(raw, family)
-  missing = sorted(
-    key
-    for key in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
-    if key not in raw
-  )
-  if missing:
+  essential = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
+  if missing := sorted(key for key in essential if key not in raw):
     raise ValueError(f'hub: config.json lacks {", ".join(missing)}; the model cannot be built without them.')
-  rope = raw.get('rope_parameters') or {
-    'rope_theta': raw.get('rope_theta', 10_000.0),
-    **(raw.get('rope_scaling') or {}),
-  }
-  heads = raw['num_attention_heads']
+  rope, heads = _rope(raw), _number(raw, 'num_attention_heads', int)
+  whole = lambda key, default=None: _number(raw, key, int, default)
+  real = lambda key, default: float(_number(raw, key, (int, float), default))
   return ModelConfig(
     family=family,
-    vocab_size=raw['vocab_size'],
-    width=raw['hidden_size'],
-    num_layers=raw['num_hidden_layers'],
+    vocab_size=whole('vocab_size'),
+    width=whole('hidden_size'),
+    num_layers=whole('num_hidden_layers'),
     num_heads=heads,
-    num_kv_heads=raw.get('num_key_value_heads') or heads,
-    head_dim=raw.get('head_dim') or raw['hidden_size'] // heads,
-    mlp_width=raw['intermediate_size'],
-    max_positions=raw.get('max_position_embeddings', 2048 if family == 'llama' else 32_768),
-    rope_theta=float(rope['rope_theta']),
+    num_kv_heads=whole('num_key_value_heads', heads),
+    head_dim=whole('head_dim', whole('hidden_size') // heads),
+    mlp_width=whole('intermediate_size'),
+    max_positions=whole('max_position_embeddings', 2048 if family == 'llama' else 32_768),
+    rope_theta=float(_number(rope, 'rope_theta', (int, float))),
     rope_scaling=_rope_scaling(rope),
-    norm_epsilon=raw.get('rms_norm_eps', 1e-6),
+    norm_epsilon=real('rms_norm_eps', 1e-6),
     qk_norm=family.startswith('qwen3'),
     qkv_bias=family == 'qwen2',
-    tied=raw.get('tie_word_embeddings', False),
+    tied=bool(raw.get('tie_word_embeddings', False)),
     experts=_experts(raw) if family == 'qwen3_moe' else None,
+    begin_token=raw.get('bos_token_id'),
+    end_tokens=end_tokens(raw),
+    pad_token=raw.get('pad_token_id'),
   )
+
+
+def end_tokens(raw: Mapping[str, Any]) -> tuple[int, ...]:
+  """`eos_token_id`: published as one number or as a list of them."""
+  ends = raw.get('eos_token_id', [])
+  return tuple(ends) if isinstance(ends, list) else (ends,)
+
+
+def _number(raw: Mapping[str, Any], key: str, kind: Any, default: Any = None) -> Any:
+  """A positive number of its kind; a config.json may hold anything."""
+  value = raw.get(key, default)
+  if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+    what = 'a whole number' if kind is int else 'a number'
+    raise ValueError(f'hub: config.json says {key}={value!r}; {what} above 0 is expected.')
+  return value
+
+
+def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """Rotary settings in the spelling of transformers 5; those of transformers 4 lie in two places."""
+  for key in ('rope_parameters', 'rope_scaling'):
+    if not isinstance(raw.get(key, {}), Mapping):
+      raise ValueError(f'hub: config.json says {key}={raw[key]!r}; an object is expected.')
+  theta = raw.get('rope_theta', 10_000.0)
+  return {'rope_theta': theta, **(raw.get('rope_parameters') or raw.get('rope_scaling') or {})}
 
 
 def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
-  architectures = raw.get('architectures') or [ARCHITECTURES[family]]
+  architectures = raw.get('architectures', [ARCHITECTURES[family]])
   problems = []
   if architectures != [ARCHITECTURES[family]]:
     problems.append(f'architectures={architectures!r} (implemented: {ARCHITECTURES[family]})')
   for key, value in raw.items():
-    if key in READ | HARMLESS | WINDOW or value is None:
+    if key in READ | HARMLESS | WINDOW:
       continue
     allowed = IMPLEMENTED.get(key)
     if allowed is None and value not in (False, [], {}, ''):
@@ -129,7 +155,9 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     raise ValueError(
       f"hub: rope scaling {dict(rope)} is not implemented; 'default' and 'llama3' with {sorted(ROPE_LLAMA3)} are."
     )
-  return RopeScaling(**{ours: extra[theirs] for theirs, ours in ROPE_LLAMA3.items()})
+  values = {ours: _number(extra, theirs, (int, float)) for theirs, ours in ROPE_LLAMA3.items()}
+  positions = int(values.pop('original_max_positions'))
+  return RopeScaling(**{name: float(value) for name, value in values.items()}, original_max_positions=positions)
 
 
 def _experts(raw: Mapping[str, Any]) -> Experts:
@@ -139,10 +167,10 @@ def _experts(raw: Mapping[str, Any]) -> Experts:
   if missing:
     raise ValueError(f'hub: config.json of a mixture of experts lacks {", ".join(missing)}.')
   return Experts(
-    count=needed['num_experts'],
-    per_token=needed['num_experts_per_tok'],
-    width=needed['moe_intermediate_size'],
-    normalise=raw.get('norm_topk_prob', False),
+    count=_number(needed, 'num_experts', int),
+    per_token=_number(needed, 'num_experts_per_tok', int),
+    width=_number(needed, 'moe_intermediate_size', int),
+    normalise=bool(raw.get('norm_topk_prob', False)),
   )
 
 
@@ -166,6 +194,10 @@ def write(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     'hidden_act': 'silu',
     'attention_dropout': 0.0,
     'torch_dtype': dtype,
+    # Written even where nothing is known: left out, transformers would fill in a family's own numbers.
+    'bos_token_id': config.begin_token,
+    'eos_token_id': config.end_tokens[0] if len(config.end_tokens) == 1 else list(config.end_tokens) or None,
+    'pad_token_id': config.pad_token,
   }
   if config.family != 'qwen2':  # always biased, and its reference code takes no such key
     raw['attention_bias'] = False

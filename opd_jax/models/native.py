@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from opd_jax.models import folders, transformer
+from opd_jax.models import folders, names, transformer
 from opd_jax.models.config import Experts, ModelConfig, RopeScaling
 from opd_jax.sharding import Layout
 from opd_jax.types import Params
@@ -29,7 +29,12 @@ def save(destination: str | Path, config: ModelConfig, params: Params, *, compan
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder / 'params', params)
     if jax.process_index() == 0:
-      record = {'format': FORMAT, 'model': dataclasses.asdict(config), 'files': _files(folder)}
+      record = {
+        'format': FORMAT,
+        'model': dataclasses.asdict(config),
+        'shapes': {path: list(leaf.shape) for path, leaf in names.flat(params).items()},
+        'files': _files(folder),
+      }
       (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
     folders.copy_companions(companions, folder)
 
@@ -40,9 +45,18 @@ def _files(folder: Path) -> dict[str, int]:
   return {str(file.relative_to(folder)): file.stat().st_size for file in written}
 
 
-def _check_files(folder: Path) -> None:
+def _check(folder: Path, target: Params) -> None:
   """Orbax tells of a lost file late and in many words; sizes tell at once, and by name."""
-  wanted, found = json.loads((folder / MARK).read_text())['files'], _files(folder)
+  wanted, found = json.loads((folder / MARK).read_text()).get('files', {}), _files(folder)
+  if not wanted:
+    raise ValueError(f'native: {folder / MARK} does not list the files of the model. Convert it again.')
+  shapes = json.loads((folder / MARK).read_text())['shapes']
+  asked = {path: list(leaf.shape) for path, leaf in names.flat(target).items()}
+  if bad := sorted(path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)):
+    raise ValueError(
+      f'native: the parameters in {folder} do not fit the model that its {MARK} describes: {bad[0]} is '
+      f'{shapes.get(bad[0])}, expected {asked.get(bad[0])} (and {len(bad) - 1} more). Convert the model again.'
+    )
   if bad := sorted(name for name, size in wanted.items() if found.get(name) != size):
     raise ValueError(
       f'native: {folder} is damaged: {len(bad)} of {len(wanted)} files are missing or truncated, e.g. {bad[0]}. '
@@ -57,8 +71,11 @@ def read_config(folder: Path) -> ModelConfig:
     if record['format'] != FORMAT:
       raise ValueError(f'format {record["format"]}, this version reads format {FORMAT}')
     fields = record['model']
-    nested = {'rope_scaling': RopeScaling, 'experts': Experts}
-    return ModelConfig(**{k: nested[k](**v) if v and k in nested else v for k, v in fields.items()})
+    fields['end_tokens'] = tuple(fields['end_tokens'])
+    for name, kind in (('rope_scaling', RopeScaling), ('experts', Experts)):
+      if fields[name] is not None:
+        fields[name] = kind(**fields[name])
+    return ModelConfig(**fields)
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'native: {folder / MARK} cannot be read ({error}). Convert the model again.') from error
 
@@ -70,6 +87,13 @@ def load(
   folder = Path(folder).absolute()
   saved = read_config(folder)
   config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype, **overrides)
-  _check_files(folder)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return config, checkpointer.restore(folder / 'params', transformer.abstract(config, layout))
+  target = transformer.abstract(config, layout)
+  _check(folder, target)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return config, checkpointer.restore(folder / 'params', target)
+  except Exception as error:  # orbax and tensorstore raise many types; a user can act on one
+    raise ValueError(
+      f'native: the parameters in {folder} are damaged ({type(error).__name__}: '
+      f'{str(error).splitlines()[0][:200]}). Convert the model again.'
+    ) from error

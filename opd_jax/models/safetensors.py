@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ class Tensor:
   def read(self) -> np.ndarray:
     flat = np.fromfile(self.file, dtype=DTYPES[self.dtype], count=math.prod(self.shape), offset=self.offset)
     return flat.reshape(self.shape)
+
+  def pieces(self, most: int = 4 * 2**20) -> Iterator[np.ndarray]:
+    """The raw bytes, a few megabytes at a time."""
+    size = math.prod(self.shape) * DTYPES[self.dtype].itemsize
+    for begin in range(0, size, most):
+      yield np.fromfile(self.file, np.uint8, count=min(most, size - begin), offset=self.offset + begin)
 
 
 def index(file: Path) -> dict[str, Tensor]:

@@ -29,6 +29,8 @@ def load(
 
   Overrides are fields of `ModelConfig` that are no part of a checkpoint: param_dtype, dtype, remat.
   """
+  if 'param_dtype' in overrides:  # activations follow the parameters unless something else is said
+    overrides.setdefault('dtype', overrides['param_dtype'])
   known = presets.every()
   if source in known and not Path(source).exists():
     config = known[source](**overrides)

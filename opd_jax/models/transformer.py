@@ -4,7 +4,7 @@ A model at rest is a `ModelConfig` and a plain pytree of parameters. `bind` join
 into a module, inside `jit`, at no cost:
 
     params = init(config, layout, jax.random.key(0))
-    hidden, _ = bind(config, layout, params)(tokens)
+    hidden = bind(config, layout, params)(tokens)
     logits = logits_of(hidden, bind(config, layout, params).head())
 """
 
@@ -25,8 +25,14 @@ from opd_jax.models.layers import GatedMLP, RMSNorm, rotary_table, weight
 from opd_jax.sharding import Layout
 from opd_jax.types import Params
 
+
+def _keep_products(primitive, *arguments, **settings) -> bool:
+  ragged = primitive.name.startswith('ragged_dot')
+  return ragged or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **settings)
+
+
 POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _keep_products,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -67,34 +73,34 @@ class Transformer(nnx.Module):
     make = lambda key: Block(config, layout, rngs=nnx.Rngs(key))
     keys = jax.random.split(rngs.params(), config.num_layers)
     # Stacked, it is one block whose parameters carry a leading axis of layers: `lax.scan` compiles it once.
-    self.blocks = nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
+    self.blocks: Any = nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
     self.final_norm = RMSNorm(config.width, 'embed', config=config)
     if not config.tied:
       self.unembed = Table(config, rngs=rngs)
 
-  def __call__(
-    self,
-    tokens: Int[Array, 'B T'],
-    *,
-    start: Int[Array, ' B'] | None = None,
-    cache: caches.Cache | None = None,
-  ) -> tuple[Float[Array, 'B T D'], caches.Cache | None]:
+  def __call__(self, tokens: Int[Array, 'B T'], *, start: Int[Array, ' B'] | None = None) -> Float[Array, 'B T D']:
     """Hidden states after the last norm; hidden[:, t] predicts tokens[:, t + 1].
 
     Args:
-      tokens: without a cache, whole rows; with one, the next T columns of each.
-      start: columns of left padding per row; None when there are none. A cache brings its own.
-      cache: continues the rows in it; comes back longer by T columns.
+      tokens: whole rows.
+      start: columns of left padding per row; None when there are none.
     """
-    first, start = (0, start) if cache is None else (cache.end[:, None], cache.start)
-    columns = first + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    x, table = self._embedded(tokens, columns if start is None else jnp.maximum(columns - start[:, None], 0))
-    if cache is None:
-      x, _ = self._stack(x, table, start, ())
-    else:
-      x, cache = self._decode(x, table, cache)
+    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    x, _ = self._stack(*self._embedded(tokens, positions_of(columns, start)), start, ())
     with jax.named_scope('final_norm'):
-      return self.final_norm(x), cache
+      return self.final_norm(x)
+
+  def extend(self, tokens: Int[Array, 'B T'], cache: caches.Cache) -> tuple[Float[Array, 'B T D'], caches.Cache]:
+    """The same for the next T columns of rows whose past is in `cache`, which comes back T columns longer."""
+    columns = cache.end[:, None] + jnp.arange(tokens.shape[1])
+    x, table = self._embedded(tokens, positions_of(columns, cache.start))
+    for number in range(self.config.num_layers):
+      with jax.named_scope('layers'):
+        x, grown = self._block(number)(x, table, start=cache.start, cache=cache, layer=number)
+        assert grown is not None
+        x, cache = self.layout.constrain(x, 'batch', 'length', 'width'), grown
+    with jax.named_scope('final_norm'):
+      return self.final_norm(x), caches.pinned(cache._replace(end=cache.end + tokens.shape[1]), self.layout)
 
   def trace(
     self, tokens: Int[Array, 'B T'], *, layers: tuple[int, ...] = ()
@@ -110,14 +116,6 @@ class Transformer(nnx.Module):
     with jax.named_scope('embed'):
       x = self.embed.table[...][tokens].astype(self.config.dtype)
       return self.layout.constrain(x, 'batch', 'length', 'width'), rotary_table(positions, self.config)
-
-  def _decode(self, x, table, cache):
-    length = x.shape[1]
-    for number in range(self.config.num_layers):
-      with jax.named_scope('layers'):
-        x, cache = self._block(number)(x, table, start=cache.start, cache=cache, layer=number)
-        x = self.layout.constrain(x, 'batch', 'length', 'width')
-    return x, caches.pinned(cache._replace(end=cache.end + length), self.layout)
 
   def _stack(self, x, table, start, taps: tuple[int, ...]):
     """All layers over whole rows; `taps` are layers whose output is wanted as well."""
@@ -155,6 +153,11 @@ class Transformer(nnx.Module):
     return table[...].astype(self.config.dtype).T
 
 
+def positions_of(columns: Int[Array, 'B T'], start: Int[Array, ' B'] | None) -> Int[Array, 'B T']:
+  """Absolute positions: the first token of a row has position 0, wherever its column."""
+  return columns if start is None else jnp.maximum(columns - start[:, None], 0)
+
+
 def logits_of(hidden: Float[Array, '*N D'], head: Float[Array, 'D V']) -> Float[Array, '*N V']:
   """Float32 logits. For a few positions at a time: whole batches go through `losses/vocabulary.py`."""
   with jax.named_scope('head'):
@@ -168,14 +171,9 @@ def _skeleton(config: ModelConfig, layout: Layout) -> tuple[Any, Any]:  # graphd
 
 
 def _names(path: tuple, variable: nnx.Variable, config: ModelConfig) -> tuple[str, ...]:
+  """Logical axes of a parameter; those of a stack of layers begin with 'layers'."""
   stacked = path[0] == 'blocks' and not config.unroll
   return (('layers',) if stacked else ()) + variable.get_metadata('axes')
-
-
-def axes(config: ModelConfig, layout: Layout) -> Params:
-  """The logical axes of every parameter, in the tree of `abstract`; a stack of layers begins with 'layers'."""
-  state = _skeleton(config, layout)[1]
-  return nnx.to_pure_dict(nnx.map_state(lambda path, variable: _names(path, variable, config), state))
 
 
 def abstract(config: ModelConfig, layout: Layout) -> Params:

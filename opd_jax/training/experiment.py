@@ -17,3 +17,11 @@ class Experiment:
 
   model: ModelConfig
   layout: Layout
+
+  def __post_init__(self):
+    for name, kind in (('model', ModelConfig), ('layout', Layout)):
+      if not isinstance(getattr(self, name), kind):
+        raise ValueError(
+          f'Experiment: {name} must be a {kind.__name__}, got {str(getattr(self, name))[:80]}. In gin, call what makes '
+          f'one, with its parentheses: {name.upper()} = @presets.tiny() or @sharding.mesh_layout().'
+        )

@@ -98,6 +98,8 @@ def test_stop_tokens_are_the_set_that_the_folder_declares(tmp_path):
   assert HubTokenizer(published(tmp_path / 'a')).stop_tokens == {2}
   assert HubTokenizer(published(tmp_path / 'b', generation=[2, 0])).stop_tokens == {0, 2}
   assert HubTokenizer(published(tmp_path / 'c', end='<|endoftext|>', generation=0)).stop_tokens == {0}
+  (tmp_path / 'c' / 'config.json').write_text('{"eos_token_id": [0, 2], "model_type": "llama"}')
+  assert HubTokenizer(tmp_path / 'c').stop_tokens == {0, 2}
   assert HubTokenizer(tmp_path / 'c', stop_tokens=('<|im_end|>',)).stop_tokens == {2}
   with pytest.raises(ValueError, match='eot'):
     HubTokenizer(tmp_path / 'c', stop_tokens=('<|eot|>',))

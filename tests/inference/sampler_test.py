@@ -75,7 +75,7 @@ def test_the_record_is_that_of_the_distribution_drawn_from(model):
   )
   for row in range(3):
     tokens = jnp.asarray([ROWS[row] + rollout.response[row].tolist()])
-    hidden, _ = transformer.bind(*model)(tokens)
+    hidden = transformer.bind(*model)(tokens)
     logits = np.asarray(transformer.logits_of(hidden, transformer.bind(*model).head()))[0, len(ROWS[row]) - 1 : -1]
     plain = jax.nn.log_softmax(logits)
     np.testing.assert_allclose(rollout.logp[row], plain[np.arange(24), rollout.response[row]], atol=1e-5)
@@ -89,7 +89,7 @@ def test_the_record_is_that_of_the_distribution_drawn_from(model):
 def test_greedy_writes_the_argmax_with_certainty(model):
   rollout = run(model, decoding=Decoding(rules=(greedy(),)))
   tokens = jnp.asarray([ROWS[3] + rollout.response[3].tolist()])
-  hidden, _ = transformer.bind(*model)(tokens)
+  hidden = transformer.bind(*model)(tokens)
   best = transformer.logits_of(hidden, transformer.bind(*model).head())[0].argmax(-1)
   np.testing.assert_array_equal(rollout.response[3], best[len(ROWS[3]) - 1 : -1])
   assert (rollout.behaviour_logp == 0).all()
@@ -174,7 +174,7 @@ def test_a_second_model_is_read_at_the_same_position(model, single):
   tokens = jnp.asarray([ROWS[2] + mixed.response[2].tolist()])
   logs = []
   for each in (model, other):
-    hidden, _ = transformer.bind(*each)(tokens)
+    hidden = transformer.bind(*each)(tokens)
     logits = transformer.logits_of(hidden, transformer.bind(*each).head())[0, len(ROWS[2]) - 1 : -1]
     logs.append(jax.nn.log_softmax(logits))
   want = jax.nn.log_softmax(0.5 * logs[0] + 0.5 * logs[1])[np.arange(10), mixed.response[2]]

@@ -18,7 +18,7 @@ RESPONSES = [[3, 4], [1, 2, 3, 4, 5, 6], [7]]
 def dense(params, prompt, response, *, config, layout):
   """[R, V] log-probabilities by the plain forward pass of one row, in float64 after the logits."""
   model = transformer.bind(config, layout, params)
-  hidden, _ = model(jnp.asarray([prompt + response]))
+  hidden = model(jnp.asarray([prompt + response]))
   logits = np.asarray(transformer.logits_of(hidden, model.head()), np.float64)[0, len(prompt) - 1 : -1]
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 

@@ -4,7 +4,7 @@ import pytest
 
 from opd_jax.models.attention import attend, causal_mask, kernel
 from opd_jax.models.config import RopeScaling
-from opd_jax.models.layers import rotary_frequencies, rotary_table, rotate
+from opd_jax.models.layers import RMSNorm, rotary_frequencies, rotary_table, rotate
 from opd_jax.models.presets import tiny
 
 SHAPE = {'length': 256, 'head_dim': 128, 'masked': False}
@@ -58,6 +58,20 @@ def test_attention_is_the_softmax_average(group, single):
       with np.errstate(invalid='ignore'):
         want = chance @ value[row, :, head // group] / chance.sum(-1, keepdims=True)
       np.testing.assert_allclose(got[row, start[row] :, head], want[start[row] :], atol=1e-5)
+
+
+def test_the_norm_rounds_before_it_scales():
+  """In bfloat16 the published implementations round the normed value, then multiply; the order shows."""
+  config = tiny(param_dtype='bfloat16')
+  norm = RMSNorm(4, 'embed', config=config)
+  norm.scale[...] = jax.numpy.array([1.7, 0.3, 1.1, 0.9], 'bfloat16')
+  x = jax.numpy.asarray(np.random.RandomState(0).standard_normal((50, 4)), 'bfloat16')
+  wide = np.asarray(x, np.float32)
+  normed = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+  want = jax.numpy.asarray(normed, 'bfloat16') * norm.scale[...]
+  assert (norm(x) == want).all()
+  once = jax.numpy.asarray(normed * np.asarray(norm.scale[...], np.float32), 'bfloat16')
+  assert (want != once).any()
 
 
 def test_rotation_depends_on_distance_only():

@@ -76,6 +76,12 @@ RAW = hub_config.write(presets.tiny(), dtype='float32')
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
     ({'quantization_config': {'bits': 4}}, 'quantization_config='),
     ({'logit_scale': 0.5}, r'logit_scale=0.5 \(unknown field\)'),
+    ({'rope_scaling': 'linear'}, "rope_scaling='linear'"),
+    ({'hidden_size': '64', 'head_dim': None}, "hidden_size='64'"),
+    ({'vocab_size': 320.0}, 'vocab_size=320.0; a whole number'),
+    ({'num_attention_heads': 0}, 'num_attention_heads=0'),
+    ({'num_hidden_layers': None}, 'lacks num_hidden_layers'),
+    ({'rms_norm_eps': 'small'}, "rms_norm_eps='small'; a number above 0"),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, 'yarn'),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 4.0}}, 'llama3'),
     ({'model_type': 'qwen3_moe', 'architectures': None}, 'lacks moe_intermediate_size, num_experts'),
@@ -84,6 +90,16 @@ RAW = hub_config.write(presets.tiny(), dtype='float32')
 def test_a_config_field_that_is_not_implemented_is_named_with_its_value(change, words):
   with pytest.raises(ValueError, match=words):
     hub_config.parse({**RAW, **change})
+
+
+def test_a_config_that_is_no_object_is_refused():
+  with pytest.raises(ValueError, match='list instead of an object'):
+    hub_config.parse([])
+
+
+def test_fields_that_change_nothing_are_let_through():
+  harmless = {'_attn_implementation_autoset': True, 'partial_rotary_factor': 1.0, 'rms_norm_eps': None}
+  assert hub_config.parse({**RAW, **harmless, 'hidden_act': 'swish'}) == hub_config.parse(RAW)
 
 
 def test_a_config_without_its_essentials_is_refused():

@@ -1,5 +1,6 @@
 """The mixture against a loop over tokens and experts, in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,3 +51,6 @@ def test_the_router_decides_in_float32():
   x = jnp.ones((1, 1), 'bfloat16')
   chosen, weights = route(x, jnp.array([[1.0, 1.001]]), experts)
   assert chosen.tolist() == [[1]] and weights.dtype == jnp.float32
+  # An accelerator would multiply in fewer bits if the program did not forbid it.
+  program = str(jax.make_jaxpr(lambda x, router: route(x, router, experts))(x, jnp.ones((1, 2))))
+  assert 'precision=(Precision.HIGHEST, Precision.HIGHEST)' in program or 'Precision.HIGHEST' in program

@@ -111,6 +111,40 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(exported, sing
   assert 'lm_head.weight is (319, 64), expected (320, 64)' in text
 
 
+def test_a_mix_of_types_is_refused_until_somebody_says_which(exported, single):
+  rewrite(exported[2], lambda t: t.update({'model.norm.weight': t['model.norm.weight'].astype('float16')}))
+  with pytest.raises(ValueError, match=r'mixes types \(F16: model.norm.weight; F32: .*--dtype'):
+    hub.load(exported[2], single)
+  assert equal(hub.load(exported[2], single, param_dtype='float32')[1], exported[1])
+
+
+def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path, single, params_of):
+  config = presets.tiny()
+  hub.save(tmp_path / 'model', config, single, params_of(config), max_file_bytes=100_000)
+  last = tmp_path / 'model' / 'model-00004-of-00004.safetensors'
+  tensors = safetensors.numpy.load_file(last)
+  safetensors.numpy.save_file(tensors | {'model.layers.0.self_attn.k_norm.weight': np.ones(16, np.float32)}, last)
+  with pytest.raises(ValueError, match=r'places elsewhere or not at all: model.layers.0.self_attn.k_norm.weight'):
+    hub.load(tmp_path / 'model', single)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{}', '{"weight_map": []}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_named(exported, single, content):
+  (exported[2] / hub.INDEX).write_text(content)
+  with pytest.raises(ValueError, match=r'model.safetensors.index.json is damaged|lacks the shards'):
+    hub.load(exported[2], single)
+
+
+def test_the_special_tokens_of_a_checkpoint_travel_with_it(tmp_path, single, params_of):
+  config = presets.tiny(begin_token=5, end_tokens=(7, 9), pad_token=0)
+  native.save(tmp_path / 'ours', config, params_of(config))
+  again, params = native.load(tmp_path / 'ours', single)
+  hub.save(tmp_path / 'published', again, single, params)
+  raw = json.loads((tmp_path / 'published' / 'config.json').read_text())
+  assert (raw['bos_token_id'], raw['eos_token_id'], raw['pad_token_id']) == (5, [7, 9], 0)
+  assert hub.load(tmp_path / 'published', single)[0] == config == again
+
+
 def test_a_tensor_of_another_kind_is_named(exported, single):
   rewrite(exported[2], lambda tensors: tensors.update({'model.norm.weight': np.ones(64, np.int8)}))
   with pytest.raises(ValueError, match=r'dtype other than .*model.norm.weight is I8'):
@@ -183,6 +217,15 @@ def test_a_hub_id_is_downloaded_without_pickles(exported, single, monkeypatch):
   assert not any(pattern in asked['owner/model'] for pattern in hub.PICKLES)
 
 
+def test_a_hub_repository_of_pickles_is_refused_by_name(tmp_path, single, monkeypatch):
+  import huggingface_hub
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(tmp_path))
+  monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda name: ['pytorch_model.bin'])
+  with pytest.raises(ValueError, match=r'no safetensors, but pytorch_model.bin; a pickle can run code'):
+    source.load('owner/old', single)
+
+
 def test_our_folder_round_trips_onto_another_layout(exported):
   config, params, folder = exported
   (folder / 'tokenizer.json').write_text('{}')
@@ -205,6 +248,19 @@ def test_a_damaged_folder_of_ours_is_refused(exported, single):
   lost = max((folder.parent / 'ours' / 'params').rglob('*'), key=lambda file: file.is_file() and file.stat().st_size)
   lost.write_bytes(lost.read_bytes()[:-1])
   with pytest.raises(ValueError, match=f'1 of .* files are missing or truncated, e.g. params/.*{lost.name}'):
+    native.load(folder.parent / 'ours', single)
+
+
+def test_a_folder_of_ours_with_another_shape_in_its_record_is_refused(exported, single):
+  config, params, folder = exported
+  native.save(folder.parent / 'ours', config, params)
+  mark = folder.parent / 'ours' / 'opd.json'
+  record = json.loads(mark.read_text())
+  record['model']['width'] = 128
+  mark.write_text(json.dumps(record))
+  with pytest.raises(
+    ValueError, match=r'do not fit the model that its opd.json describes: .* is \[.*64.*\], expected \[.*128.*\]'
+  ):
     native.load(folder.parent / 'ours', single)
 
 
