@@ -1,15 +1,21 @@
 """The sampler against its peers, in one run: medians over calls, ratios, share of the bandwidth bound.
 
-    JAX_PLATFORMS=cpu python benchmarks/sampler.py [tiny] [real] [tail]        (default: all three)
+    JAX_PLATFORMS=cpu python benchmarks/sampler.py [tiny] [real] [tail] [agreement]      (default: all four)
+    python benchmarks/sampler.py decode [preset] [prompt] [new tokens] [batch …]         on an accelerator
 
 tiny  the shape that all peers share: batch 8, prompt 32, 64 new tokens, V = 2,048, two layers of 128, float32
 real  Qwen3-0.6B's shape, random weights, batch 8, prompt 64, 64 new tokens, float32
 tail  256 rows of geometric length (mean 64, budget 512) in 16 slots, with and without refilling them
 
+agreement  how far sampler, scorer and other numbers of slots are apart, in float32 and bfloat16
+decode     a real shape in bfloat16: share of the memory bandwidth that a decode step uses (default qwen3_1p7b 512 512
+           64 256), Hugging Face generate beside it
+
 Peers: Hugging Face generate runs in this interpreter when torch is installed; Tunix's sampler in the one that
 TUNIX_PYTHON names, through the script that PEER_TUNIX names (it prints 'sample … tok/s' lines).
 """
 
+import functools
 import os
 import statistics
 import subprocess
@@ -20,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax.inference import sampler
+from opd_jax.inference import sampler, scorer
 from opd_jax.inference.decoding import Decoding
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
@@ -65,7 +71,9 @@ def torch_model(config):
   }
   torch.manual_seed(0)
   settings = transformers.AutoConfig.for_model(raw.pop('model_type'), **raw)
-  model = transformers.AutoModelForCausalLM.from_config(settings).eval()
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  made = transformers.AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.param_dtype))
+  model = made.eval().to(device)
   model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None, bos_token_id=2)
   return model
 
@@ -73,14 +81,14 @@ def torch_model(config):
 def generate_hf(model, prompts, new_tokens: int, calls: int) -> list[float]:
   import torch
 
-  ids = torch.from_numpy(np.asarray(prompts.tokens).astype(np.int64))
+  ids = torch.from_numpy(np.asarray(prompts.tokens).astype(np.int64)).to(model.device)
   seconds = []
   for _ in range(calls + 1):
     started = time.perf_counter()
     model.generate(
       ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
       max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-    )  # fmt: skip
+    ).cpu()  # fmt: skip
     seconds.append(time.perf_counter() - started)
   return seconds[1:]
 
@@ -194,6 +202,57 @@ def batches(model, prompts, decoding) -> tuple[int, int]:
   return tokens, steps
 
 
+def agreement() -> None:
+  """The same rows with 1, 3 and 16 slots, and as the scorer sees them."""
+  print('agreement: 16 rows of 64 tokens; rows of equal text, and |log-prob - log-prob| of equal prefixes')
+  for dtype in ('float32', 'bfloat16'):
+    config = presets.tiny(dtype=dtype, width=256, mlp_width=1024, num_layers=8, vocab_size=2048)
+    model, prompts = model_of(config), prompts_of(16, 32, 2048)
+    sample = functools.partial(_sample, model, prompts)
+    base = sample(16)
+    for slots in (1, 3):
+      other = sample(slots)
+      same = np.cumprod(other.response == base.response, axis=1).astype(bool)
+      gaps = np.abs(other.logp - base.logp)[same]
+      print(f'{dtype:9} {slots:2} slots against 16: {same.all(axis=1).sum():2} of 16 rows equal, {_spread(gaps)}')
+    params = transformer.init(config, mesh_layout(), jax.random.key(0))  # those of `model_of`, stacked
+    scores = scorer.score(params, prompts.tokens, prompts.length, base.response, config=config, layout=mesh_layout())
+    print(f'{dtype:9} sampler against scorer: {_spread(np.abs(base.logp - scores.logp))}', flush=True)
+
+
+def _sample(model, prompts, slots: int):
+  settings = sampler.Sampling(budget=64, slots=slots)
+  return sampler.generate(model, prompts, jax.random.key(0), sampling=settings)
+
+
+def _spread(gaps: np.ndarray) -> str:
+  return f'mean {gaps.mean():.1e}  99 % {np.quantile(gaps, 0.99):.1e}  max {gaps.max():.1e}'
+
+
+def decode(preset: str = 'qwen3_1p7b', prompt: str = '512', new: str = '512', *batches: str) -> None:
+  """Bytes read per step (weights once, the cache of each row) over time, against the measured bandwidth."""
+  config = presets.every()[preset](param_dtype='bfloat16', dtype='bfloat16')
+  model, length, tokens = model_of(config), int(prompt), int(new)
+  other = torch_model(config) if has_torch() else None
+  bandwidth = copy_bandwidth()
+  print(
+    f'{preset} bfloat16, {jax.devices()[0].device_kind}, prompt {length}, {tokens} new, {bandwidth / 1e12:.2f} TB/s'
+  )
+  for batch in map(int, batches or ('64', '256')):
+    prompts = prompts_of(batch, length, config.vocab_size)
+    whole, prefill = (statistics.median(ours(model, prompts, n, 3)) for n in (tokens, 1))
+    step = (whole - prefill) / (tokens - 1)
+    row = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    size = transformer.count(config, mesh_layout()) * 2 + batch * row * (length + tokens / 2)
+    print(
+      f'batch {batch:4}  step {step * 1e3:7.2f} ms  {batch / step:9.0f} tokens/s  reads {size / 1e9:6.2f} GB  '
+      f'{size / step / bandwidth:.0%} of the bandwidth',
+      flush=True,
+    )
+    if other is not None:
+      line('  Hugging Face generate', generate_hf(other, prompts, tokens, 2), batch * tokens, whole)
+
+
 def has_torch() -> bool:
   import importlib.util
 
@@ -201,5 +260,8 @@ def has_torch() -> bool:
 
 
 if __name__ == '__main__':
-  for part in sys.argv[1:] or ('tiny', 'real', 'tail'):
-    {'tiny': tiny, 'real': real, 'tail': tail}[part]()
+  if sys.argv[1:2] == ['decode']:
+    decode(*sys.argv[2:])
+    sys.exit()
+  for part in sys.argv[1:] or ('tiny', 'real', 'tail', 'agreement'):
+    {'tiny': tiny, 'real': real, 'tail': tail, 'agreement': agreement}[part]()

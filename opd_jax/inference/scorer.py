@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from opd_jax.models import transformer
-from opd_jax.models.config import ModelConfig
+from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.types import Params, Scores, TopK
 
@@ -53,7 +53,7 @@ def tile_of(config: ModelConfig, tokens: int) -> int:
   return max(1, min(tokens, TILE_BYTES // (4 * config.vocab_size)))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'layout', 'needs'))
+@functools.partial(jax.jit, static_argnames=('config', 'layout', 'needs'), compiler_options=SAME_ROUNDING)
 def score(
   params: Params,
   prompt: Int[Array, 'B P'],

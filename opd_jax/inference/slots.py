@@ -15,7 +15,7 @@ from opd_jax.inference.decoding import Decoding, draw
 from opd_jax.models import cache as caches
 from opd_jax.models import transformer
 from opd_jax.models.cache import Cache
-from opd_jax.models.config import ModelConfig
+from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.types import ENDINGS, AnyArray, Params, TopK
 
@@ -73,7 +73,7 @@ def vacant(*, specs: Specs, rows: int, columns: int, window: int) -> Slots:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('specs', 'chunk'))
+@functools.partial(jax.jit, static_argnames=('specs', 'chunk'), compiler_options=SAME_ROUNDING)
 def prefill(
   params: Sequence[Params], tokens: Int[Array, 'B P'], length: Int[Array, ' B'], *, specs: Specs, chunk: int
 ) -> Prefilled:
@@ -155,7 +155,12 @@ class Recording(NamedTuple):
   top_k: int = 0
 
 
-@functools.partial(jax.jit, static_argnames=('specs', 'decoding', 'recording', 'steps'), donate_argnames=('slots',))
+@functools.partial(
+  jax.jit,
+  static_argnames=('specs', 'decoding', 'recording', 'steps'),
+  donate_argnames=('slots',),
+  compiler_options=SAME_ROUNDING,
+)
 def decode(
   params: Sequence[Params],
   slots: Slots,

@@ -4,6 +4,11 @@ import dataclasses
 from typing import Any, Literal
 
 DType = Literal['float32', 'bfloat16', 'float16']
+# Compiler options of every program whose log-probabilities are compared with another's. By default XLA keeps a
+# bfloat16 value in float32 inside a fusion, and fusions differ between programs: sampler and scorer of one model were
+# 1.3e-2 nats apart, and are 6e-3 where each value is rounded as it is written in the source.
+SAME_ROUNDING = {'xla_allow_excess_precision': False}
+
 Family = Literal['qwen3', 'qwen3_moe', 'qwen2', 'llama']
 Remat = Literal['none', 'dots', 'full']
 

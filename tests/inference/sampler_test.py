@@ -212,9 +212,9 @@ def test_at_most_one_program_per_bucket(single, params_of):
 def test_bfloat16_logps_agree_with_the_scorer(single, params_of):
   from opd_jax.inference import scorer
 
-  config = presets.tiny(dtype='bfloat16')
+  config = presets.tiny(dtype='bfloat16', num_layers=8)
   rollout = run(Model(config, single, params_of(config)), decoding=Decoding())
   scores = scorer.score(
     params_of(config), PROMPTS.tokens, PROMPTS.length, rollout.response, config=config, layout=single
   )
-  assert np.abs(rollout.logp - scores.logp).mean() <= 0.01
+  assert 0 < np.abs(rollout.logp - scores.logp).mean() <= 0.01
