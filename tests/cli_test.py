@@ -182,8 +182,9 @@ def test_sample_and_score_agree_about_every_token(opd, tmp_path):
   assert status == 0
   for row, line in zip(written, scored.splitlines(), strict=True):
     scores = json.loads(line)
-    assert scores['logps'] == pytest.approx(row['logps'], abs=1e-5)
+    assert scores['score_logps'] == pytest.approx(row['logps'], abs=1e-5)
     assert len(scores['entropies']) == len(row['tokens']) and scores['row'] == row['row']
+  assert '--rows must be at least 1' in opd('score', '--model', 'tiny', '--rows', '0', tmp_path / 'written.jsonl')[2]
   assert 'perplexity' in opd('score', '--model', 'tiny', tmp_path / 'written.jsonl')[1]
 
 

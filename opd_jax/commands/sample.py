@@ -19,9 +19,8 @@ from opd_jax.types import ENDINGS
 
 def rules(*, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> tuple:
   """The usual order: temperature, then what is cut off. Temperature 0 is greedy."""
-  if temperature == 0:
-    return (decoding.greedy(),)
-  chosen = [] if temperature == 1.0 else [decoding.temperature(temperature)]
+  first = decoding.greedy() if temperature == 0 else decoding.temperature(temperature)
+  chosen = [] if temperature == 1.0 else [first]
   chosen += [decoding.top_k(top_k)] if top_k is not None else []
   chosen += [decoding.top_p(top_p)] if top_p is not None else []
   chosen += [decoding.min_p(min_p)] if min_p is not None else []
@@ -59,7 +58,7 @@ def sample(
   dtype: str | None,
   as_json: bool,
 ) -> None:
-  """Samples and prints every response as it ends."""
+  """Samples and prints every response as it ends; a lone one as it is written."""
   if samples < 1:
     raise ValueError(f'sample: --samples must be at least 1, got {samples}.')
   asked = read_prompts(prompts, prompts_file, chat=chat)
@@ -85,10 +84,18 @@ def sample(
   )
   started = time.monotonic()
   tokens = done = 0
+  shown = 0  # characters of a lone response that are on the screen
   with console.progress_bar('sampling') as bar:
     for progress in written.stream():
-      for row in progress.finished:
-        _print(written, row, rows[row], tokenizer, as_json=as_json)
+      if len(rows) == 1 and tokenizer and not as_json:
+        text = tokenizer.decode(written.rollout.response[0, : progress.tokens].tolist())
+        # A character may still lack its last bytes; it is held back until they come.
+        whole = text if progress.finished else text.rstrip('\ufffd')
+        print(whole[shown:], end='\n' if progress.finished else '', flush=True)
+        shown = max(shown, len(whole))
+      else:
+        for row in progress.finished:
+          _print(written, row, rows[row], tokenizer, as_json=as_json)
       done, tokens = done + len(progress.finished), progress.tokens
       bar(done, len(rows), f'{tokens / (time.monotonic() - started):,.0f} tokens/s')
   seconds = time.monotonic() - started

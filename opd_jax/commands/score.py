@@ -14,6 +14,8 @@ from opd_jax.inference.scorer import Needs
 
 def score(*, model: str, file: str | None, seed: int, dtype: str | None, rows: int, as_json: bool) -> None:
   """Reads objects with `prompt_tokens` and `tokens` (as `opd sample --json` prints them) and scores each token."""
+  if rows < 1:
+    raise ValueError(f'score: --rows must be at least 1, got {rows}.')
   name = file or 'standard input'
   if file is None:
     records = list(read_rows(sys.stdin, name=name))
@@ -28,6 +30,8 @@ def score(*, model: str, file: str | None, seed: int, dtype: str | None, rows: i
     [token_list(row, key, name=f'{name}, line {number}', vocab_size=size) for key in ('prompt_tokens', 'tokens')]
     for number, row in records
   ]
+  for (number, _), (prompt, response) in zip(records, pairs, strict=True):
+    scorer.check_row(prompt, response, name=f'{name}, line {number}:', config=loaded.config)
   started, part = time.monotonic(), 32 * rows
   with console.progress_bar('scoring') as bar:
     for begin in range(0, len(pairs), part):
@@ -45,7 +49,7 @@ def score(*, model: str, file: str | None, seed: int, dtype: str | None, rows: i
 
 def _print(record, scores, *, as_json: bool) -> None:
   if as_json:
-    print(json.dumps({**record, 'logps': scores.logp.tolist(), 'entropies': scores.entropy.tolist()}), flush=True)
+    print(json.dumps({**record, 'score_logps': scores.logp.tolist(), 'entropies': scores.entropy.tolist()}), flush=True)
     return
   count = max(len(scores.logp), 1)
   mean = float(scores.logp.sum()) / count

@@ -43,7 +43,9 @@ class greedy:
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
     best = jnp.argmax(scores, axis=-1, keepdims=True)
-    return jnp.where(jnp.arange(scores.shape[-1]) == best, 0.0, -jnp.inf)
+    # Certain of a number; of NaN, or of nothing left to choose from, it must not look certain.
+    certain = jnp.where(jnp.isfinite(jnp.max(scores, axis=-1, keepdims=True)), 0.0, jnp.nan)
+    return jnp.where(jnp.arange(scores.shape[-1]) == best, certain, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ class top_p:
     _require(0 < self.p <= 1, 'top_p', 'p must lie in (0, 1]', self.p)
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+    if self.p == 1:  # a cumulative sum in float32 would lose the last tokens
+      return scores
     order = jnp.argsort(-scores, axis=-1)
     chances = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1)
     before = jnp.cumsum(chances, axis=-1) - chances  # mass of all likelier tokens
@@ -134,6 +138,10 @@ class RepetitionStop:
   periods: tuple[int, ...] = (1, 2, 4, 8)
   times: int = 8
 
+  def __post_init__(self):
+    good = self.times >= 2 and len(self.periods) > 0 and min(self.periods) >= 1
+    _require(good, 'RepetitionStop', 'wants periods of at least 1 and at least 2 times', (self.periods, self.times))
+
   @property
   def window(self) -> int:
     return max(self.periods) * self.times
@@ -189,6 +197,12 @@ def draw(scores: Scores, keys: Key[Array, ' B']) -> Int[Array, ' B']:
 
 
 def _invert(mass: Float[Array, 'B C'], uniform: Float[Array, ' B']) -> Int[Array, ' B']:
-  """The first entry whose cumulative mass exceeds uniform · total: never one without mass, as uniform < 1."""
-  cumulative = jnp.cumsum(mass, axis=-1)
-  return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1).astype(jnp.int32)
+  """The first entry with mass whose cumulative mass exceeds uniform · total.
+
+  A parallel cumulative sum in float32 is not monotone: an entry without mass can get an interval of its own, so
+  mass is asked for by name; rounding can also leave nothing above the target, and then it is the last with mass.
+  """
+  cumulative, held = jnp.cumsum(mass, axis=-1), mass > 0
+  hit = (cumulative > uniform[:, None] * cumulative[:, -1:]) & held
+  last = mass.shape[-1] - 1 - jnp.argmax(held[:, ::-1], axis=-1)
+  return jnp.where(hit.any(axis=-1), jnp.argmax(hit, axis=-1), last).astype(jnp.int32)

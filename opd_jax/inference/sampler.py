@@ -73,8 +73,10 @@ def unrolled(model: Model) -> Model:
 
 
 def bucket(size: int, *, least: int, most: int) -> int:
-  """The power of two that holds `size`, within bounds: the number of compiled programs stays logarithmic."""
-  return min(max(least, 1 << math.ceil(math.log2(max(size, 1)))), most)
+  """The smallest of 1, 2, 3, 4, 6, 8, 12 … that holds `size`, within bounds: programs stay few, waste below a half."""
+  power = 1 << math.ceil(math.log2(max(size, 1)))
+  near = 3 * power // 4 if power >= 4 and 3 * power // 4 >= size else power
+  return min(max(least, near), most)
 
 
 def check_fresh(rollout: Rollout, *, version: int, most_steps_old: int = 0) -> None:
@@ -141,7 +143,6 @@ class Run:
     self.written = np.zeros(len(self.rows), np.int64)
     self.read: dict[tuple[int, ...], tuple[Prefilled, int]] = {}  # prompts of the latest prefill
     self.pieces = math.lcm(*(layout.size('batch') for _, layout in self.specs))
-    self.capacity = max([int((self.lengths + self.budgets).max(initial=2)), *map(self._width, self.lengths.tolist())])
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens each row may write, and whether the position table is what limits it."""
@@ -155,6 +156,13 @@ class Run:
           f'sampler: the prompt of row {number} has {length} tokens, it must have 1 to {self.table} (the position '
           'table). Begin an empty one with a token (encode with begin=True); shorten a long one.'
         )
+    size = min(config.vocab_size for config, _ in self.specs)
+    if any(config.vocab_size != size for config, _ in self.specs):
+      sizes = [config.vocab_size for config, _ in self.specs]
+      raise ValueError(f'sampler: models that write together need one vocabulary, these have {sizes} rows.')
+    for number, prompt in zip(self.rows.tolist(), self.prompts, strict=True):
+      if not (min(prompt) >= 0 and max(prompt) < size):
+        raise ValueError(f'sampler: the prompt of row {number} holds token ids outside 0 to {size - 1}.')
     room = self.table - self.lengths
     return np.minimum(asked, room).astype(np.int32), asked > room
 
@@ -174,6 +182,8 @@ class Run:
       slots, held = self._fitted(slots, held, shrink=not len(waiting))
       if len(arriving):
         slots = self._admit(slots, arriving, held)
+      if not len(waiting):
+        self.read = {}  # nobody will ask for these prompts again
       slots, record, count = slotting.decode(
         self.params, slots, self._patience(held, hurry=len(waiting) > 0), specs=self.specs,
         decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
@@ -190,8 +200,10 @@ class Run:
   def _patience(self, held: np.ndarray, *, hurry: bool) -> np.int32:
     """How many slots may stand free before the host is asked: few while rows wait, half of them at the end."""
     free = int((held < 0).sum())
-    enough = free + max(len(held) // 16, 1) if hurry else max(-(-len(held) // 2), free + 1)
-    return np.int32(enough if len(held) > self.pieces else len(held))
+    if hurry:
+      return np.int32(free + max(len(held) // 16, 1))
+    can_shrink = len(held) > self.pieces
+    return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))
 
   def _fitted(self, slots: Slots | None, held: np.ndarray, *, shrink: bool) -> tuple[Slots, np.ndarray]:
     """Slots with room for another segment of every row; half as many where half are enough."""
@@ -200,7 +212,7 @@ class Run:
       size //= 2
     ahead = np.minimum(self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets)[rows]
     need = max(int(ahead.max()), *map(self._width, self.lengths[rows].tolist()))
-    columns = bucket(need, least=64, most=self.capacity)
+    columns = bucket(need, least=64, most=max(self.table, 2))
     if slots is None:
       repetition = self.sampling.decoding.repetition
       window = repetition.window if repetition else 0
@@ -218,8 +230,11 @@ class Run:
     unread = list(dict.fromkeys(self.prompts[row] for row in arriving.tolist() if self.prompts[row] not in self.read))
     slots = self._place(slots, known, place)
     if unread:
-      self.read = self._prefill(unread)
-      slots = self._place(slots, [row for row in arriving.tolist() if row not in set(known)], place)
+      self.read = {}
+    for width in sorted({self._width(len(prompt)) for prompt in unread}):  # a long prompt does not widen the others
+      latest = self._prefill([prompt for prompt in unread if self._width(len(prompt)) == width])
+      self.read |= latest
+      slots = self._place(slots, [row for row in arriving.tolist() if self.prompts[row] in latest], place)
     return slots
 
   def _width(self, length: int) -> int:
@@ -243,6 +258,11 @@ class Run:
   def _place(self, slots: Slots, rows: list[int], place: dict[int, int]) -> Slots:
     if not rows:
       return slots
+    sources = {id(self.read[self.prompts[row]][0]) for row in rows}
+    if len(sources) > 1:  # read in several batches
+      for source in sources:
+        slots = self._place(slots, [row for row in rows if id(self.read[self.prompts[row]][0]) == source], place)
+      return slots
     prefilled = self.read[self.prompts[rows[0]]][0]
     size = slots.ended.shape[0]  # one program, however many arrive
     fill = lambda values: np.resize(np.asarray(values, np.int32), size)
@@ -262,8 +282,9 @@ class Run:
       active = record.written[step]
       rows = held[active]
       at = rows, self.written[rows]
-      if not np.isfinite(record.behaviour_logp[step, active]).all():
-        row = rows[np.argmin(np.isfinite(record.behaviour_logp[step, active]))]
+      sound = np.isfinite(record.behaviour_logp[step, active]) & ~np.isnan(record.logp[step, active])
+      if not sound.all():
+        row = rows[np.argmin(sound)]
         raise ValueError(
           f'sampler: no distribution to draw from at position {self.written[row]} of row {self.rows[row]}: the logits '
           'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'

@@ -141,19 +141,16 @@ def score_rows(
     prompts, responses: tokens of each row; neither prompt nor response is padded.
     rows: rows per batch.
   """
+  if rows < 1:
+    raise ValueError(f'scorer: rows per batch must be at least 1, got {rows}.')
   pieces = layout.size('batch')
   rows = -(-rows // pieces) * pieces
-  for number, prompt in enumerate(prompts):
-    total = len(prompt) + len(responses[number])
-    if not prompt or total > config.max_positions:
-      raise ValueError(
-        f'scorer: row {number} has a prompt of {len(prompt)} tokens and {total} in all; it needs at least one of the '
-        f'first and at most {config.max_positions} (the position table) of the second.'
-      )
+  for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    check_row(prompt, response, name=f'scorer: row {number}', config=config)
   found: list[Scores | None] = [None] * len(prompts)
   by_bucket: dict[tuple[int, int], list[int]] = {}
   for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-    by_bucket.setdefault((_bucket(len(prompt)), _bucket(max(len(response), 1))), []).append(number)
+    by_bucket.setdefault(_buckets(len(prompt), max(len(response), 1), config.max_positions), []).append(number)
   for (left, right), members in sorted(by_bucket.items()):
     for begin in range(0, len(members), rows):
       part = members[begin : begin + rows]
@@ -164,8 +161,25 @@ def score_rows(
   return [each for each in found if each is not None]
 
 
-def _bucket(size: int) -> int:
-  return max(LEAST_COLUMNS, 1 << (size - 1).bit_length())
+def check_row(prompt: Sequence[int], response: Sequence[int], *, name: str, config: ModelConfig) -> None:
+  """Refuses what cannot be scored, by name."""
+  total = len(prompt) + len(response)
+  if not prompt or total > config.max_positions:
+    raise ValueError(
+      f'{name} has a prompt of {len(prompt)} tokens and {total} in all; it needs at least one of the first and at '
+      f'most {config.max_positions} (the position table) of the second.'
+    )
+  if not (min(*prompt, *response, 0) >= 0 and max(*prompt, *response, 0) < config.vocab_size):
+    raise ValueError(f'{name} holds token ids outside 0 to {config.vocab_size - 1}.')
+
+
+def _buckets(prompt: int, response: int, table: int) -> tuple[int, int]:
+  """Columns for prompt and response: powers of two while they fit the position table together."""
+  left, right = (max(LEAST_COLUMNS, 1 << (size - 1).bit_length()) for size in (prompt, response))
+  if left + right <= table:
+    return left, right
+  left = max(prompt, min(left, table - min(right, table - prompt)))
+  return left, max(response, min(right, table - left))
 
 
 def _padded(prompts, responses, rows: int, left: int, right: int):

@@ -8,6 +8,7 @@ import pytest
 from opd_jax.inference.decoding import (
   Decoding,
   RepetitionStop,
+  _invert,
   blend,
   draw,
   forbid,
@@ -90,6 +91,30 @@ def test_every_vocabulary_size_reaches_its_first_and_last_token(size):
     assert (draw(scores, jax.random.split(jax.random.key(0), 64)) == only).all()
 
 
+@pytest.mark.parametrize('width', [32, 512, 1024])
+def test_a_draw_never_lands_on_an_entry_without_mass(width):
+  """Uniforms at the very cumulative values, where a sum that is not monotone would give it away."""
+  rng = np.random.RandomState(width)
+  mass = jnp.asarray(rng.rand(200, width) * (rng.rand(200, width) < 0.3), jnp.float32)
+  cumulative = jnp.cumsum(mass, axis=-1)
+  share = jnp.clip(cumulative / cumulative[:, -1:], 0, 1 - 2**-23)
+  for column in range(0, width, 7):
+    for nudge in (-(2**-23), 0.0, 2**-23):
+      uniform = jnp.clip(share[:, column] + nudge, 0, 1 - 2**-23)
+      chosen = _invert(mass, uniform)
+      assert (jnp.take_along_axis(mass, chosen[:, None], axis=-1) > 0).all()
+
+
+def test_greedy_is_not_certain_of_nan_or_of_nothing():
+  for bad in (jnp.full((1, 3), jnp.nan), jnp.full((1, 3), -jnp.inf)):
+    assert not np.isfinite(jax.nn.log_softmax(greedy()(bad, [bad]))).all()
+
+
+def test_top_p_of_one_keeps_everything():
+  scores = jnp.asarray(np.random.RandomState(0).standard_normal((2, 50_000)), jnp.float32)
+  assert np.isfinite(top_p(1.0)(scores, [scores])).all()
+
+
 def test_ties_keep_the_first():
   flat = jnp.zeros((1, 6))
   assert np.isfinite(top_k(2)(flat, [flat])).tolist() == [[True, True, False, False, False, False]]
@@ -105,6 +130,8 @@ def test_ties_keep_the_first():
     (lambda: top_p(1.5), 'got 1.5'),
     (lambda: min_p(2.0), 'share'),
     (lambda: blend(-0.1), 'beta'),
+    (lambda: RepetitionStop(times=1), 'at least 2 times'),
+    (lambda: RepetitionStop(periods=()), 'RepetitionStop'),
   ],
 )
 def test_settings_without_meaning_are_refused(make, words):

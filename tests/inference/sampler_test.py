@@ -139,6 +139,7 @@ def test_a_batch_without_work_is_empty(model):
     ({'budgets': [25] * 7}, 'from 0 to 24'),
     ({'decoding': Decoding(rules=(forbid(tuple(range(320))),))}, 'the rules left no token'),
     ({'slots': 0}, 'slots must be at least 1'),
+    ({'prompts': PROMPTS._replace(tokens=PROMPTS.tokens + 320)}, 'row 0 holds token ids outside 0 to 319'),
   ],
 )
 def test_what_cannot_be_sampled_is_refused(model, change, words):
@@ -146,10 +147,11 @@ def test_what_cannot_be_sampled_is_refused(model, change, words):
     run(model, **change)
 
 
-def test_nan_weights_are_told_with_row_and_position(model):
+@pytest.mark.parametrize('rules', [(), (greedy(),), (top_k(3),)], ids=str)
+def test_nan_weights_are_told_with_row_and_position(model, rules):
   broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
   with pytest.raises(ValueError, match=r'no distribution to draw from at position 0 of row \d: the logits hold NaN'):
-    run(model._replace(params=broken))
+    run(model._replace(params=broken), decoding=Decoding(rules=rules))
 
 
 def test_a_stale_rollout_is_refused(model):
@@ -207,6 +209,28 @@ def test_at_most_one_program_per_bucket(single, params_of):
   for seed in (1, 2):
     run(model, slots=4, budget=100, seed=seed, decoding=STOPS)
   assert sum(sizes()) - sum(middle) <= 3  # a tail may end in a bucket the first run did not see
+
+
+def test_batches_of_unlike_longest_prompts_share_their_programs(single, params_of):
+  config = presets.tiny(norm_epsilon=11e-6)
+  model = sampler.unrolled(Model(config, single, params_of(config)))
+  sizes = lambda: (slots.decode._cache_size(), slots.reshaped._cache_size(), slots.prefill._cache_size())
+  run(model, left_padded([[1] * 10, [2] * 3], width=10, pad=0), budget=40, slots=2, decoding=Decoding())
+  first = sizes()
+  for longest in (11, 12, 13):
+    run(model, left_padded([[1] * longest, [2] * 3], width=longest, pad=0), budget=40, slots=2, decoding=Decoding())
+  assert sizes() == first
+
+
+def test_slots_are_refilled_when_there_are_as_many_as_devices(single, params_of):
+  """One slot per piece of the batch must not mean static batches."""
+  config, layout = presets.tiny(), mesh_layout(fsdp=8)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
+  model = Model(config, layout, jax.device_put(params_of(config), shardings))
+  prompts = left_padded([[number + 1] for number in range(32)], width=1, pad=0)
+  sampling = Sampling(decoding=STOPS, budget=64, slots=8)
+  *_, last = sampler.Run(model, prompts, jax.random.key(0), sampling=sampling).stream()
+  assert last.tokens / last.slot_steps > 0.6
 
 
 def test_bfloat16_logps_agree_with_the_scorer(single, params_of):

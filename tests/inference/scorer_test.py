@@ -147,6 +147,15 @@ def test_at_most_one_program_per_bucket(single, params_of):
   assert scorer.score._cache_size() - before <= 4  # (64, 128) x (64, 128)
 
 
+@pytest.mark.parametrize('left, right', [(1100, 5), (2, 2046), (2047, 1), (1024, 1024), (1000, 1000)])
+def test_rows_that_fit_the_position_table_are_scored(left, right, single, params_of):
+  config = presets.tiny(num_layers=1)
+  prompt, response = ([1, 2] * 1100)[:left], ([3, 4] * 1100)[:right]
+  (scores,) = scorer.score_rows(params_of(config), [prompt], [response], config=config, layout=single, rows=1)
+  want = dense(params_of(config), prompt, response, config=config, layout=single)
+  np.testing.assert_allclose(scores.logp, want[np.arange(right), response], atol=1e-4)
+
+
 def test_what_cannot_be_scored_is_named(single, params_of):
   config = presets.tiny()
   run = lambda prompts, responses, **options: scorer.score_rows(
@@ -158,5 +167,9 @@ def test_what_cannot_be_scored_is_named(single, params_of):
     run([[1]], [[1] * 2048])
   with pytest.raises(ValueError, match=r'layers \[2\] do not exist'):
     run([[1]], [[1]], needs=Needs(layers=(2,)))
+  with pytest.raises(ValueError, match='ids outside 0 to 319'):
+    run([[1]], [[320]])
+  with pytest.raises(ValueError, match='rows per batch'):
+    run([[1]], [[1]], rows=0)
   with pytest.raises(ValueError, match='top_k=321'):
     run([[1]], [[1]], needs=Needs(top_k=321))
