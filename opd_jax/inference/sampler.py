@@ -103,7 +103,7 @@ def generate(
 
   Args:
     model: the writer.
-    prompts: left-padded rows; neighbours of one group share their prefill.
+    prompts: left-padded rows; neighbours with the same prompt share its prefill.
     key: of the run; together with `prompts.row` it fixes every token.
     sampling: rules, budget and slots.
     others: further models that rules may read at the same positions (`decoding.blend`).
@@ -226,15 +226,16 @@ class Run:
   def _admit(self, slots: Slots, arriving: np.ndarray, held: np.ndarray) -> Slots:
     """Puts every arriving row into its slot. A prompt is read once, for all of its samples."""
     place = {row: slot for slot, row in enumerate(held.tolist())}
-    known = [row for row in arriving.tolist() if self.prompts[row] in self.read]
-    unread = list(dict.fromkeys(self.prompts[row] for row in arriving.tolist() if self.prompts[row] not in self.read))
-    slots = self._place(slots, known, place)
-    if unread:
-      self.read = {}
-    for width in sorted({self._width(len(prompt)) for prompt in unread}):  # a long prompt does not widen the others
-      latest = self._prefill([prompt for prompt in unread if self._width(len(prompt)) == width])
-      self.read |= latest
-      slots = self._place(slots, [row for row in arriving.tolist() if self.prompts[row] in latest], place)
+    wanted = dict.fromkeys(self.prompts[row] for row in arriving.tolist())
+    if unread := [prompt for prompt in wanted if prompt not in self.read]:
+      self.read = {prompt: self.read[prompt] for prompt in wanted if prompt in self.read}
+      for width in sorted({self._width(len(prompt)) for prompt in unread}):  # a long prompt does not widen the others
+        self.read |= self._prefill([prompt for prompt in unread if self._width(len(prompt)) == width])
+    batches: dict[int, list[int]] = {}
+    for row in arriving.tolist():
+      batches.setdefault(id(self.read[self.prompts[row]][0]), []).append(row)
+    for rows in batches.values():
+      slots = self._place(slots, rows, place)
     return slots
 
   def _width(self, length: int) -> int:
@@ -256,13 +257,7 @@ class Run:
     return {prompt: (prefilled, row) for row, prompt in enumerate(prompts)}
 
   def _place(self, slots: Slots, rows: list[int], place: dict[int, int]) -> Slots:
-    if not rows:
-      return slots
-    sources = {id(self.read[self.prompts[row]][0]) for row in rows}
-    if len(sources) > 1:  # read in several batches
-      for source in sources:
-        slots = self._place(slots, [row for row in rows if id(self.read[self.prompts[row]][0]) == source], place)
-      return slots
+    """Rows whose prompts were read in one batch go into their slots."""
     prefilled = self.read[self.prompts[rows[0]]][0]
     size = slots.ended.shape[0]  # one program, however many arrive
     fill = lambda values: np.resize(np.asarray(values, np.int32), size)

@@ -47,10 +47,10 @@ def _files(folder: Path) -> dict[str, int]:
 
 def _check(folder: Path, target: Params) -> None:
   """Orbax tells of a lost file late and in many words; sizes tell at once, and by name."""
-  wanted, found = json.loads((folder / MARK).read_text()).get('files', {}), _files(folder)
-  if not wanted:
-    raise ValueError(f'native: {folder / MARK} does not list the files of the model. Convert it again.')
-  shapes = json.loads((folder / MARK).read_text())['shapes']
+  record = json.loads((folder / MARK).read_text())
+  wanted, shapes, found = record.get('files'), record.get('shapes'), _files(folder)
+  if not wanted or not shapes:
+    raise ValueError(f'native: {folder / MARK} does not list the files and shapes of the model. Convert it again.')
   asked = {path: list(leaf.shape) for path, leaf in names.flat(target).items()}
   if bad := sorted(path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)):
     raise ValueError(
