@@ -108,8 +108,9 @@ def attend_cache(query: Float[Array, 'B T N H'], cache: caches.Cache, layer: int
   columns = cache.end[:, None] + jnp.arange(length)
   seen = causal_mask(columns, cache.start, cache.columns)[:, :, None]
   chances = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
-  mixed = jnp.einsum('bkgts,bksh->btkgh', chances.astype(query.dtype), values)
-  return mixed.reshape(rows, length, heads, size)
+  # Float32 asked for: XLA for CPU since jax 0.12 sums a bfloat16 product in bfloat16. It cannot do so transposed.
+  mixed = jnp.einsum('bkgts,bksh->bkgth', chances.astype(query.dtype), values, preferred_element_type=jnp.float32)
+  return jnp.moveaxis(mixed.astype(query.dtype), 3, 1).reshape(rows, length, heads, size)
 
 
 class Attention(nnx.Module):
@@ -160,4 +161,6 @@ class Attention(nnx.Module):
         mixed = attend_cache(query, cache, layer)
       else:  # a call that fills the whole cache begins at its first column: the row is all there is to see
         mixed = attend(query, key, value, start=start, layout=self.layout)
-    return jnp.einsum('btnh,nhd->btd', mixed, self.output[...].astype(x.dtype)), cache
+    # One product over heads x size: over two axes XLA for CPU copies the weight transposed, in every decode step.
+    output = self.output[...].astype(x.dtype).reshape(-1, x.shape[-1])
+    return mixed.reshape(*x.shape[:2], -1) @ output, cache

@@ -62,7 +62,7 @@ class ModelConfig:
     tied: the output head is the embedding table.
     experts: None for a dense MLP.
     begin_token, end_tokens, pad_token: what the checkpoint says of its own texts; carried, never computed with.
-    param_dtype: how parameters are stored.
+    param_dtype: how parameters are stored; a router is always float32.
     dtype: how activations are computed; norms, softmax, router and logits are always float32.
     remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
       products with weights (of experts, too), 'full' keeps only each layer's input.

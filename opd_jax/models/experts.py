@@ -16,7 +16,7 @@ def route(
 ) -> tuple[Int[Array, 'M C'], Float[Array, 'M C']]:
   """The experts each token visits and the weight of each answer. In float32: near ties decide routes."""
   # By default an accelerator multiplies float32 in fewer bits than that.
-  logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32), precision='highest')
+  logits = jnp.matmul(x.astype(jnp.float32), router, precision='highest')
   probabilities = jax.nn.softmax(logits, axis=-1)
   weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
   if experts.normalise:
@@ -54,7 +54,7 @@ class ExpertMLP(nnx.Module):
     count, width, dtype = self.experts.count, self.experts.width, config.param_dtype
     wide, narrow = (count, config.width, width), (count, width, config.width)
     axes = ('experts', 'embed', 'expert_mlp')
-    self.router = weight(rngs, (config.width, count), ('embed', 'experts'), inputs=1, dtype=dtype)
+    self.router = weight(rngs, (config.width, count), ('embed', 'experts'), inputs=1, dtype='float32')
     self.gate = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.up = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.down = weight(rngs, narrow, ('experts', 'expert_mlp', 'embed'), inputs=1, dtype=dtype)

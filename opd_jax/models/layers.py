@@ -36,6 +36,9 @@ class RMSNorm(nnx.Module):
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
     # Rounded before the scale, as the published implementations do: bf16 logits depend on the order.
+    # Rounded by name: XLA for CPU since jax 0.12 leaves out a cast down and up again, at some lengths.
+    kind = jnp.finfo(x.dtype)
+    normed = jax.lax.reduce_precision(normed, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
     return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 

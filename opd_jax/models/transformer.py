@@ -188,17 +188,19 @@ def abstract(config: ModelConfig, layout: Layout) -> Params:
 
 
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
-  """The same model with its layers apart, on any layout: a copy, made to be decoded with."""
-  apart = dataclasses.replace(config, unroll=True)
-  if config.unroll:
+  """The same model as decoding reads it, on any layout: layers apart, and every weight in the type it is used in."""
+  apart = dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
+  if apart == config:
     return config, params
+  leaves = abstract(apart, layout)
 
   def split(params):
-    pick = lambda number: jax.tree.map(lambda leaf: leaf[number], params['blocks'])
-    return {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
+    if not config.unroll:
+      pick = lambda number: jax.tree.map(lambda leaf: leaf[number], params['blocks'])
+      params = {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
+    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, leaves)
 
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(apart, layout))
-  return apart, jax.jit(split, out_shardings=shardings)(params)
+  return apart, jax.jit(split, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves))(params)
 
 
 def init(config: ModelConfig, layout: Layout, key: PRNGKeyArray) -> Params:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from opd_jax.models import cache as caches
-from opd_jax.models import presets, transformer
+from opd_jax.models import names, presets, transformer
+from opd_jax.models.config import SAME_ROUNDING
 from opd_jax.sharding import mesh_layout
 
 START = np.array([0, 3, 5], np.int32)
@@ -57,6 +58,19 @@ def test_layers_apart_compute_what_stacked_ones_do(family, single, tokens, param
   np.testing.assert_allclose(logits(params, tokens, START, config=apart, layout=single), stacked, atol=1e-5)
   assert jax.tree.structure(params) == jax.tree.structure(transformer.abstract(apart, single))
   assert transformer.unrolled(apart, single, params)[1] is params
+
+
+def test_what_is_decoded_with_is_stored_as_it_is_used(family, single, tokens, params_of):
+  config = family(dtype='bfloat16')
+  apart, params = transformer.unrolled(config, single, params_of(config))
+  assert params['embed']['table'].dtype == 'bfloat16' and params_of(config)['embed']['table'].dtype == 'float32'
+
+  def run(params, config):
+    forward = functools.partial(logits, tokens=tokens, start=START, config=config, layout=single)
+    return jax.jit(forward, compiler_options=SAME_ROUNDING)(params)
+
+  got, want = run(params, apart), run(params_of(config), config)
+  np.testing.assert_array_equal(got[:, 5:], want[:, 5:])
 
 
 def test_a_prefill_that_fills_its_cache_is_a_plain_forward(single, tokens, params_of):
@@ -180,7 +194,8 @@ def test_remat_trades_memory_in_the_order_of_its_names(family, single):
 def test_parameters_are_a_plain_tree_of_the_asked_type(family, single, params_of):
   config = family(param_dtype='bfloat16')
   params = params_of(config)
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+  dtypes = {path.split('/')[-1]: leaf.dtype.name for path, leaf in names.flat(params).items()}
+  assert dtypes == dict.fromkeys(dtypes, 'bfloat16') | ({'router': 'float32'} if config.experts else {})
   assert type(params) is dict and all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
 
 
