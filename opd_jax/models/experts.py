@@ -54,7 +54,8 @@ class ExpertMLP(nnx.Module):
     count, width, dtype = self.experts.count, self.experts.width, config.param_dtype
     wide, narrow = (count, config.width, width), (count, width, config.width)
     axes = ('experts', 'embed', 'expert_mlp')
-    self.router = weight(rngs, (config.width, count), ('embed', 'experts'), inputs=1, dtype='float32')
+    self.router = weight(rngs, (config.width, count), ('embed', 'experts'), inputs=1, dtype=dtype)
+    self.router = nnx.Param(self.router[...].astype(jnp.float32), axes=('embed', 'experts'))
     self.gate = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.up = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.down = weight(rngs, narrow, ('experts', 'expert_mlp', 'embed'), inputs=1, dtype=dtype)
