@@ -1,0 +1,121 @@
+"""Floor 1. The vocabulary axis of a tile of tokens, whole or cut over devices, and what a support may ask of it."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from opd_jax.losses.supports import Entries, Rest
+from opd_jax.types import AnyArray, TopK
+
+
+class Target(NamedTuple):
+  """What is known of the teacher: any of these; a term that needs more says so."""
+
+  top_k: TopK | None = None  # its own best [B, R, C]
+  at_ids: TopK | None = None  # its log-probabilities at ids it was asked about [B, R, C]
+  hidden: Float[AnyArray, 'B R Dq'] | None = None  # with `head`, everything
+  head: Float[AnyArray, 'Dq V'] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """The columns of the vocabulary that this device holds, and the sums over all of them."""
+
+  axes: tuple[str, ...]
+  size: int  # columns here
+
+  @property
+  def offset(self):
+    return jax.lax.axis_index(self.axes) * self.size if self.axes else 0
+
+  def everywhere(self, x):
+    return jax.lax.psum(x, self.axes) if self.axes else x
+
+  def total(self, x: Float[Array, 'N V']) -> Float[Array, ' N']:
+    return self.everywhere(x.sum(axis=-1))
+
+  def logsumexp(self, x: Float[Array, 'N V']) -> Float[Array, 'N 1']:
+    top = x.max(axis=-1, keepdims=True)
+    top = jax.lax.pmax(top, self.axes) if self.axes else top
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return jnp.log(self.total(jnp.exp(x - top))[:, None]) + top
+
+  def log_softmax(self, logits: Float[Array, 'N V']) -> Float[Array, 'N V']:
+    return logits - self.logsumexp(logits)
+
+  def _local(self, ids):
+    local = ids - self.offset
+    return local, (local >= 0) & (local < self.size)
+
+  def pick(self, x: Float[Array, 'N V'], ids: Int[Array, 'N C']) -> Float[Array, 'N C']:
+    local, here = self._local(ids)
+    found = jnp.take_along_axis(x, jnp.clip(local, 0, self.size - 1), axis=-1)
+    return self.everywhere(jnp.where(here, found, 0.0))
+
+  def scatter(self, into: Float[Array, 'N V'], ids: Int[Array, 'N C'], x: Float[Array, 'N C']) -> Float[Array, 'N V']:
+    local, here = self._local(ids)
+    rows = jnp.arange(into.shape[0])[:, None]
+    return into.at[rows, jnp.where(here, local, self.size)].add(x, mode='drop')
+
+  def log_outside(
+    self, log: Float[Array, 'N V'], ids: Int[Array, 'N C'], valid: Bool[Array, 'N C']
+  ) -> Float[Array, ' N']:
+    """log of the mass of everything but these entries."""
+    local, here = self._local(ids)
+    rows = jnp.arange(log.shape[0])[:, None]
+    masked = log.at[rows, jnp.where(here & valid, local, self.size)].set(-jnp.inf, mode='drop')
+    return self.logsumexp(masked)[:, 0]
+
+  def top_k(self, x: Float[Array, 'N V'], k: int) -> TopK:
+    best, ids = jax.lax.top_k(x, min(k, self.size))
+    if self.axes:
+      best, ids = (jax.lax.all_gather(part, self.axes, axis=1, tiled=True) for part in (best, ids + self.offset))
+      best, order = jax.lax.top_k(best, k)
+      ids = jnp.take_along_axis(ids, order, axis=-1)
+    return TopK(ids=ids, logp=best)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileReader:
+  """A tile's view of both models, as `supports.Reader` wants it."""
+
+  vocabulary: Columns
+  log_p: Array
+  log_q: Array | None
+  target: Target
+
+  def need(self, what: str) -> Array:
+    if self.log_q is None:
+      raise ValueError(
+        f'vocabulary: {what} needs the whole distribution of the teacher, and its hidden states were not given. Ask '
+        'for them (Needs(hidden=True)), or use a support the teacher can answer for: its own top k, or ids.'
+      )
+    return self.log_q
+
+  def teacher_top_k(self, k: int) -> TopK:
+    known = self.target.top_k
+    if known is None:
+      return self.vocabulary.top_k(self.need(f'the best {k} of a teacher that was not asked for them'), k)
+    if known.ids.shape[-1] < k:
+      raise ValueError(f'vocabulary: a top {k} of the teacher is wanted, {known.ids.shape[-1]} entries were scored.')
+    return TopK(*(part[..., :k] for part in known))
+
+  def student_top_k(self, k: int) -> TopK:
+    known = self.target.at_ids
+    if known is not None and known.ids.shape[-1] >= k:
+      return TopK(*(part[..., :k] for part in known))
+    log_q = self.need(f"the student's top {k}")
+    ids = self.vocabulary.top_k(self.log_p, k).ids
+    return TopK(ids=ids, logp=self.vocabulary.pick(log_q, ids))
+
+  def columns(self, ids: tuple[int, ...]) -> TopK:
+    known = jnp.broadcast_to(jnp.asarray(ids), (self.log_p.shape[0], len(ids)))
+    return TopK(ids=known, logp=self.vocabulary.pick(self.need('a support of fixed columns'), known))
+
+  def rest(self, entries: Entries) -> Rest:
+    """The mass outside some entries, of every side that is here whole."""
+    outside = lambda log: None if log is None else self.vocabulary.log_outside(log, entries.ids, entries.valid)
+    return Rest(log_p=outside(self.log_p), log_q=outside(self.log_q))

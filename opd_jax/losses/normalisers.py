@@ -1,0 +1,47 @@
+"""Floor 1. From a mask to coefficients that are already divided: what one token counts in the *whole* batch.
+
+Per token and per sequence are different methods, not a matter of taste: per sequence a token of a short
+response weighs more. None of these can depend on how a batch is cut, because they are taken before it is.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Mask = Bool[Array, 'B R']
+Coefficients = Float[Array, 'B R']
+
+
+def per_token(mask: Mask) -> Coefficients:
+  """Every token counts once: 1 / tokens of the batch. With a filtered mask, what was dropped is not counted."""
+  return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+
+
+def per_sequence(mask: Mask) -> Coefficients:
+  """Every response that has a token counts once, however long.
+
+  >>> print(per_sequence(jnp.array([[True, True], [True, False], [False, False]])))
+  [[0.25 0.25]
+   [0.5  0.  ]
+   [0.   0.  ]]
+  """
+  lengths = mask.sum(axis=1, keepdims=True)
+  rows = jnp.maximum((lengths > 0).sum(), 1)
+  return mask / (jnp.maximum(lengths, 1) * rows).astype(jnp.float32)
+
+
+def summed(mask: Mask) -> Coefficients:
+  """No division: the learning rate then has to know the size of a batch."""
+  return mask.astype(jnp.float32)
+
+
+def fixed_length(mask: Mask, *, tokens: int) -> Coefficients:
+  """1 / (rows · tokens), whatever was written: a long response counts more, a constant keeps the scale."""
+  if tokens < 1:
+    raise ValueError(f'fixed_length: tokens must be at least 1, got {tokens}.')
+  rows = jnp.maximum(mask.any(axis=1).sum(), 1)
+  return mask / (rows * tokens).astype(jnp.float32)
+
+
+def filtered(mask: Mask, keep: Bool[Array, ' B']) -> Coefficients:
+  """Per token over the responses that are kept: the others leave numerator and denominator."""
+  return per_token(mask & keep[:, None])

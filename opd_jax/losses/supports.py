@@ -1,0 +1,239 @@
+"""Floor 1. Which entries of the vocabulary are compared, and how the rest is closed. Both are always explicit.
+
+A support asks a `Reader` for entries; the reader knows whether the teacher came as hidden states (every
+entry), as its top k, or as log-probabilities at ids that were asked for. Closings:
+
+    tail          one more entry that holds the rest of each side: an exact coarse-graining, never above the whole
+    renorm        each side divided by its mass on the support: blind to what lies outside
+    teacher_only  the teacher divided by its mass, the student's rest kept: pulls the student into the support
+    stopped       -Σ p · stop_gradient(w): a truncated sum whose gradient is that of the kept entries
+    raw           the plain truncated sum. Biased by the gradient of the kept mass; here to be certified as bad
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from opd_jax.losses import divergences
+from opd_jax.losses.divergences import Divergence
+from opd_jax.types import TopK
+
+
+class Entries(NamedTuple):
+  """What is compared at each position."""
+
+  ids: Int[Array, '*N C']
+  log_q: Float[Array, '*N C']
+  valid: Bool[Array, '*N C']
+
+
+class Rest(NamedTuple):
+  """log of the mass outside the entries, where somebody has summed it. None: one minus what is inside.
+
+  That difference is off by the rounding of one, 1e-7 in float32: all there is of the tail of a peaked model.
+  """
+
+  log_p: Float[Array, '*N'] | None = None
+  log_q: Float[Array, '*N'] | None = None
+
+
+Closing = Callable[[Divergence, Array, Array, Rest], Array]
+
+
+@runtime_checkable
+class Reader(Protocol):
+  """Where a support finds its entries. Both sides come best first, with the *teacher's* log-probabilities."""
+
+  def teacher_top_k(self, k: int) -> TopK: ...
+
+  def student_top_k(self, k: int) -> TopK: ...
+
+  def columns(self, ids: tuple[int, ...]) -> TopK: ...
+
+
+@jax.custom_jvp
+def _rest(log: Float[Array, '*N C'], known: Float[Array, '*N'] | None) -> Float[Array, '*N 1']:
+  """log( 1 - Σ exp log ), or what is known to be that."""
+  if known is not None:
+    return known[..., None]
+  kept = jnp.minimum(_mass(log), -jnp.finfo(log.dtype).eps)
+  return jnp.log(-jnp.expm1(kept))
+
+
+@_rest.defjvp
+def _rest_jvp(primals, tangents):
+  log, known = primals
+  rest = _rest(log, known)
+  # Whoever summed it: what a support gains, its rest loses.
+  least = jnp.finfo(log.dtype).tiny
+  return rest, -jnp.sum(jnp.exp(log) * tangents[0], axis=-1, keepdims=True) / jnp.maximum(jnp.exp(rest), least)
+
+
+def _mass(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
+  """log Σ exp; zero for an empty support, which then divides by one."""
+  empty = (log == -jnp.inf).all(axis=-1, keepdims=True)
+  return jax.nn.logsumexp(jnp.where(empty, -jnp.log(log.shape[-1]), log), axis=-1, keepdims=True)
+
+
+def _tail(divergence: Divergence, log_p, log_q, rest: Rest):
+  pairs = (log_p, rest.log_p), (log_q, rest.log_q)
+  return divergence(*(jnp.concatenate([log, _rest(log, known)], axis=-1) for log, known in pairs))
+
+
+def _renorm(divergence: Divergence, log_p, log_q, rest: Rest):
+  return divergence(log_p - _mass(log_p), log_q - _mass(log_q))
+
+
+def _teacher_only(divergence: Divergence, log_p, log_q, rest: Rest):
+  log_p = jnp.concatenate([log_p, _rest(log_p, rest.log_p)], axis=-1)
+  log_q = jnp.concatenate([log_q - _mass(log_q), jnp.full_like(log_p[..., :1], -jnp.inf)], axis=-1)
+  return divergence(log_p, log_q)
+
+
+def _raw(divergence: Divergence, log_p, log_q, rest: Rest):
+  return divergences.raw(divergence)(log_p, log_q)
+
+
+def _stopped(divergence: Divergence, log_p, log_q, rest: Rest):
+  # Σ -p · w has the value of the truncated sum for reverse KL; p · w is `pull`, finite where w is not.
+  pull = jax.lax.stop_gradient(divergence.pull(log_p, log_q))
+  alive = jnp.where(log_p == -jnp.inf, 0.0, log_p)
+  return -jnp.sum(pull * jnp.exp(alive - jax.lax.stop_gradient(alive)), axis=-1)
+
+
+def tail() -> Closing:
+  return _tail
+
+
+def renorm() -> Closing:
+  return _renorm
+
+
+def teacher_only() -> Closing:
+  return _teacher_only
+
+
+def stopped() -> Closing:
+  return _stopped
+
+
+def raw() -> Closing:
+  return _raw
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+  """The whole vocabulary, which needs no closing; subclasses choose entries and say how to close."""
+
+  @property
+  def name(self) -> str:
+    return 'full'
+
+  @property
+  def wants_rest(self) -> bool:
+    """Whether the mass outside the entries matters."""
+    return False
+
+  def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
+    """The divergence on chosen entries; log_p are the student's log-probabilities there."""
+    raise NotImplementedError
+
+  def entries(self, reader: Reader) -> Entries | None:
+    """None: every entry."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen(Support):
+  size: int | tuple[int, ...]
+  close: Closing
+
+  def __post_init__(self):
+    least = self.size if isinstance(self.size, int) else len(self.size)
+    if least < 1:
+      raise ValueError(f'{type(self).__name__}: a support needs at least one entry, got {self.size}.')
+
+  @property
+  def name(self) -> str:
+    kind = ''.join(f'_{letter.lower()}' if letter.isupper() else letter for letter in type(self).__name__)
+    size = self.size if isinstance(self.size, int) else f'{len(self.size)} ids'
+    return f'{kind.strip("_")}({size}), {self.close.__name__.strip("_")}'
+
+  @property
+  def wants_rest(self) -> bool:
+    return self.close in (_tail, _teacher_only)
+
+  def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
+    log_p = jnp.where(entries.valid, log_p, -jnp.inf)
+    return self.close(divergence, log_p, jnp.where(entries.valid, entries.log_q, -jnp.inf), rest)
+
+
+def _all(top: TopK) -> Entries:
+  ids, log_q = jnp.asarray(top.ids), jnp.asarray(top.logp)
+  return Entries(ids=ids, log_q=log_q, valid=jnp.ones(ids.shape, bool))
+
+
+def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M']) -> Bool[Array, '*N C']:
+  return (ids[..., :, None] == others[..., None, :]).any(axis=-1)
+
+
+class _TeacherTop(_Chosen):
+  def entries(self, reader: Reader) -> Entries:
+    return _all(reader.teacher_top_k(self.size))
+
+
+class _StudentTop(_Chosen):
+  def entries(self, reader: Reader) -> Entries:
+    return _all(reader.student_top_k(self.size))
+
+
+class _UnionTop(_Chosen):
+  def entries(self, reader: Reader) -> Entries:
+    teacher, student = _all(reader.teacher_top_k(self.size)), _all(reader.student_top_k(self.size))
+    new = student._replace(valid=~_among(student.ids, teacher.ids))
+    return Entries(*(jnp.concatenate(pair, axis=-1) for pair in zip(teacher, new, strict=True)))
+
+
+class _IntersectionTop(_Chosen):
+  def entries(self, reader: Reader) -> Entries:
+    teacher, student = _all(reader.teacher_top_k(self.size)), reader.student_top_k(self.size)
+    return teacher._replace(valid=_among(teacher.ids, jnp.asarray(student.ids)))
+
+
+class _Columns(_Chosen):
+  def entries(self, reader: Reader) -> Entries:
+    return _all(reader.columns(self.size))
+
+
+def full() -> Support:
+  """Every entry: exact, and it needs the teacher's hidden states and head."""
+  return Support()
+
+
+def teacher_top_k(k: int, *, close: Closing) -> Support:
+  """The k entries the teacher likes best."""
+  return _TeacherTop(k, close)
+
+
+def student_top_k(k: int, *, close: Closing) -> Support:
+  """The k entries the student likes best; with a sparse teacher, those it was asked about."""
+  return _StudentTop(k, close)
+
+
+def union_top_k(k: int, *, close: Closing) -> Support:
+  """The best k of either side."""
+  return _UnionTop(k, close)
+
+
+def intersection_top_k(k: int, *, close: Closing) -> Support:
+  """Those of the teacher's best k that are among the student's best k."""
+  return _IntersectionTop(k, close)
+
+
+def columns(ids: tuple[int, ...], *, close: Closing) -> Support:
+  """The same entries at every position."""
+  return _Columns(tuple(ids), close)
