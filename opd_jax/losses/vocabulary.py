@@ -28,7 +28,7 @@ from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray
 
 TILE_BYTES = 40 * 2**20  # of float32 logits in a tile where the heads are narrow; a few such buffers live at once
-HEAD_SHARE = 0.5  # a tile of wide heads may take this share of the head's own bytes
+HEAD_SHARE = 0.25  # a tile of a wide head takes this share of the head's own bytes
 
 
 class Share(NamedTuple):
@@ -67,14 +67,28 @@ def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
   return value
 
 
+def _elementwise(term: OnSupport, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']):
+  """Σ of entries and their pull, a block of columns at a time: what stands between needs no room of a tile's size."""
+  size = log_p.shape[1]
+  blocks = next(count for count in (8, 4, 2, 1) if size % count == 0)
+
+  def add(number, carry):
+    value, pulls = carry
+    begin = number * (size // blocks)
+    p, q = (jax.lax.dynamic_slice_in_dim(log, begin, size // blocks, axis=1) for log in (log_p, log_q))
+    pulls = jax.lax.dynamic_update_slice_in_dim(pulls, term.divergence.pull(p, q), begin, axis=1)
+    return value + term.divergence.entry(p, q).sum(axis=-1), pulls
+
+  return jax.lax.fori_loop(0, blocks, add, (jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p)))
+
+
 def _on_support(term: OnSupport, reader: TileReader, coefficient, sums: _Sums):
   columns, coefficient = reader.vocabulary, coefficient[:, None]
   entries = term.support.entries(reader)
   if entries is None:
-    log_q = reader.need(term.name)
-    value = columns.total(term.divergence.entry(reader.log_p, log_q))
+    value, pull = _elementwise(term, reader.log_p, reader.need(term.name))
+    value = columns.everywhere(value)
     keep = True if term.most is None else (value < term.most)[:, None]
-    pull = term.divergence.pull(reader.log_p, log_q)
     sums.dense.append(jnp.where((coefficient != 0) & keep, -coefficient * pull, 0.0))
   else:
     found = columns.pick(reader.log_p, entries.ids)
@@ -152,6 +166,24 @@ def tile_of(width: int, vocabulary: int) -> int:
   return max(16, 1 << (max(narrow, wide, 1).bit_length() - 1))
 
 
+def _added(
+  d_head: Float[Array, 'D V'], states: Float[Array, 'N D'], d_logits: Float[Array, 'N V']
+) -> Float[Array, 'D V']:
+  """d_head + statesᵀ d_logits, a block of rows at a time: the sum of a whole wide head would be a second one."""
+  width, block = d_head.shape[0], states.shape[0]
+  if width <= block or width % block:
+    return d_head + jnp.matmul(states.T, d_logits, preferred_element_type=d_head.dtype)
+
+  def add(number, d_head):
+    begin = number * block
+    part = jax.lax.dynamic_slice_in_dim(states, begin, block, axis=1)
+    old = jax.lax.dynamic_slice_in_dim(d_head, begin, block, axis=0)
+    new = old + jnp.matmul(part.T, d_logits, preferred_element_type=d_head.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(d_head, new, begin, axis=0)
+
+  return jax.lax.fori_loop(0, width // block, add, d_head)
+
+
 def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, tile: int, gradients: bool, diagnose):
   """The pass over the tokens of one device. Returns the loss, the reading, and gradients (or None)."""
   rows = response.shape
@@ -175,7 +207,7 @@ def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, 
       product = jnp.matmul(d_logits, head.astype(hidden.dtype).T, preferred_element_type=wide)
       d_hidden = d_hidden + columns.everywhere(product)
     with jax.named_scope('d_head'):
-      d_head = d_head + jnp.matmul(states.T, d_logits, preferred_element_type=wide)
+      d_head = _added(d_head, states, d_logits)
     return d_head, (reading, d_hidden)
 
   d_head = jnp.zeros(head.shape, wide) if gradients else jnp.zeros(())
