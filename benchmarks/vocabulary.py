@@ -95,7 +95,9 @@ def products(hidden, head, response, target) -> float:
 
 
 def row(name: str, seconds: float, temporaries: float, *, whole: float, note: str = '') -> None:
-  print(f'  {name:28s}{seconds:8.2f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}', flush=True)
+  print(
+    f'  {name:28s}{seconds:8.2f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}', flush=True
+  )
 
 
 def peer(name: str, python: str, script: str, mode: str, tokens: int, width: int, whole: float) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from opd_jax.models import transformer
 from opd_jax.models.config import SAME_ROUNDING, ModelConfig
@@ -77,14 +77,7 @@ def score(
   """
   needs.check(config)
   model = transformer.bind(config, layout, params)
-  width = prompt.shape[1]
-  tokens = jnp.concatenate([prompt, response], axis=1)
-  # Rows begin at column 0, padding goes to the end: causality then hides it, and attention needs no mask.
-  columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
-  states, tapped = model.trace(jnp.take_along_axis(tokens, columns, axis=1), layers=needs.layers)
-  before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
-  states = jnp.take_along_axis(states, before[..., None], axis=1)
-  tapped = tuple(jnp.take_along_axis(layer, before[..., None], axis=1) for layer in tapped)
+  states, tapped = states_of(model, prompt, length, response, layers=needs.layers)
   logp, entropy, top_k, at_ids = _read(states, model.head(), response, ids, config=config, needs=needs)
   return Scores(
     logp=logp,
@@ -94,6 +87,25 @@ def score(
     hidden=states if needs.hidden else None,
     layers=jnp.stack(tapped) if tapped else None,
   )
+
+
+def states_of(
+  model: transformer.Transformer,
+  prompt: Int[Array, 'B P'],
+  length: Int[Array, ' B'],
+  response: Int[Array, 'B R'],
+  *,
+  layers: tuple[int, ...] = (),
+) -> tuple[Float[Array, 'B R D'], tuple[Float[Array, 'B R D'], ...]]:
+  """The states that predict each token of the response: after the last norm, and as they leave `layers`."""
+  width = prompt.shape[1]
+  tokens = jnp.concatenate([prompt, response], axis=1)
+  # Rows begin at column 0, padding goes to the end: causality then hides it, and attention needs no mask.
+  columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
+  states, tapped = model.trace(jnp.take_along_axis(tokens, columns, axis=1), layers=layers)
+  before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
+  at_response = lambda layer: jnp.take_along_axis(layer, before[..., None], axis=1)
+  return at_response(states), tuple(map(at_response, tapped))
 
 
 def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):

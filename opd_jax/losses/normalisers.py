@@ -13,7 +13,7 @@ Coefficients = Float[Array, 'B R']
 
 def per_token(mask: Mask) -> Coefficients:
   """Every token counts once: 1 / tokens of the batch. With a filtered mask, what was dropped is not counted."""
-  return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+  return mask / jnp.maximum(mask.sum(), 1)
 
 
 def per_sequence(mask: Mask) -> Coefficients:
@@ -26,12 +26,12 @@ def per_sequence(mask: Mask) -> Coefficients:
   """
   lengths = mask.sum(axis=1, keepdims=True)
   rows = jnp.maximum((lengths > 0).sum(), 1)
-  return mask / (jnp.maximum(lengths, 1) * rows).astype(jnp.float32)
+  return mask / (jnp.maximum(lengths, 1) * rows)
 
 
 def summed(mask: Mask) -> Coefficients:
   """No division: the learning rate then has to know the size of a batch."""
-  return mask.astype(jnp.float32)
+  return mask.astype(float)
 
 
 def fixed_length(mask: Mask, *, tokens: int) -> Coefficients:
@@ -39,7 +39,7 @@ def fixed_length(mask: Mask, *, tokens: int) -> Coefficients:
   if tokens < 1:
     raise ValueError(f'fixed_length: tokens must be at least 1, got {tokens}.')
   rows = jnp.maximum(mask.any(axis=1).sum(), 1)
-  return mask / (rows * tokens).astype(jnp.float32)
+  return mask / (rows * tokens)
 
 
 def filtered(mask: Mask, keep: Bool[Array, ' B']) -> Coefficients:

@@ -125,6 +125,14 @@ def raw() -> Closing:
   return _raw
 
 
+class Asks(NamedTuple):
+  """What a support wants to know of the teacher."""
+
+  everything: bool = False
+  top_k: int = 0  # its own best
+  at_student_top_k: int = 0  # at the student's best
+
+
 @dataclasses.dataclass(frozen=True)
 class Support:
   """The whole vocabulary, which needs no closing; subclasses choose entries and say how to close."""
@@ -132,6 +140,10 @@ class Support:
   @property
   def name(self) -> str:
     return 'full'
+
+  @property
+  def asks(self) -> Asks:
+    return Asks(everything=True)
 
   @property
   def wants_rest(self) -> bool:
@@ -182,16 +194,28 @@ def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M']) -> Bool[Array, '
 
 
 class _TeacherTop(_Chosen):
+  @property
+  def asks(self) -> Asks:
+    return Asks(top_k=self.size)
+
   def entries(self, reader: Reader) -> Entries:
     return _all(reader.teacher_top_k(self.size))
 
 
 class _StudentTop(_Chosen):
+  @property
+  def asks(self) -> Asks:
+    return Asks(at_student_top_k=self.size)
+
   def entries(self, reader: Reader) -> Entries:
     return _all(reader.student_top_k(self.size))
 
 
 class _UnionTop(_Chosen):
+  @property
+  def asks(self) -> Asks:
+    return Asks(top_k=self.size, at_student_top_k=self.size)
+
   def entries(self, reader: Reader) -> Entries:
     teacher, student = _all(reader.teacher_top_k(self.size)), _all(reader.student_top_k(self.size))
     new = student._replace(valid=~_among(student.ids, teacher.ids))
@@ -199,6 +223,10 @@ class _UnionTop(_Chosen):
 
 
 class _IntersectionTop(_Chosen):
+  @property
+  def asks(self) -> Asks:
+    return Asks(top_k=self.size, at_student_top_k=self.size)
+
   def entries(self, reader: Reader) -> Entries:
     teacher, student = _all(reader.teacher_top_k(self.size)), reader.student_top_k(self.size)
     return teacher._replace(valid=_among(teacher.ids, jnp.asarray(student.ids)))

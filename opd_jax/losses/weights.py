@@ -26,11 +26,11 @@ def _before(x: Tokens) -> Tokens:
 
 def _position(mask: Mask) -> Tokens:
   """0, 1, 2 … along the tokens that count."""
-  return _before(mask.astype(jnp.float32))
+  return _before(mask.astype(float))
 
 
 def _length(mask: Mask) -> Float[Array, 'B 1']:
-  return mask.sum(axis=1, keepdims=True).astype(jnp.float32)
+  return mask.sum(axis=1, keepdims=True).astype(float)
 
 
 # --- by position ----------------------------------------------------------------------------------
@@ -57,13 +57,13 @@ def linear(mask: Mask, *, gamma: float = 0.5) -> Tokens:
 def first(mask: Mask, *, share: float) -> Tokens:
   """1 on the first `share` of a response's tokens (rounded up), 0 behind."""
   _share('weights.first', share)
-  return (_position(mask) < jnp.ceil(share * _length(mask))).astype(jnp.float32)
+  return (_position(mask) < jnp.ceil(share * _length(mask))).astype(float)
 
 
 def last(mask: Mask, *, share: float) -> Tokens:
   """1 on the last `share` of a response's tokens (rounded up), 0 before."""
   _share('weights.last', share)
-  return (_position(mask) >= _length(mask) - jnp.ceil(share * _length(mask))).astype(jnp.float32)
+  return (_position(mask) >= _length(mask) - jnp.ceil(share * _length(mask))).astype(float)
 
 
 # --- by confidence and disagreement ---------------------------------------------------------------
@@ -93,7 +93,7 @@ def top_fraction(score: Tokens, mask: Mask, *, share: float) -> Tokens:
   wanted = jnp.maximum(jnp.ceil(share * _length(mask)), 1.0)
   order = jnp.argsort(jnp.where(mask, -score, jnp.inf), axis=1, stable=True)
   rank = jnp.argsort(order, axis=1, stable=True)
-  return (mask & (rank < wanted)).astype(jnp.float32)
+  return (mask & (rank < wanted)).astype(float)
 
 
 def random_mask(key: PRNGKeyArray, mask: Mask, *, share: float) -> Tokens:

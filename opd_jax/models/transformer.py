@@ -148,9 +148,9 @@ class Transformer(nnx.Module):
     return nnx.merge(block, jax.tree.map(lambda leaf: leaf[number], stacked))
 
   def head(self) -> Float[Array, 'D V']:
-    """The matrix that turns hidden states into logits, in the dtype of activations."""
+    """The matrix that turns hidden states into logits, in the type it is stored in."""
     table = self.embed.table if self.config.tied else self.unembed.table
-    return table[...].astype(self.config.dtype).T
+    return table[...].T
 
 
 def positions_of(columns: Int[Array, 'B T'], start: Int[Array, ' B'] | None) -> Int[Array, 'B T']:
@@ -161,7 +161,7 @@ def positions_of(columns: Int[Array, 'B T'], start: Int[Array, ' B'] | None) -> 
 def logits_of(hidden: Float[Array, '*N D'], head: Float[Array, 'D V']) -> Float[Array, '*N V']:
   """Float32 logits. For a few positions at a time: whole batches go through `losses/vocabulary.py`."""
   with jax.named_scope('head'):
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)

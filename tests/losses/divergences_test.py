@@ -197,7 +197,7 @@ def test_the_printed_vectors_reproduce(divergence):
   ],
 )
 def test_ends_are_refused_by_name(make):
-  with pytest.raises(ValueError, match='_kl|forward KL'):
+  with pytest.raises(ValueError, match=r'_kl|forward KL'):
     make()
 
 

@@ -1,0 +1,38 @@
+"""OPD+, arXiv:2606.01039: the right advantage for every f-divergence."""
+
+from opd_jax import rollouts
+from opd_jax.losses import advantages, divergences, terms
+from opd_jax.losses.divergences import Divergence
+from opd_jax.losses.normalisers import per_token
+from opd_jax.losses.vocabulary import Share
+from opd_jax.method import Evidence, Method, Shares
+
+
+def opd_plus(
+  *, divergence: Divergence = divergences.jensen_shannon(beta=0.5), corrected: bool = True, bound: float = 6.0
+) -> Method:
+  r"""Any f-divergence from sampled tokens alone, with the reward's own dependence on the student accounted for.
+
+      A_t = -f(u_t) + u_t f'(u_t),   zero at agreement,      u_t = q(y_t) / p(y_t)
+
+  arXiv:2606.01039. The naive -f(u) has a biased gradient for all but reverse KL; `corrected=False` is that control.
+  Departs: divides by tokens, the published recipe sums.
+
+  Args:
+    divergence: any of `losses/divergences.py`.
+    corrected: False takes the naive reward.
+    bound: log u is held within ±bound first; forward KL's advantage is exponential in it.
+  """
+  advantage_of = advantages.corrected if corrected else advantages.naive
+
+  def weigh(evidence: Evidence) -> Shares:
+    gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
+    advantage = advantage_of(divergence, advantages.clipped(gap, least=-bound, most=bound))
+    return (Share(terms.policy_gradient(), per_token(evidence.rollout.mask) * advantage, {}),)
+
+  return Method(
+    rollout=rollouts.student(),
+    weigh=weigh,
+    descends=divergence if corrected else None,
+    paper='arXiv:2606.01039',
+  )

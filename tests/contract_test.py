@@ -1,0 +1,152 @@
+"""The laws of a method, over every method found: through real models, the scorer and the vocabulary pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+
+from opd_jax.methods import discover
+from opd_jax.models import transformer
+from opd_jax.sharding import mesh_layout
+from opd_jax.training.step import gradient
+
+METHODS = {entry.name: entry.make() for entry in discover()}
+ALL = pytest.mark.parametrize('name', METHODS)
+COMPILES = []
+
+
+@functools.cache
+def prepared():
+  return worlds.models()
+
+
+@functools.cache
+def batch(name):
+  student, teacher, reference = prepared()
+  layout = mesh_layout()
+  evidence = worlds.evidence_of(METHODS[name], student, teacher, reference, layout)
+  return worlds.batch_of(METHODS[name], evidence, teacher, layout)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layout', 'microbatches', 'tile'))
+def program(params, batch, *, config, layout, microbatches=1, tile=None):
+  COMPILES.append((config, layout, microbatches, tile))
+  loss, slope, reading = gradient(params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile)
+  return loss, slope, reading.logp
+
+
+@functools.cache
+def plain(name):
+  config, params = prepared()[0]
+  return program(params, batch(name), config=config, layout=mesh_layout())
+
+
+def norm(tree):
+  return np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def close(got, want, tolerance=1e-6):
+  """Loss and gradient to 1e-6 of their size: the rounding of float32 sums in another order."""
+  assert abs(float(got[0]) - float(want[0])) <= tolerance * max(1, abs(float(want[0])))
+  gap = jax.tree.map(lambda one, other: np.asarray(one) - np.asarray(other), got[1], want[1])
+  assert norm(gap) <= tolerance * norm(want[1]), norm(gap) / norm(want[1])
+
+
+@ALL
+@pytest.mark.parametrize('microbatches', [2, 4, 8])
+def test_any_partition_into_microbatches_gives_the_same_gradient(name, microbatches, single):
+  config, params = prepared()[0]
+  got = program(params, batch(name), config=config, layout=single, microbatches=microbatches)
+  close(got, plain(name))
+
+
+@ALL
+def test_any_tile_gives_the_same_gradient(name, single):
+  config, params = prepared()[0]
+  close(program(params, batch(name), config=config, layout=single, tile=5), plain(name))
+
+
+@ALL
+@pytest.mark.parametrize('shape', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}], ids=str)
+def test_eight_devices_give_the_same_gradient(name, shape):
+  config, params = prepared()[0]
+  layout = mesh_layout(**shape)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
+  got = program(jax.device_put(params, placed), jax.device_get(batch(name)), config=config, layout=layout)
+  close(got, plain(name))
+
+
+@ALL
+def test_an_empty_batch_and_extreme_padding_are_inert(name, single):
+  config, params = prepared()[0]
+  whole = batch(name)
+  mask = whole.rollout.mask
+  junk = np.where(mask, whole.rollout.response, config.vocab_size - 1)
+  dirty = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.inf if x.dtype == float else x)
+  target = whole.target._replace(hidden=None if whole.target.hidden is None else dirty(whole.target.hidden))
+  got = program(
+    params,
+    whole._replace(rollout=whole.rollout._replace(response=junk), target=target),
+    config=config,
+    layout=single,
+  )
+  close(got, plain(name))
+  silent = tuple(share._replace(coefficient=0 * share.coefficient) for share in whole.shares)
+  loss, slope, _ = program(params, whole._replace(shares=silent), config=config, layout=single)
+  assert loss == 0 and all(not leaf.any() for leaf in jax.tree.leaves(slope))
+
+
+@ALL
+def test_rows_are_a_set(name, single):
+  """Another order of the same rows is the same batch."""
+  config, params = prepared()[0]
+  order = np.array([5, 3, 0, 7, 1, 6, 2, 4])
+  whole = batch(name)
+  head = whole.target.head
+  turned = jax.tree.map(lambda x: x[order], whole._replace(target=whole.target._replace(head=None)))
+  turned = turned._replace(target=turned.target._replace(head=head))
+  close(program(params, turned, config=config, layout=single), plain(name))
+
+
+@ALL
+def test_a_teacher_read_from_disk_equals_a_live_one(name, single, tmp_path):
+  config, params = prepared()[0]
+  whole = batch(name)
+  leaves, tree = jax.tree.flatten(whole.target)
+  np.savez(tmp_path / 'teacher.npz', *leaves)
+  with np.load(tmp_path / 'teacher.npz') as stored:
+    cached = jax.tree.unflatten(tree, [stored[key] for key in stored])
+  got = program(params, whole._replace(target=cached), config=config, layout=single)
+  assert float(got[0]) == float(plain(name)[0])
+
+
+@ALL
+def test_each_program_is_compiled_once(name, single):
+  """Also for a method made anew from the same settings: terms are part of a program's identity."""
+  config, params = prepared()[0]
+  plain(name)
+  before = len(COMPILES)
+  fresh = next(entry.make() for entry in discover() if entry.name == name)
+  evidence = worlds.evidence_of(fresh, *prepared(), single)
+  program(params, worlds.batch_of(fresh, evidence, prepared()[1], single), config=config, layout=single)
+  assert len(COMPILES) == before
+
+
+@pytest.mark.parametrize('name', [name for name in METHODS if name != 'seqkd'])
+def test_the_teacher_answers_for_the_position_it_was_asked_about(name, single):
+  """Alignment: a token that the teacher embeds otherwise is felt from the next position on, and not at its own."""
+  student, (config, params), reference = prepared()
+  evidence = worlds.evidence_of(METHODS[name], student, (config, params), reference, single)
+  response, mask, prompts = evidence.rollout.response, evidence.rollout.mask, evidence.rollout.prompt
+  row, at = 4, 2
+  token = int(response[row, at])
+  moved = {**params, 'embed': {'table': params['embed']['table'].at[token].add(1.0)}}
+  after = worlds.evidence_of(METHODS[name], student, (config, moved), reference, single)
+  changed = (np.abs(np.asarray(after.teacher.logp - evidence.teacher.logp)) > 1e-7) & mask
+  seen = np.cumsum(np.concatenate([prompts.tokens == token, response == token], axis=1), axis=1)
+  before = seen[:, prompts.tokens.shape[1] - 1 : -1] > 0  # whether the token stands before each position
+  np.testing.assert_array_equal(changed, before & mask)
+  assert changed[row, at + 1] and not changed[row, at]
