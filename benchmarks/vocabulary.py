@@ -1,14 +1,15 @@
 """The vocabulary pass against whole logits and the tiled losses of others: time, memory beyond inputs and gradients.
 
-    python benchmarks/vocabulary.py [narrow] [wide] [tiles]
+    python benchmarks/vocabulary.py [narrow] [wide] [wider] [tiles]
 
-Others run where an interpreter is named: TRL_PYTHON with PEER_TRL, EASYDEL_PYTHON with PEER_EASYDEL (a script that
-takes `V B L H mode` and prints seconds, base and peak megabytes).
+narrow  widths 64 and 128, 1,024 and 4,096 tokens      wide   widths 1,024 and 2,048, 1,024 tokens (medians of few)
+wider   the same at 4,096 tokens, reverse KL only       tiles  time and memory over the size of a tile
+
+TRL's and EasyDeL's losses run in the interpreters that TRL_PYTHON and EASYDEL_PYTHON name.
 """
 
 import functools
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from opd_jax.losses.columns import Target
 from opd_jax.losses.vocabulary import Share
 from opd_jax.sharding import mesh_layout
 
-V, TOP, REPEATS = 151_936, 32, 5
+V, TOP = 151_936, 32
 LAYOUT = mesh_layout()
 TERMS = {
   'reverse KL': terms.divergence(divergences.reverse_kl(), supports.full()),
@@ -72,12 +73,12 @@ def program(label: str, tokens: int, *, tile: int | None):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
-def measured(function, arguments) -> tuple[float, float]:
+def measured(function, arguments, repeats: int = 5) -> tuple[float, float]:
   """Median seconds, and bytes of temporaries of the compiled program."""
   compiled = function.lower(*arguments).compile()
   jax.block_until_ready(compiled(*arguments))
   seconds = []
-  for _ in range(REPEATS):
+  for _ in range(repeats):
     begin = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
     seconds.append(time.perf_counter() - begin)
@@ -100,36 +101,69 @@ def row(name: str, seconds: float, temporaries: float, *, whole: float, note: st
   )
 
 
-def peer(name: str, python: str, script: str, mode: str, tokens: int, width: int, whole: float) -> None:
-  if not (os.environ.get(python) and os.environ.get(script)):
-    print(f'  {name}: not measured; set {python} and {script}')
+# What another interpreter runs: V, tokens, width -> a line 'seconds … bytes'. Its peak is set back before the calls.
+PEER = """
+import sys, time
+V, N, H = map(int, sys.argv[1:])
+peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024
+{setup}
+call(); open('/proc/self/clear_refs', 'w').write('5'); base = peak(); seconds = []
+for _ in range({calls}):
+  begin = time.perf_counter(); call(); seconds.append(time.perf_counter() - begin)
+print('measured', sorted(seconds)[len(seconds) // 2], peak() - base)
+"""
+TRL = """
+import torch
+from trl.trainer.distillation_trainer import _chunked_divergence_loss as chunked
+hidden, states = torch.randn(1, N, H, requires_grad=True), torch.randn(1, N, 2 * H)
+head, teacher = (torch.randn(V, H) * .05).requires_grad_(), torch.randn(V, 2 * H) * .05
+def call():
+  chunked(hidden, states, head, teacher, torch.ones(1, N), 1.0)[0].backward()
+  hidden.grad = head.grad = None
+"""
+EASYDEL = """
+import os; os.environ['JAX_PLATFORMS'] = 'cpu'
+import jax, jax.numpy as jnp
+from easydel.trainers.distillation_trainer._fn import chunked_distillation_loss
+k = jax.random.split(jax.random.key(0), 4); n = jax.random.normal
+hidden, states = n(k[0], (1, N, H)), n(k[1], (1, N, 2 * H))
+head, teacher = n(k[2], (V, H)) * .05, n(k[3], (V, 2 * H)) * .05
+def loss(hidden, head):
+  return chunked_distillation_loss(hidden, states, lambda h: h @ head.T, lambda h: h @ teacher.T,
+    loss_mask=jnp.ones((1, N)), labels=None, use_hard_labels=False, temperature=1.0, alpha=1.0, chunk_size=64)[0]
+gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+call = lambda: jax.block_until_ready(gradient(hidden, head))
+"""
+
+
+def peer(name: str, python: str, setup: str, tokens: int, width: int, whole: float, *, calls: int) -> None:
+  if not os.environ.get(python):
+    print(f'  {name}: not measured; {python} names an interpreter that has it')
     return
-  command = [os.environ[python], os.environ[script], *map(str, (V, 1, tokens, width)), mode]
-  out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-  found = re.search(r's \[([\d., ]+)\] base (\d+) peak MB (\d+)', out)
+  code = PEER.format(setup=setup, calls=calls)
+  done = subprocess.run([os.environ[python], '-c', code, *map(str, (V, tokens, width))], capture_output=True, text=True)
+  found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith('measured')]
   if not found:
-    print(f'  {name}: failed')
+    print(f'  {name}: failed: {done.stderr.strip().splitlines()[-1]}')
     return
-  seconds = statistics.median(float(part) for part in found[1].split(',')[1:])
-  beyond = (int(found[3]) - int(found[2])) * 2**20 - 4 * width * (V + tokens)
-  row(name, seconds, beyond, whole=whole, note='(resident memory beyond gradients)')
+  seconds, growth = map(float, found[0])
+  row(name, seconds, growth, whole=whole, note='(growth of its resident memory, gradients included)')
 
 
-def compare(name: str, width: int, teacher_width: int, counts) -> None:
-  for tokens in counts:
-    arguments = inputs(tokens, width, teacher_width)
-    bare = products(*arguments)
-    tile = vocabulary.tile_of(width, V)
-    print(f'{name}: V = {V}, {tokens} tokens, widths {width} / {teacher_width}, float32; tile {tile}')
-    whole = 0.0
-    for label in TERMS:
-      seconds, temporaries = measured(program(label, tokens, tile=None), arguments)
-      whole = whole or seconds  # reverse KL
-      row(f'{label}, whole logits', seconds, temporaries, whole=seconds)
-      ours, temporaries = measured(program(label, tokens, tile=tile), arguments)
-      row(f'{label}, ours', ours, temporaries, whole=seconds, note=f'four bare products take {bare / ours:.0%} of it')
-    peer('reverse KL, TRL tiled', 'TRL_PYTHON', 'PEER_TRL', 'chunk', tokens, width, whole)
-    peer('forward KL, EasyDeL chunked', 'EASYDEL_PYTHON', 'PEER_EASYDEL', '64', tokens, width, whole)
+def compare(name: str, width: int, teacher_width: int, tokens: int, labels=tuple(TERMS), repeats: int = 5) -> None:
+  arguments = inputs(tokens, width, teacher_width)
+  bare = products(*arguments)
+  tile = vocabulary.tile_of(width, V)
+  print(f'{name}: V = {V}, {tokens} tokens, widths {width} / {teacher_width}, float32; tile {tile}')
+  whole = 0.0
+  for label in labels:
+    seconds, temporaries = measured(program(label, tokens, tile=None), arguments, repeats)
+    whole = whole or seconds  # reverse KL
+    row(f'{label}, whole logits', seconds, temporaries, whole=seconds)
+    ours, temporaries = measured(program(label, tokens, tile=tile), arguments, repeats)
+    row(f'{label}, ours', ours, temporaries, whole=seconds, note=f'four bare products take {bare / ours:.0%} of it')
+  peer('reverse KL, TRL tiled', 'TRL_PYTHON', TRL, tokens, width, whole, calls=repeats)
+  peer('forward KL, EasyDeL chunked', 'EASYDEL_PYTHON', EASYDEL, tokens, width, whole, calls=repeats)
 
 
 def frontier(width: int, teacher_width: int, tokens: int = 1024) -> None:
@@ -142,11 +176,14 @@ def frontier(width: int, teacher_width: int, tokens: int = 1024) -> None:
 
 
 if __name__ == '__main__':
-  wanted = sys.argv[1:] or ['narrow', 'wide', 'tiles']
+  wanted = sys.argv[1:] or ['narrow', 'wide', 'wider', 'tiles']
   if 'narrow' in wanted:
-    compare('narrow', 64, 128, (1024, 4096))
+    compare('narrow', 64, 128, 1024)
+    compare('narrow', 64, 128, 4096, labels=('reverse KL',), repeats=3)
   if 'wide' in wanted:
-    compare('wide', 1024, 2048, (1024, 4096))
+    compare('wide', 1024, 2048, 1024, labels=('reverse KL', 'JSD'), repeats=2)
+  if 'wider' in wanted:
+    compare('wide', 1024, 2048, 4096, labels=('reverse KL',), repeats=1)
   if 'tiles' in wanted:
     frontier(64, 128)
     frontier(1024, 2048)

@@ -29,13 +29,14 @@ every token, the student learns from that.
   opd convert models/student exported            and back, for transformers
   opd plan    --gin_file F                       what would lie where, before it does
   opd methods                                    the papers this library knows
+  opd certify --all                              that their gradients are what they claim
 """
 EPILOG = """\
 Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win;
 what a file includes is read before it.
   opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
            --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
-Exit status: 0 done, 2 refused (the message says why and what to do), 1 a bug of ours.
+Exit status: 0 done, 2 refused (the message says why and what to do), 1 a certificate that fails, or a bug of ours.
 `opd COMMAND --help` tells the rest; `opd COMMAND --debug` adds the traceback to a refusal.
 """
 
@@ -147,6 +148,12 @@ def methods(args: argparse.Namespace) -> None:
     print('No methods yet: each is a file in opd_jax/methods with a function of the same name.')
 
 
+def certify(args: argparse.Namespace) -> int:
+  from opd_jax.commands.certify import certify
+
+  return 0 if certify(args.methods, everything=args.all, as_json=args.json) else 1
+
+
 def convert(args: argparse.Namespace) -> None:
   import jax
 
@@ -241,12 +248,12 @@ def parser() -> argparse.ArgumentParser:
   top.add_argument('--version', action='version', version=f'opd_jax {opd_jax.__version__}')
   commands = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
 
-  def command(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+  def command(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     made = commands.add_parser(function.__name__, help=text, description=text, parents=[common])
     made.set_defaults(run=function)
     return made
 
-  def speaker(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+  def speaker(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     made = command(function, text)
     made.add_argument('--model', required=True, metavar='SRC', help='preset (random weights), folder, or hub id')
     made.add_argument('--dtype', choices=DTYPES, help='of parameters and activations; default: as the model is stored')
@@ -284,6 +291,13 @@ def parser() -> argparse.ArgumentParser:
   one.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
   one.add_argument('--json', action='store_true', help='for programs')
 
+  one = command(
+    certify, 'bias, variance and fixed point of a gradient, by enumeration; exit status 1 when a claim fails'
+  )
+  one.add_argument('methods', nargs='*', metavar='METHOD', help='with its defaults; see `opd methods`')
+  one.add_argument('--all', action='store_true', help='every method, estimator and term, also those known to be bad')
+  one.add_argument('--json', action='store_true', help='for programs')
+
   one = command(methods, 'the table of methods')
   one.add_argument('--json', action='store_true', help='for programs')
   return top
@@ -294,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser().parse_args(argv)
   logging.getLogger('absl').setLevel(logging.WARNING)
   try:
-    args.run(args)
+    return args.run(args) or 0
   except (ValueError, OSError) as error:
     if args.debug:
       traceback.print_exc()
@@ -303,7 +317,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print(f'opd {args.command}: stopped', file=sys.stderr)
     return 130
-  return 0
 
 
 if __name__ == '__main__':

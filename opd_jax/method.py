@@ -57,8 +57,9 @@ class Method:
     paper: where it was published.
     rollout: who writes.
     needs: what the judges must tell.
-    descends: the divergence whose gradient, at the writer's own prefixes, the expected update is; None where the
-      paper claims no such thing. `opd certify` holds a method to it.
+    descends: the divergence from `optimum` whose gradient, at the writer's own prefixes, the expected update is; None
+      where the paper claims no such thing. `opd certify` holds a method to it.
+    optimum: (log q, log r) -> logits of the distribution it leads to; r is the reference, and the default is q.
   """
 
   weigh: Callable[[Evidence], Shares]
@@ -66,6 +67,7 @@ class Method:
   rollout: Writers
   needs: Needs = Needs()
   descends: Divergence | None = None
+  optimum: Callable[[Array, Array], Array] = lambda log_q, log_r: log_q
 
 
 def needs_of(support: Support) -> Needs:

@@ -36,7 +36,7 @@ APART = {
   ('models', 'data'),
   ('losses', 'data'),
 }
-OWNERS = {'gin': {'cli'}, 'argparse': {'cli'}, 'absl': {'cli'}, 'torch': set(), 'chex': set()}
+OWNERS = {'gin': {'cli'}, 'argparse': {'cli'}, 'absl': {'cli'}, 'torch': set(), 'chex': {'certify'}}
 WITHOUT_JAX = {'data'}
 FILES = sorted(ROOT.rglob('*.py'))
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from opd_jax.models import transformer
 from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.types import Params, Scores, TopK
+from opd_jax.types import AnyArray, Params, Scores, TopK
 
 TILE_BYTES = 64 * 2**20  # of float32 logits in one tile; a few such buffers live at once
 LEAST_COLUMNS = 64
@@ -91,9 +91,9 @@ def score(
 
 def states_of(
   model: transformer.Transformer,
-  prompt: Int[Array, 'B P'],
-  length: Int[Array, ' B'],
-  response: Int[Array, 'B R'],
+  prompt: Int[AnyArray, 'B P'],
+  length: Int[AnyArray, ' B'],
+  response: Int[AnyArray, 'B R'],
   *,
   layers: tuple[int, ...] = (),
 ) -> tuple[Float[Array, 'B R D'], tuple[Float[Array, 'B R D'], ...]]:

@@ -50,18 +50,20 @@ class Columns:
     local = ids - self.offset
     return local, (local >= 0) & (local < self.size)
 
-  def pick(self, x: Float[Array, 'N V'], ids: Int[Array, 'N C']) -> Float[Array, 'N C']:
+  def pick(self, x: Float[Array, 'N V'], ids: Int[AnyArray, 'N C']) -> Float[Array, 'N C']:
     local, here = self._local(ids)
     found = jnp.take_along_axis(x, jnp.clip(local, 0, self.size - 1), axis=-1)
     return self.everywhere(jnp.where(here, found, 0.0))
 
-  def scatter(self, into: Float[Array, 'N V'], ids: Int[Array, 'N C'], x: Float[Array, 'N C']) -> Float[Array, 'N V']:
+  def scatter(
+    self, into: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], x: Float[Array, 'N C']
+  ) -> Float[Array, 'N V']:
     local, here = self._local(ids)
     rows = jnp.arange(into.shape[0])[:, None]
     return into.at[rows, jnp.where(here, local, self.size)].add(x, mode='drop')
 
   def log_outside(
-    self, log: Float[Array, 'N V'], ids: Int[Array, 'N C'], valid: Bool[Array, 'N C']
+    self, log: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], valid: Bool[Array, 'N C']
   ) -> Float[Array, ' N']:
     """log of the mass of everything but these entries."""
     local, here = self._local(ids)

@@ -5,10 +5,12 @@ response weighs more. None of these can depend on how a batch is cut, because th
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
-Mask = Bool[Array, 'B R']
-Coefficients = Float[Array, 'B R']
+from opd_jax.types import AnyArray
+
+Mask = Bool[AnyArray, 'B R']
+Coefficients = Float[AnyArray, 'B R']
 
 
 def per_token(mask: Mask) -> Coefficients:
@@ -42,6 +44,6 @@ def fixed_length(mask: Mask, *, tokens: int) -> Coefficients:
   return mask / (rows * tokens)
 
 
-def filtered(mask: Mask, keep: Bool[Array, ' B']) -> Coefficients:
+def filtered(mask: Mask, keep: Bool[AnyArray, ' B']) -> Coefficients:
   """Per token over the responses that are kept: the others leave numerator and denominator."""
   return per_token(mask & keep[:, None])

@@ -159,21 +159,9 @@ class Support:
     return None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Chosen(Support):
-  size: int | tuple[int, ...]
   close: Closing
-
-  def __post_init__(self):
-    least = self.size if isinstance(self.size, int) else len(self.size)
-    if least < 1:
-      raise ValueError(f'{type(self).__name__}: a support needs at least one entry, got {self.size}.')
-
-  @property
-  def name(self) -> str:
-    kind = ''.join(f'_{letter.lower()}' if letter.isupper() else letter for letter in type(self).__name__)
-    size = self.size if isinstance(self.size, int) else f'{len(self.size)} ids'
-    return f'{kind.strip("_")}({size}), {self.close.__name__.strip("_")}'
 
   @property
   def wants_rest(self) -> bool:
@@ -182,6 +170,20 @@ class _Chosen(Support):
   def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
     log_p = jnp.where(entries.valid, log_p, -jnp.inf)
     return self.close(divergence, log_p, jnp.where(entries.valid, entries.log_q, -jnp.inf), rest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Top(_Chosen):
+  k: int
+
+  def __post_init__(self):
+    if self.k < 1:
+      raise ValueError(f'supports: a support needs at least one entry, got k={self.k}.')
+
+  @property
+  def name(self) -> str:
+    kind = type(self).__name__.removeprefix('_').removesuffix('Top').lower()
+    return f'{kind} top {self.k}, {self.close.__name__.strip("_")}'
 
 
 def _all(top: TopK) -> Entries:
@@ -193,48 +195,59 @@ def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M']) -> Bool[Array, '
   return (ids[..., :, None] == others[..., None, :]).any(axis=-1)
 
 
-class _TeacherTop(_Chosen):
+class _TeacherTop(_Top):
   @property
   def asks(self) -> Asks:
-    return Asks(top_k=self.size)
+    return Asks(top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.teacher_top_k(self.size))
+    return _all(reader.teacher_top_k(self.k))
 
 
-class _StudentTop(_Chosen):
+class _StudentTop(_Top):
   @property
   def asks(self) -> Asks:
-    return Asks(at_student_top_k=self.size)
+    return Asks(at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.student_top_k(self.size))
+    return _all(reader.student_top_k(self.k))
 
 
-class _UnionTop(_Chosen):
+class _UnionTop(_Top):
   @property
   def asks(self) -> Asks:
-    return Asks(top_k=self.size, at_student_top_k=self.size)
+    return Asks(top_k=self.k, at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    teacher, student = _all(reader.teacher_top_k(self.size)), _all(reader.student_top_k(self.size))
+    teacher, student = _all(reader.teacher_top_k(self.k)), _all(reader.student_top_k(self.k))
     new = student._replace(valid=~_among(student.ids, teacher.ids))
     return Entries(*(jnp.concatenate(pair, axis=-1) for pair in zip(teacher, new, strict=True)))
 
 
-class _IntersectionTop(_Chosen):
+class _IntersectionTop(_Top):
   @property
   def asks(self) -> Asks:
-    return Asks(top_k=self.size, at_student_top_k=self.size)
+    return Asks(top_k=self.k, at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    teacher, student = _all(reader.teacher_top_k(self.size)), reader.student_top_k(self.size)
+    teacher, student = _all(reader.teacher_top_k(self.k)), reader.student_top_k(self.k)
     return teacher._replace(valid=_among(teacher.ids, jnp.asarray(student.ids)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Columns(_Chosen):
+  ids: tuple[int, ...]
+
+  def __post_init__(self):
+    if not self.ids or len(set(self.ids)) < len(self.ids):
+      raise ValueError(f'supports: columns are at least one entry, each once, got {self.ids}.')
+
+  @property
+  def name(self) -> str:
+    return f'{len(self.ids)} columns, {self.close.__name__.strip("_")}'
+
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.columns(self.size))
+    return _all(reader.columns(self.ids))
 
 
 def full() -> Support:
@@ -244,24 +257,24 @@ def full() -> Support:
 
 def teacher_top_k(k: int, *, close: Closing) -> Support:
   """The k entries the teacher likes best."""
-  return _TeacherTop(k, close)
+  return _TeacherTop(k=k, close=close)
 
 
 def student_top_k(k: int, *, close: Closing) -> Support:
   """The k entries the student likes best; with a sparse teacher, those it was asked about."""
-  return _StudentTop(k, close)
+  return _StudentTop(k=k, close=close)
 
 
 def union_top_k(k: int, *, close: Closing) -> Support:
   """The best k of either side."""
-  return _UnionTop(k, close)
+  return _UnionTop(k=k, close=close)
 
 
 def intersection_top_k(k: int, *, close: Closing) -> Support:
   """Those of the teacher's best k that are among the student's best k."""
-  return _IntersectionTop(k, close)
+  return _IntersectionTop(k=k, close=close)
 
 
 def columns(ids: tuple[int, ...], *, close: Closing) -> Support:
   """The same entries at every position."""
-  return _Columns(tuple(ids), close)
+  return _Columns(ids=tuple(ids), close=close)

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.supports import Support
+from opd_jax.types import AnyArray
 
-Inputs = Mapping[str, Array]
+Inputs = Mapping[str, AnyArray]
 
 
 @jax.tree_util.register_static
@@ -120,7 +121,8 @@ class HiddenDistance(Term):
   reads = ('hidden',)
 
   def value(self, hidden: Float[Array, '*N D'], inputs: Inputs) -> Float[Array, '*N']:
-    return jnp.mean(jnp.square(hidden.astype(jnp.float32) - inputs['hidden'].astype(jnp.float32)), axis=-1)
+    wide = jnp.promote_types(jnp.float32, hidden.dtype)
+    return jnp.mean(jnp.square(hidden.astype(wide) - inputs['hidden'].astype(wide)), axis=-1)
 
 
 def policy_gradient() -> Term:

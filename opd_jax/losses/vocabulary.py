@@ -67,6 +67,11 @@ def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
   return value
 
 
+def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
+  value, pull = jax.vjp(lambda hidden: term.value(hidden, inputs), hidden)
+  return value, jnp.where((coefficient != 0)[:, None], pull(coefficient.astype(value.dtype))[0], 0.0)
+
+
 def _elementwise(term: OnSupport, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']):
   """Σ of entries and their pull, a block of columns at a time: what stands between needs no room of a tile's size."""
   size = log_p.shape[1]
@@ -121,8 +126,8 @@ def _tile(piece, head, teacher_head, *, terms: Sequence[Term], columns: Columns,
       elif isinstance(term, OnSupport):
         values.append(_on_support(term, reader, coefficient, sums))
       elif isinstance(term, HiddenDistance):
-        value, pull = jax.vjp(lambda hidden: term.value(hidden, inputs), hidden)  # noqa: B023 (called here)
-        d_hidden = d_hidden + jnp.where(active[:, None], pull(coefficient.astype(value.dtype))[0], 0.0)
+        value, slope = _on_hidden(term, hidden, inputs, coefficient)
+        d_hidden = d_hidden + slope
         values.append(value)
       else:
         raise ValueError(f'vocabulary: {term!r} is no term this pass knows; see losses/terms.py.')
@@ -295,9 +300,8 @@ def weighted_sum(
   tile = tile or tile_of(hidden.shape[-1], head.shape[-1] // layout.size('vocab'))
   local = -(-response.size // layout.size('batch'))
   static = (('layout', layout), ('tile', min(tile, max(local, 1))), ('diagnose', diagnose))
-  fixed: Any = jax.tree.map(jax.lax.stop_gradient, (response, target, tuple(shares)))
-  loss, reading = _summed(static, hidden, head, fixed)
-  return loss, jax.tree.map(jax.lax.stop_gradient, reading)
+  summed: Any = _summed  # what is not hidden or head has no gradient: its backward pass says so
+  return summed(static, hidden, head, (response, target, tuple(shares)))
 
 
 def _check(hidden, head, response, target: Target, shares, layout: Layout) -> None:
@@ -324,7 +328,7 @@ def _check(hidden, head, response, target: Target, shares, layout: Layout) -> No
 def dense(hidden, head, response, target: Target, shares) -> Array:
   """The reference for tests: whole arrays of logits and plain differentiation. Needs the teacher's hidden states."""
   log = lambda states, matrix: jax.nn.log_softmax(_product(states, matrix), axis=-1)
-  log_p, loss = log(hidden, head), 0.0
+  log_p, loss = log(hidden, head), jnp.zeros(())
   log_q = None if target.hidden is None else jax.lax.stop_gradient(log(target.hidden, target.head))
   for term, coefficient, inputs in shares:
     if isinstance(term, OnToken):

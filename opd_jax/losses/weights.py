@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Mask = Bool[Array, 'B R']
-Tokens = Float[Array, 'B R']
-Rows = Float[Array, ' B']
+from opd_jax.types import AnyArray
+
+Mask = Bool[AnyArray, 'B R']
+Tokens = Float[AnyArray, 'B R']
+Rows = Float[AnyArray, ' B']
 TINY = 1e-8
 
 
@@ -82,7 +84,7 @@ def confidence(
   return jnp.where(mask, weight / jnp.maximum(mean, TINY), 0.0)
 
 
-def sign_gate(row_advantage: Rows, gap: Tokens) -> Bool[Array, 'B R']:
+def sign_gate(row_advantage: Rows, gap: Tokens) -> Bool[AnyArray, 'B R']:
   """True where the outcome and the teacher pull the same way.   SG-OPD, arXiv:2606.09304."""
   return row_advantage[:, None] * gap > 0
 
@@ -142,7 +144,7 @@ def mean_logp(logp: Tokens, mask: Mask) -> Rows:
   return jnp.where(mask, logp, 0.0).sum(axis=1) / jnp.maximum(_length(mask)[:, 0], 1.0)
 
 
-def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[Array, ' B']:
+def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[AnyArray, ' B']:
   """True for responses above the `drop` quantile of the batch; empty ones are neither counted nor kept."""
   _share('weights.quantile_filter', drop)
   there = mask.any(axis=1)
@@ -151,13 +153,15 @@ def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[Array, ' B'
   return there & (rank >= jnp.floor(drop * there.sum()))
 
 
-def _per_group(values: Rows, group: Int[Array, ' B'], among: Bool[Array, ' B']) -> Rows:
+def _per_group(values: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, ' B']) -> Rows:
   """Σ of `values` over the rows of the same group that are `among`, for every row."""
   same = group[:, None] == group[None, :]
   return jnp.where(same & among[None, :], values[None, :], 0.0).sum(axis=1)
 
 
-def group_softmax(score: Rows, group: Int[Array, ' B'], among: Bool[Array, ' B'], *, temperature: float = 1.0) -> Rows:
+def group_softmax(
+  score: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, ' B'], *, temperature: float = 1.0
+) -> Rows:
   """Softmax of a score over the rows of a group that are `among`, times their number: mean 1, 0 elsewhere.
 
   SCOPE, arXiv:2604.10688: score = minus the student's mean log-probability among correct responses, the teacher's
@@ -171,7 +175,7 @@ def group_softmax(score: Rows, group: Int[Array, ' B'], among: Bool[Array, ' B']
   return jnp.where(among, count * mass / jnp.maximum(total, TINY), 0.0)
 
 
-def group_advantage(reward: Rows, group: Int[Array, ' B']) -> Rows:
+def group_advantage(reward: Rows, group: Int[AnyArray, ' B']) -> Rows:
   """(reward - mean) / (deviation + ε) over the rows of a group: GRPO's number, 0 where a group agrees."""
   known = ~jnp.isnan(reward)
   value = jnp.where(known, reward, 0.0)

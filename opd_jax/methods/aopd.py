@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, supports, terms
@@ -12,8 +12,9 @@ from opd_jax.losses.normalisers import per_sequence
 from opd_jax.losses.supports import Closing
 from opd_jax.losses.vocabulary import Share
 from opd_jax.method import Evidence, Method, Shares, needs_of
+from opd_jax.types import AnyArray
 
-Gate = Callable[[Evidence], Bool[Array, 'B R']]
+Gate = Callable[[Evidence], Bool[AnyArray, 'B R']]
 
 
 def below(*, delta: float = 0.0) -> Gate:

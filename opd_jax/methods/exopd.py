@@ -1,7 +1,7 @@
 """ExOPD, the extrapolating case of G-OPD, arXiv:2602.12125."""
 
 from opd_jax import rollouts
-from opd_jax.losses import advantages, terms
+from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.vocabulary import Share
 from opd_jax.method import Evidence, Method, Needs, Shares, reference
@@ -29,4 +29,11 @@ def exopd(*, strength: float = 1.25, clip: float = 0.2, dual: float | None = 3.0
     inputs = {'advantage': advantage, 'behaviour_logp': student}
     return (Share(term, per_token(evidence.rollout.mask), inputs),)
 
-  return Method(rollout=rollouts.student(), needs=Needs(others=('reference',)), weigh=weigh, paper='arXiv:2602.12125')
+  return Method(
+    rollout=rollouts.student(),
+    needs=Needs(others=('reference',)),
+    weigh=weigh,
+    descends=divergences.reverse_kl(),
+    optimum=lambda log_q, log_r: strength * log_q + (1 - strength) * log_r,
+    paper='arXiv:2602.12125',
+  )

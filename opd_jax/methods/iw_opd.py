@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from opd_jax import rollouts
 from opd_jax.losses import advantages, terms, weights
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.vocabulary import Share
 from opd_jax.method import Evidence, Method, Shares
+from opd_jax.types import AnyArray
 
-Weight = Callable[[Float[Array, 'B R'], Bool[Array, 'B R']], Float[Array, 'B R']]  # of gap and mask
+Weight = Callable[[Float[AnyArray, 'B R'], Bool[AnyArray, 'B R']], Float[AnyArray, 'B R']]  # of gap and mask
 
 
 def cumulative(*, gamma: float = 0.5) -> Weight:
