@@ -85,7 +85,9 @@ def test_an_empty_batch_and_extreme_padding_are_inert(name, single):
   whole = batch(name)
   mask = whole.rollout.mask
   junk = np.where(mask, whole.rollout.response, config.vocab_size - 1)
-  dirty = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.inf if x.dtype == float else x)
+  dirty = lambda x: jnp.where(
+    mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x
+  )
   target = whole.target._replace(hidden=None if whole.target.hidden is None else dirty(whole.target.hidden))
   got = program(
     params,

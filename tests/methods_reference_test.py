@@ -143,7 +143,7 @@ FORMULAS = {
   ),
   'aopd accuracy': (
     aopd(k=K, intervene=below_where_wrong()),
-    aopd_formula(lambda lp, lq, reward: (lq <= lp) & ~(reward > 0)[:, None]),
+    aopd_formula(lambda lp, lq, reward: (lq <= lp) & (reward <= 0)[:, None]),
   ),
   'iw_opd': (iw_opd(), iw(iw_weight)),
   'iw_opd signed': (iw_opd(weight=signed()), iw(lambda gap, m: iw_weight(gap, m, use=lambda x: x))),

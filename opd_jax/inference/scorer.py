@@ -78,7 +78,9 @@ def score(
   needs.check(config)
   model = transformer.bind(config, layout, params)
   states, tapped = states_of(model, prompt, length, response, layers=needs.layers)
-  logp, entropy, top_k, at_ids = _read(states, model.head(), response, ids, config=config, needs=needs)
+  logp, entropy, top_k, at_ids = _read(
+    states, model.head().astype(states.dtype), response, ids, config=config, needs=needs
+  )
   return Scores(
     logp=logp,
     entropy=entropy,

@@ -72,6 +72,8 @@ class Columns:
     return self.logsumexp(masked)[:, 0]
 
   def top_k(self, x: Float[Array, 'N V'], k: int) -> TopK:
+    if k > x.shape[-1] and not self.axes:
+      raise ValueError(f'vocabulary: a top {k} is wanted of {x.shape[-1]} entries.')
     best, ids = jax.lax.top_k(x, min(k, self.size))
     if self.axes:
       best, ids = (jax.lax.all_gather(part, self.axes, axis=1, tiled=True) for part in (best, ids + self.offset))
@@ -93,7 +95,8 @@ class TileReader:
     if self.log_q is None:
       raise ValueError(
         f'vocabulary: {what} needs the whole distribution of the teacher, and its hidden states were not given. Ask '
-        'for them (Needs(hidden=True)), or use a support the teacher can answer for: its own top k, or ids.'
+        'for them, Needs(teacher=scorer.Needs(hidden=True)), or use a support the teacher can answer for: its own top '
+        'k, or ids.'
       )
     return self.log_q
 

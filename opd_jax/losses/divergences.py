@@ -183,7 +183,7 @@ def skew_forward(*, alpha: float = 0.1) -> Divergence:
 
 @functools.cache
 def skew_reverse(*, alpha: float = 0.1) -> Divergence:
-  r"""KL(p ‖ m), m = α p + (1 - α) q.   w = log m + α / m - α with m = α + (1 - α) u; never above -log α a token.
+  r"""KL(p ‖ m), m = α p + (1 - α) q.   w = log m + α / m - α, m = α + (1 - α) u; -log m ≤ -log α.
 
   DistiLLM, arXiv:2402.03898.
   """
@@ -288,6 +288,7 @@ def raw(divergence: Divergence) -> Divergence:
     name=f'raw {divergence.name}',
     entry=lambda p, q: divergence.entry(p, q) + divergence.slope * mass(p, q),
     pull=lambda p, q: divergence.pull(p, q) + divergence.slope * jnp.exp(p),
+    slope=0.0,  # nothing is taken away any more
   )
 
 

@@ -200,16 +200,20 @@ def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, 
     flat = x.reshape(size, *x.shape[2:])
     return jnp.pad(flat, ((0, count * tile - size), *((0, 0),) * (flat.ndim - 1))).reshape(count, tile, *flat.shape[1:])
 
+  # Cast once, not in every tile.
+  narrow, narrow_teacher = head.astype(hidden.dtype), None
+  if target.hidden is not None and target.head is not None:
+    narrow_teacher = target.head.astype(target.hidden.dtype)
   pieces = jax.tree.map(cut, (hidden, response, target._replace(head=None), shares))
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
   body = functools.partial(_tile, terms=terms, columns=columns, diagnose=diagnose)
 
   def step(d_head, piece):
-    reading, states, d_hidden, d_logits = body(piece, head, target.head)
+    reading, states, d_hidden, d_logits = body(piece, narrow, narrow_teacher)
     if not gradients:
       return d_head, (reading, None)
     with jax.named_scope('d_hidden'):
-      product = jnp.matmul(d_logits, head.astype(hidden.dtype).T, preferred_element_type=wide)
+      product = jnp.matmul(d_logits, narrow.T, preferred_element_type=wide)
       d_hidden = d_hidden + columns.everywhere(product)
     with jax.named_scope('d_head'):
       d_head = _added(d_head, states, d_logits)

@@ -28,9 +28,9 @@ def zero(*, tolerance: float = 1e-6) -> Gate:
 
 
 def below_where_wrong(*, delta: float = 0.0) -> Gate:
-  """The accuracy filter: `below`, and only in responses whose reward is not above zero."""
+  """The accuracy filter: `below`, and only in responses that a verifier gave no reward."""
   inner = below(delta=delta)
-  return lambda e: inner(e) & ~(e.rollout.reward > 0)[:, None]
+  return lambda e: inner(e) & (e.rollout.reward <= 0)[:, None]
 
 
 def aopd(
@@ -63,7 +63,7 @@ def aopd(
     mean = per_sequence(evidence.rollout.mask)
     return (
       Share(guide, mean * guided, {}),
-      Share(terms.policy_gradient(), mean * ~guided * advantage, {}),
+      Share(terms.policy_gradient(), jnp.where(evidence.rollout.mask & ~guided, mean * advantage, 0.0), {}),
     )
 
   return Method(rollout=rollouts.student(), needs=needs_of(support), weigh=weigh, paper='arXiv:2605.06387')

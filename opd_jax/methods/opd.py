@@ -1,5 +1,7 @@
 """On-policy distillation as Thinking Machines published it in 2025."""
 
+import jax.numpy as jnp
+
 from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.normalisers import per_token
@@ -12,12 +14,14 @@ def opd(*, coefficient: float = 1.0) -> Method:
 
       A_t = coefficient (log q(y_t) - log p(y_t)),      loss = -Σ A_t log p(y_t) / tokens
 
-  Departs: divides by the tokens of the batch; the published recipe sums and leaves that to the learning rate.
+  Departs: divides by the tokens of the batch, where the published recipe sums; takes the student's log-probability
+  as scored when the batch is weighed and no ratio, where the recipe takes the sampler's in both.
   """
 
   def weigh(evidence: Evidence) -> Shares:
     advantage = coefficient * advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
-    return (Share(terms.policy_gradient(), per_token(evidence.rollout.mask) * advantage, {}),)
+    mask = evidence.rollout.mask
+    return (Share(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),)
 
   return Method(
     rollout=rollouts.student(),

@@ -1,5 +1,7 @@
 """OPD+, arXiv:2606.01039: the right advantage for every f-divergence."""
 
+import jax.numpy as jnp
+
 from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.divergences import Divergence
@@ -21,14 +23,16 @@ def opd_plus(
   Args:
     divergence: any of `losses/divergences.py`.
     corrected: False takes the naive reward.
-    bound: log u is held within ±bound first; forward KL's advantage is exponential in it.
+    bound: log u is held within ±bound first; forward KL's advantage is exponential in it. The gradient is unbiased as
+      long as no token lies beyond.
   """
   advantage_of = advantages.corrected if corrected else advantages.naive
 
   def weigh(evidence: Evidence) -> Shares:
     gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
     advantage = advantage_of(divergence, advantages.clipped(gap, least=-bound, most=bound))
-    return (Share(terms.policy_gradient(), per_token(evidence.rollout.mask) * advantage, {}),)
+    mask = evidence.rollout.mask
+    return (Share(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),)
 
   return Method(
     rollout=rollouts.student(),
