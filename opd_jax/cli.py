@@ -151,7 +151,7 @@ def methods(args: argparse.Namespace) -> None:
 def certify(args: argparse.Namespace) -> int:
   from opd_jax.commands.certify import certify
 
-  return 0 if certify(args.methods, everything=args.all, as_json=args.json) else 1
+  return 0 if certify(args.names, everything=args.all, as_json=args.json) else 1
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -294,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
   one = command(
     certify, 'bias, variance and fixed point of a gradient, by enumeration; exit status 1 when a claim fails'
   )
-  one.add_argument('methods', nargs='*', metavar='METHOD', help='with its defaults; see `opd methods`')
+  one.add_argument('names', nargs='*', metavar='NAME', help='a method, "METHOD, VARIANT", an estimator or a term')
   one.add_argument('--all', action='store_true', help='every method, estimator and term, also those known to be bad')
   one.add_argument('--json', action='store_true', help='for programs')
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax.certify.bigram import scores_of
 from opd_jax.data.prompts import left_padded
 from opd_jax.inference import scorer
 from opd_jax.losses.columns import Target
@@ -11,7 +12,7 @@ from opd_jax.method import Evidence, target_of
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.training.step import Batch
-from opd_jax.types import Rollout, Scores, TopK
+from opd_jax.types import Rollout
 
 LENGTHS = (6, 1, 0, 4, 6, 3, 5, 2)  # an empty row among them
 ROWS, R = len(LENGTHS), 6
@@ -42,30 +43,13 @@ def prompts_of(seed: int, vocabulary: int):
 
 def from_logits(student, teacher, reference, response, needs) -> tuple[Evidence, Target]:
   """Evidence where every model is an array of logits [B, R, V]; the target's head is the identity."""
-
-  def scores(logits, needs, ids=None):
-    log = jax.nn.log_softmax(jnp.asarray(logits))
-    pick = lambda ids: jnp.take_along_axis(log, ids, axis=-1)
-    top_k = None
-    if needs.top_k:
-      best, best_ids = jax.lax.top_k(log, needs.top_k)
-      top_k = TopK(ids=best_ids, logp=best)
-    return Scores(
-      logp=pick(jnp.asarray(response)[..., None])[..., 0],
-      entropy=-(jnp.exp(log) * log).sum(-1) if needs.entropy else None,
-      top_k=top_k,
-      at_ids=None if ids is None else pick(ids),
-      hidden=jnp.asarray(logits) if needs.hidden else None,
-      layers=None,
-    )
-
-  mine = scores(student, needs.student)
+  mine = scores_of(student, response, needs.student)
   ids = mine.top_k.ids if needs.at_student_top_k and mine.top_k else None
   evidence = Evidence(
     rollout=rollout_of(prompts_of(0, student.shape[-1]), response, mine.logp),
     student=mine,
-    teacher=scores(teacher, needs.teacher, ids),
-    others={name: scores(reference, scorer.Needs()) for name in needs.others},
+    teacher=scores_of(teacher, response, needs.teacher, ids),
+    others={name: scores_of(reference, response) for name in needs.others},
     step=jnp.int32(0),
     key=jax.random.key(0),
   )

@@ -3,9 +3,9 @@
 import json
 import math
 
-from opd_jax import certify as certificates
 from opd_jax import console
-from opd_jax.certify import Line
+from opd_jax.certify import certificates
+from opd_jax.certify.certificates import Line
 
 SUMMED = {'exact': 'divergences over the whole vocabulary', 'term': 'terms'}
 
@@ -25,7 +25,9 @@ def _screen(lines: list[Line]) -> list[Line]:
 def certify(names: list[str], *, everything: bool, as_json: bool) -> bool:
   """Prints the certificates; whether all of them hold."""
   if everything == bool(names):
-    raise ValueError('name methods, or --all for every method, estimator and term (`opd methods` lists them).')
+    raise ValueError(
+      'name methods, variants, estimators or terms, or --all for everything (`opd methods` lists the methods).'
+    )
   with console.progress_bar('certify') as bar:
     lines = certificates.certificates(None if everything else names, bar)
   if as_json:

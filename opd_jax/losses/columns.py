@@ -46,34 +46,33 @@ class Columns:
   def log_softmax(self, logits: Float[Array, 'N V']) -> Float[Array, 'N V']:
     return logits - self.logsumexp(logits)
 
-  def _local(self, ids):
+  @property
+  def whole(self):
+    """Columns on all devices."""
+    return self.size * jax.lax.axis_size(self.axes) if self.axes else self.size
+
+  def _local(self, ids, valid: Bool[Array, 'N C'] | bool = True):
+    """Column of each id here; `size`, which is none, where it is not here."""
     local = ids - self.offset
-    return local, (local >= 0) & (local < self.size)
+    return jnp.where((local >= 0) & (local < self.size) & valid, local, self.size)
 
   def pick(self, x: Float[Array, 'N V'], ids: Int[AnyArray, 'N C']) -> Float[Array, 'N C']:
-    local, here = self._local(ids)
-    found = jnp.take_along_axis(x, jnp.clip(local, 0, self.size - 1), axis=-1)
-    return self.everywhere(jnp.where(here, found, 0.0))
+    return self.everywhere(jnp.take_along_axis(x, self._local(ids), axis=-1, mode='fill', fill_value=0.0))
 
   def scatter(
     self, into: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], x: Float[Array, 'N C']
   ) -> Float[Array, 'N V']:
-    local, here = self._local(ids)
-    rows = jnp.arange(into.shape[0])[:, None]
-    return into.at[rows, jnp.where(here, local, self.size)].add(x, mode='drop')
+    return into.at[jnp.arange(into.shape[0])[:, None], self._local(ids)].add(x, mode='drop')
 
-  def log_outside(
+  def without(
     self, log: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], valid: Bool[Array, 'N C']
-  ) -> Float[Array, ' N']:
-    """log of the mass of everything but these entries."""
-    local, here = self._local(ids)
-    rows = jnp.arange(log.shape[0])[:, None]
-    masked = log.at[rows, jnp.where(here & valid, local, self.size)].set(-jnp.inf, mode='drop')
-    return self.logsumexp(masked)[:, 0]
+  ) -> Float[Array, 'N V']:
+    """The same with no mass at these entries."""
+    return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(-jnp.inf, mode='drop')
 
   def top_k(self, x: Float[Array, 'N V'], k: int) -> TopK:
-    if k > x.shape[-1] and not self.axes:
-      raise ValueError(f'vocabulary: a top {k} is wanted of {x.shape[-1]} entries.')
+    if k > self.whole:
+      raise ValueError(f'vocabulary: a top {k} is wanted of {self.whole} entries.')
     best, ids = jax.lax.top_k(x, min(k, self.size))
     if self.axes:
       best, ids = (jax.lax.all_gather(part, self.axes, axis=1, tiled=True) for part in (best, ids + self.offset))
@@ -90,6 +89,10 @@ class TileReader:
   log_p: Array
   log_q: Array | None
   target: Target
+
+  @property
+  def size(self):
+    return self.vocabulary.whole
 
   def need(self, what: str) -> Array:
     if self.log_q is None:
@@ -122,5 +125,6 @@ class TileReader:
 
   def rest(self, entries: Entries) -> Rest:
     """The mass outside some entries, of every side that is here whole."""
-    outside = lambda log: None if log is None else self.vocabulary.log_outside(log, entries.ids, entries.valid)
-    return Rest(log_p=outside(self.log_p), log_q=outside(self.log_q))
+    whole = self.vocabulary
+    outside = lambda log: whole.logsumexp(whole.without(log, entries.ids, entries.valid))[:, 0]
+    return Rest(log_p=outside(self.log_p), log_q=None if self.log_q is None else outside(self.log_q))

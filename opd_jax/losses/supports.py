@@ -12,7 +12,7 @@ entry), as its top k, or as log-probabilities at ids that were asked for. Closin
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,10 @@ class Entries(NamedTuple):
 
 
 class Rest(NamedTuple):
-  """log of the mass outside the entries, where somebody has summed it. None: one minus what is inside.
+  """log of the mass outside the entries, where somebody has summed it; then it is an input with a gradient of its own.
 
-  That difference is off by the rounding of one, 1e-7 in float32: all there is of the tail of a peaked model.
+  None: one minus what is inside. That difference is off by the rounding of one, 1e-7 in float32: all there is of the
+  tail of a peaked model.
   """
 
   log_p: Float[Array, '*N'] | None = None
@@ -48,6 +49,11 @@ Closing = Callable[[Divergence, Array, Array, Rest], Array]
 class Reader(Protocol):
   """Where a support finds its entries. Both sides come best first, with the *teacher's* log-probabilities."""
 
+  @property
+  def size(self) -> Any:
+    """Entries of the vocabulary."""
+    ...
+
   def teacher_top_k(self, k: int) -> TopK: ...
 
   def student_top_k(self, k: int) -> TopK: ...
@@ -56,21 +62,26 @@ class Reader(Protocol):
 
 
 @jax.custom_jvp
-def _rest(log: Float[Array, '*N C'], known: Float[Array, '*N'] | None) -> Float[Array, '*N 1']:
-  """log( 1 - Σ exp log ), or what is known to be that."""
-  if known is not None:
-    return known[..., None]
+def _remainder(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
+  """log( 1 - Σ exp log )."""
   kept = jnp.minimum(_mass(log), -jnp.finfo(log.dtype).eps)
   return jnp.log(-jnp.expm1(kept))
 
 
-@_rest.defjvp
-def _rest_jvp(primals, tangents):
-  log, known = primals
-  rest = _rest(log, known)
-  # Whoever summed it: what a support gains, its rest loses.
-  least = jnp.finfo(log.dtype).tiny
-  return rest, -jnp.sum(jnp.exp(log) * tangents[0], axis=-1, keepdims=True) / jnp.maximum(jnp.exp(rest), least)
+@_remainder.defjvp
+def _remainder_jvp(primals, tangents):
+  (log,), (slope,) = primals, tangents
+  rest = _remainder(log)
+  return rest, -jnp.sum(jnp.exp(log) * slope, axis=-1, keepdims=True) / jnp.exp(rest)
+
+
+def _rests(log_p, log_q, rest: Rest) -> tuple[Float[Array, '*N 1'], Float[Array, '*N 1']]:
+  """log of the mass outside, of either side."""
+  p = _remainder(log_p) if rest.log_p is None else rest.log_p[..., None]
+  if rest.log_q is not None:
+    return p, rest.log_q[..., None]
+  # Where nothing lies outside, nothing of a sparse teacher does, whatever its rounding says.
+  return p, jnp.where(p == -jnp.inf, -jnp.inf, _remainder(log_q))
 
 
 def _mass(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
@@ -80,8 +91,8 @@ def _mass(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
 
 
 def _tail(divergence: Divergence, log_p, log_q, rest: Rest):
-  pairs = (log_p, rest.log_p), (log_q, rest.log_q)
-  return divergence(*(jnp.concatenate([log, _rest(log, known)], axis=-1) for log, known in pairs))
+  pairs = zip((log_p, log_q), _rests(log_p, log_q, rest), strict=True)
+  return divergence(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
 
 
 def _renorm(divergence: Divergence, log_p, log_q, rest: Rest):
@@ -89,7 +100,7 @@ def _renorm(divergence: Divergence, log_p, log_q, rest: Rest):
 
 
 def _teacher_only(divergence: Divergence, log_p, log_q, rest: Rest):
-  log_p = jnp.concatenate([log_p, _rest(log_p, rest.log_p)], axis=-1)
+  log_p = jnp.concatenate([log_p, _rests(log_p, log_q, rest)[0]], axis=-1)
   log_q = jnp.concatenate([log_q - _mass(log_q), jnp.full_like(log_p[..., :1], -jnp.inf)], axis=-1)
   return divergence(log_p, log_q)
 
@@ -150,6 +161,9 @@ class Support:
     """Whether the mass outside the entries matters."""
     return False
 
+  def check(self, divergence: Divergence) -> None:
+    """Refuses a divergence that has no finite value here."""
+
   def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
     """The divergence on chosen entries; log_p are the student's log-probabilities there."""
     raise NotImplementedError
@@ -166,6 +180,17 @@ class _Chosen(Support):
   @property
   def wants_rest(self) -> bool:
     return self.close in (_tail, _teacher_only)
+
+  def check(self, divergence: Divergence) -> None:
+    if self.close is not _teacher_only:
+      return
+    with jax.ensure_compile_time_eval():
+      finite = bool(jnp.isfinite(divergence.entry(jnp.log(0.5), jnp.array(-jnp.inf))))
+    if not finite:
+      raise ValueError(
+        f'supports: {divergence.name} is infinite where the teacher has no mass, and closing with teacher_only says '
+        'that it has none outside the support. Close with tail or renorm, or take forward_kl or a JSD.'
+      )
 
   def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
     log_p = jnp.where(entries.valid, log_p, -jnp.inf)
@@ -186,9 +211,10 @@ class _Top(_Chosen):
     return f'{kind} top {self.k}, {self.close.__name__.strip("_")}'
 
 
-def _all(top: TopK) -> Entries:
+def _all(top: TopK, reader: Reader) -> Entries:
+  """Ids outside the vocabulary (a judge that had fewer to tell) are no entries."""
   ids, log_q = jnp.asarray(top.ids), jnp.asarray(top.logp)
-  return Entries(ids=ids, log_q=log_q, valid=jnp.ones(ids.shape, bool))
+  return Entries(ids=ids, log_q=log_q, valid=(ids >= 0) & (ids < reader.size))
 
 
 def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M']) -> Bool[Array, '*N C']:
@@ -201,7 +227,7 @@ class _TeacherTop(_Top):
     return Asks(top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.teacher_top_k(self.k))
+    return _all(reader.teacher_top_k(self.k), reader)
 
 
 class _StudentTop(_Top):
@@ -210,7 +236,7 @@ class _StudentTop(_Top):
     return Asks(at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.student_top_k(self.k))
+    return _all(reader.student_top_k(self.k), reader)
 
 
 class _UnionTop(_Top):
@@ -219,8 +245,8 @@ class _UnionTop(_Top):
     return Asks(top_k=self.k, at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    teacher, student = _all(reader.teacher_top_k(self.k)), _all(reader.student_top_k(self.k))
-    new = student._replace(valid=~_among(student.ids, teacher.ids))
+    teacher, student = (_all(top(self.k), reader) for top in (reader.teacher_top_k, reader.student_top_k))
+    new = student._replace(valid=student.valid & ~_among(student.ids, teacher.ids))
     return Entries(*(jnp.concatenate(pair, axis=-1) for pair in zip(teacher, new, strict=True)))
 
 
@@ -230,8 +256,8 @@ class _IntersectionTop(_Top):
     return Asks(top_k=self.k, at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    teacher, student = _all(reader.teacher_top_k(self.k)), reader.student_top_k(self.k)
-    return teacher._replace(valid=_among(teacher.ids, jnp.asarray(student.ids)))
+    teacher, student = _all(reader.teacher_top_k(self.k), reader), reader.student_top_k(self.k)
+    return teacher._replace(valid=teacher.valid & _among(teacher.ids, jnp.asarray(student.ids)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +273,7 @@ class _Columns(_Chosen):
     return f'{len(self.ids)} columns, {self.close.__name__.strip("_")}'
 
   def entries(self, reader: Reader) -> Entries:
-    return _all(reader.columns(self.ids))
+    return _all(reader.columns(self.ids), reader)
 
 
 def full() -> Support:

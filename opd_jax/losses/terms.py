@@ -159,6 +159,7 @@ def divergence(divergence: Divergence, support: Support, *, most_per_token: floa
   Args:
     most_per_token: a position whose value is above this bound counts with the bound, without a gradient.
   """
+  support.check(divergence)
   return OnSupport(divergence=divergence, support=support, most=most_per_token)
 
 

@@ -6,9 +6,6 @@ for gradients), nothing computed twice, nothing of size tokens × V. The backwar
 
 With the head cut along the vocabulary (`tensor`), each device holds its columns of a tile: normalisers and sums are
 a `psum` of one number per token, a top k is a local top k and a merge. No array of size V is ever gathered.
-
-Inside a tile the chain rule is written out once, through log p:
-    d logits = g - p · Σ_v g,      g = Σ_terms coefficient · ∂ term / ∂ log p
 """
 
 import functools
@@ -18,12 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.losses import divergences
+from opd_jax.losses import tile as tiles
 from opd_jax.losses.columns import Columns, Target, TileReader
 from opd_jax.losses.supports import Rest
 from opd_jax.losses.terms import HiddenDistance, OnSupport, OnToken, Term
+from opd_jax.losses.tile import Reading
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray
 
@@ -37,128 +35,6 @@ class Share(NamedTuple):
   term: Term
   coefficient: Float[AnyArray, 'B R']  # weight · normaliser, already divided
   inputs: Mapping[str, AnyArray]  # what the term reads besides, each [B, R] or [B, R, D]
-
-
-class Reading(NamedTuple):
-  """What the sweep saw; no gradient flows through it. Entries where nothing counts mean nothing."""
-
-  values: tuple[Float[Array, 'B R'], ...]  # of every share's term, undivided
-  logp: Float[Array, 'B R']  # of the written token
-  entropy: Float[Array, 'B R']
-  teacher: Mapping[str, Float[Array, 'B R']]  # diagnostics, by name; what the target allows
-
-
-def _product(hidden: Float[AnyArray, '*N D'], head: Float[AnyArray, 'D V']) -> Float[Array, '*N V']:
-  wide = jnp.promote_types(jnp.float32, hidden.dtype)
-  return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=wide)
-
-
-class _Sums(NamedTuple):
-  """Gradients of a tile with respect to log p: elementwise, and at a few ids."""
-
-  dense: list[Array]
-  sparse: list[tuple[Array, Array]]  # ids, gradient
-
-
-def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
-  value, pull = jax.vjp(lambda logp: term.value(logp, inputs), logp)
-  gradient = jnp.where(coefficient != 0, pull(coefficient.astype(value.dtype))[0], 0.0)
-  sums.sparse.append((response[:, None], gradient[:, None]))
-  return value
-
-
-def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
-  value, pull = jax.vjp(lambda hidden: term.value(hidden, inputs), hidden)
-  return value, jnp.where((coefficient != 0)[:, None], pull(coefficient.astype(value.dtype))[0], 0.0)
-
-
-def _elementwise(term: OnSupport, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']):
-  """Σ of entries and their pull, a block of columns at a time: what stands between needs no room of a tile's size."""
-  size = log_p.shape[1]
-  blocks = next(count for count in (8, 4, 2, 1) if size % count == 0)
-
-  def add(number, carry):
-    value, pulls = carry
-    begin = number * (size // blocks)
-    p, q = (jax.lax.dynamic_slice_in_dim(log, begin, size // blocks, axis=1) for log in (log_p, log_q))
-    pulls = jax.lax.dynamic_update_slice_in_dim(pulls, term.divergence.pull(p, q), begin, axis=1)
-    return value + term.divergence.entry(p, q).sum(axis=-1), pulls
-
-  return jax.lax.fori_loop(0, blocks, add, (jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p)))
-
-
-def _on_support(term: OnSupport, reader: TileReader, coefficient, sums: _Sums):
-  columns, coefficient = reader.vocabulary, coefficient[:, None]
-  entries = term.support.entries(reader)
-  if entries is None:
-    value, pull = _elementwise(term, reader.log_p, reader.need(term.name))
-    value = columns.everywhere(value)
-    keep = True if term.most is None else (value < term.most)[:, None]
-    sums.dense.append(jnp.where((coefficient != 0) & keep, -coefficient * pull, 0.0))
-  else:
-    found = columns.pick(reader.log_p, entries.ids)
-    rest = reader.rest(entries) if term.support.wants_rest else Rest()
-    value, gradient = jax.vjp(lambda log_p: term.support.value(term.divergence, log_p, entries, rest), found)
-    keep = True if term.most is None else (value < term.most)[:, None]
-    weighted = jnp.where((coefficient != 0) & keep, gradient(coefficient[:, 0].astype(value.dtype))[0], 0.0)
-    sums.sparse.append((entries.ids, weighted))
-  return value if term.most is None else jnp.minimum(value, term.most)
-
-
-def _tile(piece, head, teacher_head, *, terms: Sequence[Term], columns: Columns, diagnose: bool):
-  """Everything about one tile of tokens: values, readings, d hidden, and hidden with d logits for d head."""
-  hidden, response, target, shares = piece
-  active = functools.reduce(jnp.logical_or, [share.coefficient != 0 for share in shares])
-  hidden = jnp.where(active[:, None], hidden, 0)  # what padding holds may be anything, also NaN
-  with jax.named_scope('student_head'):
-    log_p = columns.log_softmax(_product(hidden, head))
-  log_q = None
-  if teacher_head is not None:
-    with jax.named_scope('teacher_head'):
-      log_q = columns.log_softmax(_product(jnp.where(active[:, None], target.hidden, 0), teacher_head))
-  reader = TileReader(columns, log_p, log_q, target)
-  logp = columns.pick(log_p, response[:, None])[:, 0]
-  sums, d_hidden, values = _Sums([], []), jnp.zeros(hidden.shape, log_p.dtype), []
-  with jax.named_scope('terms'):
-    for term, (_, coefficient, inputs) in zip(terms, shares, strict=True):
-      if isinstance(term, OnToken):
-        values.append(_on_token(term, logp, inputs, coefficient, response, sums))
-      elif isinstance(term, OnSupport):
-        values.append(_on_support(term, reader, coefficient, sums))
-      elif isinstance(term, HiddenDistance):
-        value, slope = _on_hidden(term, hidden, inputs, coefficient)
-        d_hidden = d_hidden + slope
-        values.append(value)
-      else:
-        raise ValueError(f'vocabulary: {term!r} is no term this pass knows; see losses/terms.py.')
-  chances = jnp.exp(log_p)
-  mass = sum((gradient.sum(axis=-1) for _, gradient in sums.sparse), jnp.zeros_like(logp))
-  if sums.dense:
-    dense = functools.reduce(jnp.add, sums.dense)
-    d_logits = dense - chances * (mass + columns.total(dense))[:, None]
-  else:
-    d_logits = -chances * mass[:, None]
-  for ids, gradient in sums.sparse:
-    d_logits = columns.scatter(d_logits, ids, gradient)
-  d_logits = jnp.where(active[:, None], d_logits, 0.0).astype(hidden.dtype)
-  entropy = -columns.total(jnp.where(chances > 0, chances * log_p, 0.0))
-  reading = Reading(tuple(values), logp, entropy, _diagnostics(reader, log_p, log_q) if diagnose else {})
-  return reading, hidden, d_hidden, d_logits
-
-
-def _diagnostics(reader: TileReader, log_p, log_q) -> dict[str, Array]:
-  columns, found = reader.vocabulary, {}
-  if log_q is not None:
-    found['entropy'] = -columns.total(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * log_q, 0.0))
-    found['forward_kl'] = columns.total(divergences.forward_kl().entry(log_p, log_q))
-    found['reverse_kl'] = columns.total(divergences.reverse_kl().entry(log_p, log_q))
-  if reader.target.top_k is not None:
-    ids, logp = reader.target.top_k
-    mine = columns.top_k(log_p, ids.shape[-1]).ids
-    found['mass'] = jnp.exp(logp).sum(axis=-1)
-    found['student_mass'] = jnp.exp(columns.pick(log_p, ids)).sum(axis=-1)
-    found['overlap'] = (ids[:, :, None] == mine[:, None, :]).any(axis=-1).mean(axis=-1, dtype=log_p.dtype)
-  return found
 
 
 def tile_of(width: int, vocabulary: int) -> int:
@@ -189,7 +65,7 @@ def _added(
   return jax.lax.fori_loop(0, width // block, add, d_head)
 
 
-def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, tile: int, gradients: bool, diagnose):
+def _sweep(hidden, head, response, target: Target, shares, counts, *, columns, tile: int, gradients: bool, diagnose):
   """The pass over the tokens of one device. Returns the loss, the reading, and gradients (or None)."""
   rows = response.shape
   size = rows[0] * rows[1]
@@ -204,9 +80,9 @@ def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, 
   narrow, narrow_teacher = head.astype(hidden.dtype), None
   if target.hidden is not None and target.head is not None:
     narrow_teacher = target.head.astype(target.hidden.dtype)
-  pieces = jax.tree.map(cut, (hidden, response, target._replace(head=None), shares))
+  pieces = jax.tree.map(cut, (hidden, response, target._replace(head=None), shares, counts))
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
-  body = functools.partial(_tile, terms=terms, columns=columns, diagnose=diagnose)
+  body = functools.partial(tiles.read, terms=terms, columns=columns, diagnose=diagnose)
 
   def step(d_head, piece):
     reading, states, d_hidden, d_logits = body(piece, narrow, narrow_teacher)
@@ -230,28 +106,28 @@ def _sweep(hidden, head, response, target: Target, shares, *, columns: Columns, 
   return functools.reduce(jnp.add, parts), reading, d_hidden, d_head
 
 
-def _distributed(hidden, head, response, target: Target, shares, *, layout: Layout, tile, gradients, diagnose):
+def _distributed(hidden, head, response, target: Target, shares, counts, *, layout: Layout, tile, gradients, diagnose):
   """The same over a mesh: tokens by batch, the heads by vocabulary."""
   axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
   columns = Columns(axes, head.shape[1] // layout.size('vocab'))
   sweep = functools.partial(_sweep, columns=columns, tile=tile, gradients=gradients, diagnose=diagnose)
   if layout.is_single:
-    return sweep(hidden, head, response, target, shares)
+    return sweep(hidden, head, response, target, shares, counts)
   batch = layout.mesh_axes('batch')
   by_row = layout.spec('batch')
   by_column = PartitionSpec(None, layout.spec('vocab')[0])
 
-  def body(hidden, head, response, target, shares):
-    loss, reading, d_hidden, d_head = sweep(hidden, head, response, target, shares)
+  def body(*arguments):
+    loss, reading, d_hidden, d_head = sweep(*arguments)
     loss = jax.lax.psum(loss, batch)
     return loss, reading, d_hidden, jax.lax.psum(d_head, batch) if gradients else d_head
 
-  specs = jax.tree.map(lambda _: by_row, (response, target._replace(head=None), shares))
+  specs = jax.tree.map(lambda _: by_row, (response, target._replace(head=None), shares, counts))
   if target.head is not None:
-    specs = specs[0], specs[1]._replace(head=by_column), specs[2]
+    specs = specs[0], specs[1]._replace(head=by_column), *specs[2:]
   out = PartitionSpec(), by_row, by_row if gradients else None, by_column if gradients else PartitionSpec()
   return jax.shard_map(body, mesh=layout.mesh, in_specs=(by_row, by_column, *specs), out_specs=out, check_vma=False)(
-    hidden, head, response, target, shares
+    hidden, head, response, target, shares, counts
   )
 
 
@@ -283,6 +159,7 @@ def weighted_sum(
   shares: Sequence[Share],
   *,
   layout: Layout,
+  mask: Bool[AnyArray, 'B R'] | None = None,
   tile: int | None = None,
   diagnose: bool = False,
 ) -> tuple[Float[Array, ''], Reading]:
@@ -293,8 +170,9 @@ def weighted_sum(
     head: in the type it is stored in; the products are made in the type of `hidden`, d head comes back in its own.
     response: the written tokens.
     target: what is known of the teacher.
-    shares: terms with their coefficients; a position without any coefficient is inert, whatever it holds.
+    shares: terms with their coefficients; a position without any coefficient adds nothing, whatever it holds.
     layout: whose mesh cuts rows (`batch`) and the vocabulary (`vocab`).
+    mask: positions whose reading is wanted; None takes those with a coefficient.
     tile: tokens per tile; None chooses from shapes.
     diagnose: whether the reading compares the models beyond what the terms need.
   """
@@ -305,7 +183,8 @@ def weighted_sum(
   local = -(-response.size // layout.size('batch'))
   static = (('layout', layout), ('tile', min(tile, max(local, 1))), ('diagnose', diagnose))
   summed: Any = _summed  # what is not hidden or head has no gradient: its backward pass says so
-  return summed(static, hidden, head, (response, target, tuple(shares)))
+  counts = jnp.zeros(response.shape, bool) if mask is None else mask
+  return summed(static, hidden, head, (response, target, tuple(shares), counts))
 
 
 def _check(hidden, head, response, target: Target, shares, layout: Layout) -> None:
@@ -319,19 +198,23 @@ def _check(hidden, head, response, target: Target, shares, layout: Layout) -> No
   for what, size, axis in (('rows', hidden.shape[0], 'batch'), ('entries of the vocabulary', head.shape[1], 'vocab')):
     if size % layout.size(axis):
       raise ValueError(f'vocabulary: {size} {what} cannot be shared evenly by {layout.size(axis)} devices ({axis!r}).')
+  given = {'the hidden states': hidden, "the teacher's hidden states": target.hidden}
+  for what, top in (('top k', target.top_k), ('log-probabilities at ids', target.at_ids)):
+    if top is not None:
+      given |= {f"the ids of the teacher's {what}": top.ids, f"the teacher's {what}": top.logp}
   for share in shares:
-    if share.coefficient.shape != response.shape:
-      raise ValueError(
-        f'vocabulary: the coefficient of {share.term.name} has shape {share.coefficient.shape}, the response '
-        f'{response.shape}.'
-      )
+    given[f'the coefficient of {share.term.name}'] = share.coefficient
+    given |= {f'the input {name!r} of {share.term.name}': value for name, value in share.inputs.items()}
     if missing := [name for name in share.term.reads if name not in share.inputs]:
       raise ValueError(f'vocabulary: {share.term.name} reads {missing}; its share has only {sorted(share.inputs)}.')
+  for what, array in given.items():
+    if array is not None and array.shape[:2] != response.shape:
+      raise ValueError(f'vocabulary: {what} are of shape {array.shape}, the response is of shape {response.shape}.')
 
 
 def dense(hidden, head, response, target: Target, shares) -> Array:
   """The reference for tests: whole arrays of logits and plain differentiation. Needs the teacher's hidden states."""
-  log = lambda states, matrix: jax.nn.log_softmax(_product(states, matrix), axis=-1)
+  log = lambda states, matrix: jax.nn.log_softmax(tiles.product(states, matrix), axis=-1)
   log_p, loss = log(hidden, head), jnp.zeros(())
   log_q = None if target.hidden is None else jax.lax.stop_gradient(log(target.hidden, target.head))
   for term, coefficient, inputs in shares:

@@ -30,6 +30,7 @@ CASES = {
   ),
   'clamped tokens': terms.divergence(divergences.forward_kl(), supports.full(), most_per_token=0.5),
   'teacher tail': terms.divergence(divergences.reverse_kl(), TOP(K, close=supports.tail())),
+  'forward tail': terms.divergence(divergences.forward_kl(), TOP(K, close=supports.tail())),
   'teacher renorm': terms.divergence(divergences.forward_kl(), TOP(K, close=supports.renorm())),
   'teacher only': terms.divergence(divergences.forward_kl(), TOP(K, close=supports.teacher_only())),
   'teacher raw': terms.divergence(divergences.reverse_kl(), TOP(K, close=supports.raw())),
@@ -115,6 +116,67 @@ def test_any_mesh_equals_one_device(name, shape, single):
   close(run(mesh_layout(**shape)), run(single))
 
 
+@pytest.mark.parametrize('k', [7, 13, 40], ids=lambda k: f'top {k} of 5 columns each')
+def test_a_top_k_wider_than_a_device_equals_one_device(k, single):
+  """Local bests are merged: also where they are all a device has, and where the teacher came as a top k."""
+  hidden, head, response, target = world()
+  log_q = jax.nn.log_softmax(target.hidden @ target.head)
+  best, ids = jax.lax.top_k(log_q, k)
+  shares = (share(terms.divergence(divergences.reverse_kl(), supports.union_top_k(k, close=supports.tail()))),)
+  for given in (target, target._replace(top_k=TopK(ids=ids, logp=best))):
+    run = lambda layout, given=given: tiled(hidden, head, response, given, shares, layout=layout, diagnose=True)
+    close(run(mesh_layout(tensor=8)), run(single))
+
+
+def test_ids_outside_the_vocabulary_are_no_entries(single):
+  """A judge that had fewer to tell pads with -1 or with V; those must not look like certainties."""
+  hidden, head, response, target = world()
+  best, ids = jax.lax.top_k(jax.nn.log_softmax(target.hidden @ target.head), K)
+  padded = lambda strange: Target(
+    top_k=TopK(
+      ids=jnp.concatenate([ids, jnp.full_like(ids[..., :2], strange)], axis=-1),
+      logp=jnp.concatenate([best, jnp.zeros_like(best[..., :2])], axis=-1),
+    )
+  )
+  for close_by in (supports.tail(), supports.renorm()):
+    run = lambda target, k, close_by=close_by: tiled(
+      hidden, head, response, target, (share(terms.divergence(divergences.forward_kl(), TOP(k, close=close_by))),),
+      layout=single,
+    )  # fmt: skip
+    (want, _), gradients = run(Target(top_k=TopK(ids=ids, logp=best)), K)
+    for strange in (-1, V):
+      (got, _), slopes = run(padded(strange), K + 2)
+      close((got, slopes), (want, gradients))
+
+
+def test_a_reading_covers_the_mask_not_only_what_has_a_coefficient(single):
+  hidden, head, response, target = world()
+  one = share(CASES['reverse full'])
+  counted = lambda mask: vocabulary.weighted_sum(
+    hidden, head, response, target, (one,), layout=single, mask=mask, diagnose=True
+  )
+  (loss, reading), (want, _) = counted(jnp.ones((B, R), bool)), counted(None)
+  log_p = jax.nn.log_softmax(hidden @ head)
+  close((loss, reading.entropy), (want, -(jnp.exp(log_p) * log_p).sum(-1)))
+  close(reading.values[0], reading.teacher['reverse_kl'])
+
+
+@pytest.mark.parametrize('certain', [8.0, 16.0, 24.0])
+def test_a_rest_of_any_size_keeps_its_gradient_in_float32(certain, single):
+  """Forward KL with a tail where the student is all but certain: the rest must not drown in the kept mass."""
+  states = jnp.zeros((1, 2, V)).at[..., 3].set(certain)
+  teacher = jnp.zeros((1, 2, V)).at[..., :K].set(2.0)
+
+  def slope(kind):
+    share = Share(CASES['forward tail'], jnp.ones((1, 2), kind), {})
+    target = Target(hidden=teacher.astype(kind), head=jnp.eye(V, dtype=kind))
+    response = jnp.zeros((1, 2), jnp.int32)
+    gradients = tiled(states.astype(kind), jnp.eye(V, dtype=kind), response, target, (share,), layout=single)[1]
+    return np.asarray(gradients[0], np.float64)
+
+  assert np.linalg.norm(slope('float32') - slope('float64')) <= 1e-5 * np.linalg.norm(slope('float64'))
+
+
 @pytest.mark.parametrize('name', ['teacher tail', 'teacher renorm', 'teacher only', 'teacher raw', 'teacher stopped'])
 def test_a_teacher_known_by_its_top_k_equals_a_whole_one(name, single):
   hidden, head, response, target = world()
@@ -158,6 +220,15 @@ def test_other_refusals_name_what_came(single):
     run(hidden, head, response, target._replace(head=target.head[:, 1:]), (one,))
   with pytest.raises(ValueError, match='coefficient of'):
     run(hidden, head, response, target, (one._replace(coefficient=one.coefficient[:, 1:]),))
+  with pytest.raises(ValueError, match="the input 'teacher_logp' of K2"):
+    run(hidden, head, response, target, (Share(terms.k2(), one.coefficient, {'teacher_logp': jnp.zeros((B, R - 1))}),))
+  with pytest.raises(ValueError, match="the teacher's hidden states are of shape"):
+    run(hidden, head, response, target._replace(hidden=target.hidden[:, 1:]), (one,))
+  with pytest.raises(ValueError, match='a top 41 is wanted of 40'):
+    many = terms.divergence(divergences.forward_kl(), TOP(V + 1, close=supports.tail()))
+    run(hidden, head, response, target, (share(many),), layout=mesh_layout(tensor=8))
+  with pytest.raises(ValueError, match='infinite where the teacher has no mass'):
+    terms.divergence(divergences.reverse_kl(), TOP(K, close=supports.teacher_only()))
   with pytest.raises(ValueError, match='reads'):
     run(hidden, head, response, target, (one._replace(term=terms.k2()),))
   with pytest.raises(ValueError, match='cannot be shared evenly'):
@@ -234,7 +305,7 @@ def test_the_reading_is_what_the_models_say(single):
   close(reading.logp, jnp.take_along_axis(log_p, response[..., None], -1)[..., 0])
 
 
-DIVERGENCES = ('forward full', 'reverse full', 'jsd full', 'teacher tail')
+DIVERGENCES = ('forward full', 'reverse full', 'jsd full', 'teacher tail', 'forward tail')
 
 
 @pytest.mark.parametrize('name', DIVERGENCES)
