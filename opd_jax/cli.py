@@ -28,6 +28,8 @@ every token, the student learns from that.
   opd convert Qwen/Qwen3-0.6B models/qwen3-0.6b  published weights into our folder
   opd convert models/student exported            and back, for transformers
   opd plan    --gin_file F                       what would lie where, before it does
+  opd train   --gin_file F --workdir DIR         run an experiment, or go on with it
+  opd export  DIR exported                       the trained student, for transformers
   opd methods                                    the papers this library knows
   opd certify --all                              that their gradients are what they claim
 """
@@ -212,6 +214,29 @@ def plan(args: argparse.Namespace) -> None:
     print(f'wrote    {Path(args.workdir) / "config.gin"}')
 
 
+def train(args: argparse.Namespace) -> None:
+  import jax
+
+  if args.coordinator is not None:
+    jax.distributed.initialize(args.coordinator, num_processes=args.processes, process_id=args.process)
+  from opd_jax.commands.train import train
+
+  experiment, operative = build(args.gin_file, args.gin_bindings)
+  train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
+
+
+def export(args: argparse.Namespace) -> None:
+  from opd_jax.commands.train import STUDENT
+
+  student = Path(args.src) / STUDENT
+  if not student.is_dir():
+    raise Refusal(
+      f'{student} is not there: {args.src} is no --workdir of a finished `opd train`. Run the same command again to '
+      'finish it.'
+    )
+  convert(argparse.Namespace(src=str(student), dst=args.dst, dtype=args.dtype))
+
+
 def sample(args: argparse.Namespace) -> None:
   from opd_jax.commands.sample import rules, sample
 
@@ -284,9 +309,25 @@ def parser() -> argparse.ArgumentParser:
   one.add_argument('dst', metavar='DST', help='folder to make')
   one.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
 
-  one = command(plan, 'what an experiment would put on each device; allocates nothing')
-  one.add_argument('--gin_file', action='append', default=[], metavar='FILE', help='may be repeated')
-  one.add_argument('--gin_bindings', action='append', default=[], metavar='NAME=VALUE', help='may be repeated')
+  def experimenter(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    made = command(function, text)
+    made.add_argument('--gin_file', action='append', default=[], metavar='FILE', help='may be repeated')
+    made.add_argument('--gin_bindings', action='append', default=[], metavar='NAME=VALUE', help='may be repeated')
+    return made
+
+  one = experimenter(train, 'run an experiment; the same command goes on with one that was interrupted')
+  one.add_argument('--workdir', required=True, metavar='DIR', help='metrics, checkpoints, samples, the student')
+  one.add_argument('--skip_preflight', action='store_true', help='begin without looking at tokenizers and judges')
+  one.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where several processes make one run')
+  one.add_argument('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
+  one.add_argument('--process', type=int, metavar='I', help='which of them this is')
+
+  one = command(export, 'the student of a finished run, as a folder for transformers')
+  one.add_argument('src', metavar='WORKDIR', help='of `opd train`')
+  one.add_argument('dst', metavar='DST', help='folder to make')
+  one.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
+
+  one = experimenter(plan, 'what an experiment would put on each device; allocates nothing')
   one.add_argument('--workdir', metavar='DIR', help='write the configuration in force to DIR/config.gin')
   one.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
   one.add_argument('--json', action='store_true', help='for programs')

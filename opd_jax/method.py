@@ -6,7 +6,7 @@ are already divided. The update only sums coefficient · term, so a loss cannot 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Int, PRNGKeyArray
 
@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
 
   rollout: Rollout
   student: Scores
-  teacher: Scores
+  teacher: Any  # Scores; None where a run has no teacher, and then a method that reads it is refused
   others: Mapping[str, Scores]  # 'reference', 'teacher_base' …
   step: Int[AnyArray, '']
   key: PRNGKeyArray

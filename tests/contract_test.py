@@ -11,11 +11,11 @@ import worlds
 from opd_jax.methods import discover
 from opd_jax.models import transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.training import step
 from opd_jax.training.step import gradient
 
 METHODS = {entry.name: entry.make() for entry in discover()}
 ALL = pytest.mark.parametrize('name', METHODS)
-COMPILES = []
 
 
 @functools.cache
@@ -24,18 +24,25 @@ def prepared():
 
 
 @functools.cache
+def evidence(name):
+  return worlds.evidence_of(METHODS[name], *prepared(), mesh_layout())
+
+
+@functools.cache
 def batch(name):
-  student, teacher, reference = prepared()
-  layout = mesh_layout()
-  evidence = worlds.evidence_of(METHODS[name], student, teacher, reference, layout)
-  return worlds.batch_of(METHODS[name], evidence, teacher, layout)
+  return worlds.batch_of(METHODS[name], evidence(name), prepared()[1], mesh_layout())
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'layout', 'microbatches', 'tile'))
 def program(params, batch, *, config, layout, microbatches=1, tile=None):
-  COMPILES.append((config, layout, microbatches, tile))
-  loss, slope, reading = gradient(params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile)
-  return loss, slope, reading.logp
+  """Loss, gradient, and the contribution of every position."""
+  total, readings = gradient(params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile)
+  shape = batch.rollout.response.shape
+  told = np.zeros(shape)
+  for rows, reading in readings:
+    for share, value in zip(batch.shares, reading.values, strict=True):
+      width = value.shape[1]
+      told[rows, :width] += np.asarray(share.coefficient)[rows, :width] * np.asarray(value)
+  return total.loss, total.slope, told
 
 
 @functools.cache
@@ -88,13 +95,9 @@ def test_an_empty_batch_and_extreme_padding_are_inert(name, single):
   dirty = lambda x: jnp.where(
     mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x
   )
-  target = whole.target._replace(hidden=None if whole.target.hidden is None else dirty(whole.target.hidden))
-  got = program(
-    params,
-    whole._replace(rollout=whole.rollout._replace(response=junk), target=target),
-    config=config,
-    layout=single,
-  )
+  soiled = jax.tree.map(lambda x: dirty(x) if jnp.ndim(x) >= 2 else x, evidence(name)._replace(rollout=None))
+  soiled = soiled._replace(rollout=whole.rollout._replace(response=junk), key=evidence(name).key)
+  got = program(params, worlds.batch_of(METHODS[name], soiled, prepared()[1], single), config=config, layout=single)
   close(got, plain(name))
   silent = tuple(share._replace(coefficient=0 * share.coefficient) for share in whole.shares)
   loss, slope, _ = program(params, whole._replace(shares=silent), config=config, layout=single)
@@ -130,25 +133,37 @@ def test_each_program_is_compiled_once(name, single):
   """Also for a method made anew from the same settings: terms are part of a program's identity."""
   config, params = prepared()[0]
   plain(name)
-  before = len(COMPILES)
+  before = step.compiles()
   fresh = next(entry.make() for entry in discover() if entry.name == name)
-  evidence = worlds.evidence_of(fresh, *prepared(), single)
-  program(params, worlds.batch_of(fresh, evidence, prepared()[1], single), config=config, layout=single)
-  assert len(COMPILES) == before
+  again = worlds.evidence_of(fresh, *prepared(), single)
+  program(params, worlds.batch_of(fresh, again, prepared()[1], single), config=config, layout=single)
+  assert step.compiles() == before
 
 
-@pytest.mark.parametrize('name', [name for name in METHODS if name != 'seqkd'])
+@pytest.mark.parametrize('name', [name for name in METHODS if name not in ('seqkd', 'sft')])
 def test_the_teacher_answers_for_the_position_it_was_asked_about(name, single):
   """Alignment: a token that the teacher embeds otherwise is felt from the next position on, and not at its own."""
   student, (config, params), reference = prepared()
-  evidence = worlds.evidence_of(METHODS[name], student, (config, params), reference, single)
-  response, mask, prompts = evidence.rollout.response, evidence.rollout.mask, evidence.rollout.prompt
+  told = evidence(name)
+  response, mask, prompts = told.rollout.response, told.rollout.mask, told.rollout.prompt
   row, at = 4, 2
   token = int(response[row, at])
   moved = {**params, 'embed': {'table': params['embed']['table'].at[token].add(1.0)}}
   after = worlds.evidence_of(METHODS[name], student, (config, moved), reference, single)
-  changed = (np.abs(np.asarray(after.teacher.logp - evidence.teacher.logp)) > 1e-7) & mask
+  felt = lambda one, other: np.abs(np.asarray(one) - np.asarray(other)).reshape(*mask.shape, -1).max(axis=-1) > 1e-7
   seen = np.cumsum(np.concatenate([prompts.tokens == token, response == token], axis=1), axis=1)
   before = seen[:, prompts.tokens.shape[1] - 1 : -1] > 0  # whether the token stands before each position
-  np.testing.assert_array_equal(changed, before & mask)
-  assert changed[row, at + 1] and not changed[row, at]
+  assert before[row, at + 1] and not before[row, at]
+  fields = zip(told.teacher, after.teacher, strict=True)
+  for moved_at in [felt(*map(_numbers, pair)) for pair in fields if pair[0] is not None]:
+    np.testing.assert_array_equal(moved_at & mask, before & mask)
+  if name != 'iw_opd':  # whose weights look back over the whole row
+    batches = [worlds.batch_of(METHODS[name], each, (config, judge), single)
+               for each, judge in ((told, params), (after, moved))]  # fmt: skip
+    moved_at = felt(*(program(student[1], each, config=student[0], layout=single)[2] for each in batches))
+    np.testing.assert_array_equal(moved_at & mask, before & mask)
+
+
+def _numbers(field):
+  """What a judge told, as numbers: of a top k its log-probabilities."""
+  return getattr(field, 'logp', field)

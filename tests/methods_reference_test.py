@@ -15,6 +15,7 @@ from opd_jax.methods.iw_opd import cumulative, first, fixed_prefix, iw_opd, last
 from opd_jax.methods.opd import opd
 from opd_jax.methods.opd_plus import opd_plus
 from opd_jax.methods.seqkd import seqkd
+from opd_jax.methods.sft import sft
 
 V, K = 11, 4
 RNG = np.random.RandomState(3)
@@ -177,6 +178,7 @@ FORMULAS = {
     gkd(divergence=divergences.forward_kl(), support=supports.teacher_top_k(K, close=supports.renorm())),
     lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, top_kl(P, Q, both=True)),
   ),
+  'sft': (sft(), lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, -lp)),
   'seqkd': (seqkd(), lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, -lp)),
 }
 
@@ -210,7 +212,7 @@ def test_special_cases_collapse_as_the_papers_say(single):
 
 
 # Not claimed of: likelihood and extrapolation, and a teacher cut to its top k without closing the student likewise.
-MOVES = ('seqkd', 'exopd', 'aopd teacher only')
+MOVES = ('seqkd', 'sft', 'exopd', 'aopd teacher only')
 
 
 @pytest.mark.parametrize('name', [name for name in FORMULAS if name not in MOVES])
@@ -222,8 +224,8 @@ def test_a_student_that_is_its_teacher_stays(name, single):
 @pytest.mark.parametrize('name', FORMULAS)
 def test_moving_one_logit_of_the_teacher_moves_its_own_position_and_no_later_weightless_one(name, single):
   """Alignment: with weights that do not look across positions, exactly one row of d logits changes."""
-  if name.startswith(('iw_opd', 'seqkd')):
-    pytest.skip('weights look across positions' if name != 'seqkd' else 'asks no teacher')
+  if name.startswith(('iw_opd', 'seqkd', 'sft')):
+    pytest.skip('weights look across positions' if name.startswith('iw_opd') else 'asks no teacher')
   row, at = 3, 2
   moved = TEACHER.copy()
   moved[row, at, RESPONSE[row, at]] += 0.7

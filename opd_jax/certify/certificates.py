@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 def makers() -> Mapping[str, Callable[[], Method]]:
   """Every method with its defaults, its top k cut to this world, and the variants that papers compare."""
-  found: dict[str, Callable[[], Method]] = {}
+  found: dict[str, Callable[..., Method]] = {}
   for entry in discover():
     small = {'k': K} if 'k' in inspect.signature(entry.make).parameters else {}
     found[entry.name] = functools.partial(entry.make, **small)

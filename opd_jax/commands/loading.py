@@ -19,7 +19,7 @@ def load(name: str, *, seed: int, dtype: str | None) -> tuple[source.Loaded, Tok
   found = any((loaded.folder / file).is_file() for file in ('tokenizer.json', 'tokenizer.model', 'vocab.json'))
   if not found:
     return loaded, None, layout
-  tokenizer = HubTokenizer(loaded.folder)
+  tokenizer: Tokenizer = HubTokenizer(loaded.folder)
   if (tokens := len(tokenizer.strings())) > loaded.config.vocab_size:
     raise ValueError(
       f'{name}: its tokenizer has {tokens} tokens, the model only {loaded.config.vocab_size} rows; '

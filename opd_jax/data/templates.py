@@ -39,3 +39,7 @@ class Template:
     if self.system is not None:
       turns.insert(0, {'role': 'system', 'content': self.system})
     return tokenizer.chat(turns, thinking=self.thinking)
+
+  def response(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of an answer, with the one that ends it: what a model is taught to write."""
+    return [*tokenizer.encode(text), tokenizer.turn_end if self.chat else min(tokenizer.stop_tokens)]

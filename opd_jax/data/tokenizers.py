@@ -16,6 +16,11 @@ class Tokenizer(Protocol):
   pad: int
   stop_tokens: frozenset[int]
 
+  @property
+  def turn_end(self) -> int:
+    """The token with which an answer of this chat template ends."""
+    ...
+
   def encode(self, text: str, *, begin: bool = False) -> list[int]:
     """Tokens of `text`; `begin` puts in front what a document of this model starts with, if anything."""
     ...
@@ -53,6 +58,10 @@ class CharacterTokenizer:
     self._special = {name: len(alphabet) + number for number, name in enumerate(self.SPECIALS)}
     self.pad = self._special['<pad>']
     self.stop_tokens = frozenset({self._special['<end>']})
+
+  @property
+  def turn_end(self) -> int:
+    return self._special['<end>']
 
   def encode(self, text: str, *, begin: bool = False) -> list[int]:
     if strange := sorted(set(text) - self._ids.keys()):
@@ -118,7 +127,24 @@ class HubTokenizer:
       raise ValueError(
         f'tokenizer: {folder} declares no token that ends a text. Pass stop_tokens, e.g. stop_tokens=("<|im_end|>",).'
       )
+    self._turn_end: int | None = None
     self.pad = self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
+
+  @property
+  def turn_end(self) -> int:
+    if self._turn_end is None:
+      self._turn_end = self._found_turn_end()
+    return self._turn_end
+
+  def _found_turn_end(self) -> int:
+    mark = 'the answer stands here'
+    rendered = ''
+    if self._inner.chat_template:
+      turns = [{'role': 'user', 'content': 'a question'}, {'role': 'assistant', 'content': mark}]
+      rendered = self._inner.apply_chat_template(turns, tokenize=False)
+    special = set(self.specials().values())
+    behind = (token for token in self.encode(rendered.rpartition(mark)[2]) if token in special)
+    return next(behind, min(self.stop_tokens))
 
   def _declared(self, folder: Path) -> frozenset[int]:
     ends = {self._inner.eos_token_id}

@@ -190,8 +190,12 @@ def abstract(config: ModelConfig, layout: Layout) -> Params:
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
   """The same model as decoding reads it, on any layout: layers apart, and every weight in the type it is used in."""
   apart = dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
-  if apart == config:
-    return config, params
+  return (config, params) if apart == config else (apart, _unroller(config, apart, layout)(params))
+
+
+@functools.lru_cache(maxsize=16)
+def _unroller(config: ModelConfig, apart: ModelConfig, layout: Layout) -> Any:
+  """The program that does it: one, however often the weights change."""
   leaves = abstract(apart, layout)
 
   def split(params):
@@ -200,7 +204,7 @@ def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[Model
       params = {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
     return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, leaves)
 
-  return apart, jax.jit(split, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves))(params)
+  return jax.jit(split, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves))
 
 
 def init(config: ModelConfig, layout: Layout, key: PRNGKeyArray) -> Params:

@@ -1,0 +1,91 @@
+"""Floor 1. Readers of published data sets, by the columns that their authors document.
+
+Each returns a `Reader` for `tasks.Task.read`; a row without its columns is a bad row, named by file and number.
+"""
+
+import json
+
+from opd_jax.data.tasks import Problem, Raw, Reader, asked, roles
+
+BOXED = '\nPlease reason step by step, and put your final answer within \\boxed{}.'
+
+
+def deepmath(*, least_difficulty: float = -1.0, suffix: str = BOXED, solution: int | None = None) -> Reader:
+  """DeepMath-103K (zwhe99/DeepMath-103K): question, final_answer, difficulty, r1_solution_1 to _3.
+
+  Args:
+    least_difficulty: easier rows are left out; the papers take 6, about 57 thousand rows.
+    suffix: appended to the question.
+    solution: 1, 2 or 3: which solution to imitate.
+  """
+
+  def read(row: Raw) -> Problem | None:
+    if float(row['difficulty']) < least_difficulty:
+      return None
+    trace = None if solution is None else str(row[f'r1_solution_{solution}'])
+    return Problem(asked(str(row['question']) + suffix), answer=str(row['final_answer']), trace=trace, route='maths')
+
+  return read
+
+
+def openthoughts(*, suffix: str = '') -> Reader:
+  """OpenThoughts-114k: system, conversations of {from: user|assistant, value}; its first answer is imitated."""
+  names = {'user': 'user', 'human': 'user', 'assistant': 'assistant', 'gpt': 'assistant'}
+
+  def read(row: Raw) -> Problem:
+    turns = roles(row['conversations'], names)
+    if len(turns) < 2 or turns[0]['role'] != 'user' or turns[1]['role'] != 'assistant':
+      raise ValueError('its conversation is not a question and an answer')
+    system = [{'role': 'system', 'content': str(row['system'])}] if row.get('system') else []
+    question = {**turns[0], 'content': turns[0]['content'] + suffix}
+    return Problem((*system, question), trace=turns[1]['content'], route=str(row.get('domain', '')))
+
+  return read
+
+
+def openthoughts3(*, domain: str | None = None, suffix: str = '') -> Reader:
+  """OpenThoughts3-1.2M: difficulty, source, domain, conversations of {from: human|gpt, value}, no system turn.
+
+  Args:
+    domain: 'math', 'code' or 'science'; None takes all.
+    suffix: appended to the question.
+  """
+  plain = openthoughts(suffix=suffix)
+  return lambda row: plain(row) if domain in (None, row['domain']) else None
+
+
+TOOL_FORMAT = """\
+Your task is to answer the user's question by calling a tool.
+
+Name: {name}
+Description: {description}
+Documentation:
+{documentation}
+
+Answer in this format, without anything else:
+Thought: what has to be done
+Action: the name of one tool function
+Action Input: a JSON object with the arguments, realistic values taken from the question
+
+Begin!
+Question: {question}"""
+
+
+def toolalpaca() -> Reader:
+  """ToolAlpaca in the single-turn format: name, description, nl_documentation, instruction, golden_answer.
+
+  The answer is the list of golden calls as JSON; `golden_response`, where a row has it, is imitated.
+  """
+
+  def read(row: Raw) -> Problem:
+    text = TOOL_FORMAT.format(
+      name=row['name'],
+      description=row['description'],
+      documentation=row['nl_documentation'],
+      question=row['instruction'],
+    )
+    shown = row.get('golden_response')
+    trace = '\n'.join(shown) if isinstance(shown, list) else shown
+    return Problem(asked(text), answer=json.dumps(row['golden_answer']), trace=trace, route='tools')
+
+  return read

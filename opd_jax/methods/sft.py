@@ -1,0 +1,23 @@
+"""Supervised fine-tuning: what warms a student up, or makes a teacher of it."""
+
+from opd_jax import rollouts
+from opd_jax.losses import divergences, terms
+from opd_jax.losses.normalisers import per_token
+from opd_jax.losses.vocabulary import Share
+from opd_jax.method import Evidence, Method, Shares
+
+
+def sft() -> Method:
+  r"""Likelihood of a data set's responses; no judge is asked.
+
+      loss = -Σ_t log p(y_t) / tokens,      y from the data set
+
+  Every method of the papers begins here. The prompt has no loss; the token that ends a response has one.
+  """
+
+  def weigh(evidence: Evidence) -> Shares:
+    return (Share(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
+
+  return Method(
+    rollout=rollouts.dataset(), weigh=weigh, descends=divergences.forward_kl(), paper='common practice: no paper'
+  )

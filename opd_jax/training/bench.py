@@ -1,0 +1,265 @@
+"""Floor 5. What a stage works with: its stream of problems, its judges, and the four verbs over them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import rollouts, teachers
+from opd_jax.data.prompts import left_padded
+from opd_jax.data.tasks import Problem, Stream, Verifier
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference import decoding, sampler, scorer
+from opd_jax.inference.sampler import Model, Sampling
+from opd_jax.method import Evidence, Shares, target_of
+from opd_jax.models import source
+from opd_jax.teachers import Judge, Routed, Seat
+from opd_jax.training import metrics, step
+from opd_jax.training.checkpoints import Place
+from opd_jax.training.experiment import Experiment, Stage
+from opd_jax.training.step import Batch, State
+from opd_jax.types import Prompts, Rollout, Scores
+
+DIAGNOSED = 8  # entries of the teacher's top k that are asked for where a method asks for none
+
+
+class Asked(NamedTuple):
+  """The rows of a batch before anybody has answered."""
+
+  problems: list[Problem]
+  prompts: Prompts
+
+
+class Written(NamedTuple):
+  """A batch of responses, with their texts."""
+
+  problems: list[Problem]
+  rollout: Rollout
+  texts: list[str]
+
+
+def tokenizer_of(experiment: Experiment) -> Tokenizer:
+  if experiment.tokenizer is None:
+    raise ValueError('Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.published("folder").')
+  return experiment.tokenizer
+
+
+def ready(sampling: Sampling, tokenizer: Tokenizer, vocabulary: int) -> Sampling:
+  """With the tokenizer's stop tokens, and without the rows of the table that stand for nothing."""
+  rules = sampling.decoding
+  if not rules.stop_tokens:
+    ends = sorted(tokenizer.stop_tokens | {tokenizer.turn_end})
+    rules = dataclasses.replace(rules, stop_tokens=tuple(ends))
+  if padding := tuple(range(len(tokenizer.strings()), vocabulary)):
+    rules = dataclasses.replace(rules, rules=(decoding.forbid(padding), *rules.rules))
+  return dataclasses.replace(sampling, decoding=rules)
+
+
+def asked(problems: Sequence[Problem], samples: int, template, tokenizer: Tokenizer, *, first_row: int) -> Asked:
+  """Every problem so many times, as left-padded prompts whose row numbers go on from `first_row`."""
+  rows = rollouts.rows_of(len(problems), samples)
+  tokens = [template.render(tokenizer, problem.messages) for problem in problems]
+  each = [tokens[row] for row in rows]
+  width = sampler.bucket(max(map(len, each)), least=8, most=1 << 30)
+  prompts = left_padded(each, width=width, pad=tokenizer.pad, groups=rows.tolist())
+  return Asked([problems[row] for row in rows], prompts._replace(row=np.arange(len(rows), dtype=np.int32) + first_row))
+
+
+def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+  """The written texts, without the token that ended them."""
+  stop = {tokenizer.turn_end, *tokenizer.stop_tokens}
+  length = rollouts.lengths(rollout)
+  rows = [row[:n].tolist() for row, n in zip(np.asarray(rollout.response), length, strict=True)]
+  return [tokenizer.decode(row[:-1] if row and row[-1] in stop else row) for row in rows]
+
+
+def verified(written: Written, verify: Verifier | None) -> Written:
+  """With the verifier's outcome as reward."""
+  if verify is None:
+    return written
+  reward = [verify(problem, text) for problem, text in zip(written.problems, written.texts, strict=True)]
+  return written._replace(rollout=written.rollout._replace(reward=np.array(reward, np.float32)))
+
+
+class Bench:
+  """A stage at work. Everything that moves is handed in; nothing here is changed by a step but the stream."""
+
+  def __init__(self, experiment: Experiment, stage: Stage, say: Callable[[str], None] = lambda text: None):
+    self.experiment, self.stage, self.tokenizer = experiment, stage, tokenizer_of(experiment)
+    self.config, self.layout = experiment.model, experiment.layout
+    self.stream = Stream(stage.task, seed=experiment.seed)
+    self.sampling = ready(stage.sampling, self.tokenizer, self.config.vocab_size)
+    self.key = jax.random.fold_in(jax.random.key(experiment.seed), experiment.stages.index(stage))
+    self._selves: dict[str, Any] = {}
+    self._params: Any = None
+    self._weigh = jax.jit(stage.method.weigh)
+    asked = {'teacher', *stage.method.needs.others}  # nobody else is asked anything
+    self.seats = {name: self._seated(name, judge, say) for name, judge in stage.judges.items() if name in asked}
+    self.mine = self._seat('student', Judge(refresh=teachers.live()))
+
+  def _seated(self, name: str, judge: Judge | Routed, say) -> list[tuple[str, Seat]]:
+    """A judge as the seats that share its work, each with the route it answers for ('' for all)."""
+    if isinstance(judge, Routed):
+      return [(route, self._seat(f'{name}/{route}', each, say)) for route, each in judge.table]
+    return [('', self._seat(name, judge, say))]
+
+  def _seat(self, name: str, judge: Judge, say: Callable[[str], None] = lambda text: None) -> Seat:
+    config, layout = self.config, judge.layout or self.layout
+    if judge.weights is None:
+      params = lambda: self._params if judge.refresh.is_live else self._selves[name]
+    else:
+      say(f'loading {name}: {judge.weights}')
+      types: dict[str, Any] = {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+      loaded = source.load(judge.weights, layout, seed=self.experiment.seed, **types)
+      config, weights = loaded.config, loaded.params
+      params = lambda: weights
+    return Seat(
+      judge=judge, config=config, layout=layout, tokenizer=self.tokenizer,
+      template=judge.template or self.stage.template, params=params, rows=self.stage.rows,
+    )  # fmt: skip
+
+  # --- the state of a stage ---------------------------------------------------------------------
+
+  def selves(self) -> dict[str, teachers.Refresh]:
+    """Judges that are earlier selves of the student, and how they follow it."""
+    seats = {
+      f'{name}/{route}' if route else name: seat.judge for name in self.seats for route, seat in self.seats[name]
+    }
+    return {name: judge.refresh for name, judge in seats.items() if judge.weights is None and not judge.refresh.is_live}
+
+  def begin(self, params: Any, number: int) -> State:
+    """The state at the beginning of the stage: a fresh optimiser, and selves that are the student."""
+    optimiser = step.optimiser_state(self.stage.optimiser, params, self.config, self.layout)
+    copies = {name: jax.tree.map(jnp.copy, params) for name in self.selves()}
+    return State(params=params, optimiser=optimiser, selves=copies, step=jnp.int32(number))
+
+  def look_at(self, state: State) -> None:
+    """From now on judges and writers read the weights of this state."""
+    self._params, self._selves = state.params, state.selves
+
+  # --- the verbs ----------------------------------------------------------------------------------
+
+  def sample(self, place: Place, problems: Sequence[Problem]) -> Written:
+    """Responses to problems, by whoever the method wants."""
+    batch = asked(problems, self.stage.samples, self.stage.template, self.tokenizer, first_row=place.rows)
+    render = self.stage.template.response
+    traces = [None if problem.trace is None else render(self.tokenizer, problem.trace) for problem in batch.problems]
+    rollout = rollouts.write(
+      self.stage.method.rollout, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
+      sampling=self.sampling, step=place.step,
+    )  # fmt: skip
+    rollout = rollouts.trimmed(rollout)
+    return verified(Written(batch.problems, rollout, texts_of(rollout, self.tokenizer)), self.stage.task.verify)
+
+  def writer(self) -> Model:
+    return sampler.unrolled(Model(self.config, self.experiment.sampling_layout or self.layout, self._params))
+
+  def _teacher_model(self) -> Model:
+    seats = self.seats.get('teacher', [])
+    if len(seats) != 1:
+      raise ValueError(
+        f'stage {self.stage.name}: the method wants text by the teacher, and there are {len(seats)}. Bind one: '
+        "experiment.Stage.judges = {'teacher': @teachers.frozen()}."
+      )
+    seat = seats[0][1]
+    return sampler.unrolled(Model(seat.config, seat.layout, seat.params()))
+
+  def score(self, place: Place, written: Written) -> Evidence:
+    """What the student and the judges think of it."""
+    needs, rollout = self.stage.method.needs, written.rollout
+    prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
+    student, _ = self.mine.score(prompts, rollout, None, needs.student)
+    ids = student.top_k.ids if needs.at_student_top_k and student.top_k is not None else None
+    teacher, judged = None, np.ones(len(prompts), bool)
+    if 'teacher' in self.seats:
+      teacher, judged = self._judged('teacher', written, ids, self._asked_of_teacher())
+    others = {}
+    for name in needs.others:
+      others[name], also = self._judged(name, written, None, scorer.Needs())
+      judged = judged & also
+    rollout = rollout._replace(mask=rollout.mask & judged[:, None])
+    return Evidence(
+      rollout=rollout, student=student, teacher=teacher, others=others, step=np.asarray(place.stage_step, np.int32),
+      key=jax.random.fold_in(jax.random.fold_in(self.key, 7), place.step),
+    )  # fmt: skip
+
+  def _asked_of_teacher(self) -> scorer.Needs:
+    needs = self.stage.method.needs.teacher
+    if self.stage.whole_diagnosis:
+      needs = dataclasses.replace(needs, hidden=True)
+    return dataclasses.replace(needs, top_k=max(needs.top_k, min(DIAGNOSED, self.config.vocab_size)))
+
+  def _judged(self, name: str, written: Written, ids: Any, needs: scorer.Needs) -> tuple[Scores, np.ndarray]:
+    seats = self.seats[name]
+    routes = [route for route, _ in seats]
+    which = np.zeros(len(written.problems), np.int32)
+    if routes != ['']:
+      for row, problem in enumerate(written.problems):
+        if problem.route not in routes:
+          raise ValueError(
+            f'judge {name}: {problem.name} has the route {problem.route!r}, the table has {routes}. Every row needs '
+            'a judge.'
+          )
+        which[row] = routes.index(problem.route)
+    rewards, groups = written.rollout.reward.tolist(), np.asarray(written.rollout.prompt.group)
+    found = []
+    for _, seat in seats:
+      prompts = seat.prompts(written.problems, written.texts, rewards, groups)
+      found.append(seat.score(prompts, written.rollout, ids, needs))
+    if len(found) == 1:
+      return self._home(found[0][0], seats[0][1]), found[0][1]
+    judged = np.stack([each for _, each in found])[which, np.arange(len(which))]
+    return teachers.merged([scores for scores, _ in found], jnp.asarray(which)), judged
+
+  def _home(self, scores: Scores, seat: Seat) -> Scores:
+    """Onto the devices of the training layout."""
+    if seat.layout.mesh == self.layout.mesh:
+      return scores
+    return jax.tree.map(lambda x: jax.device_put(x, self.layout.sharding('batch', *[None] * (x.ndim - 1))), scores)
+
+  def weigh(self, evidence: Evidence) -> tuple[Batch, dict[str, Any]]:
+    """The method's shares, and what can be said of them."""
+    try:
+      shares: Shares = self._weigh(evidence)
+    except AttributeError as error:
+      if evidence.teacher is None and "'NoneType'" in str(error):
+        raise ValueError(
+          f"stage {self.stage.name}: the method reads the teacher's scores and there is no judge called 'teacher'. "
+          "Bind experiment.Stage.judges = {'teacher': @teachers.frozen()}."
+        ) from error
+      raise
+    head = None
+    if evidence.teacher is not None and evidence.teacher.hidden is not None:
+      seat = self.seats['teacher'][0][1]
+      head = seat.head()
+      if seat.layout.mesh != self.layout.mesh:
+        head = jax.device_put(head, self.layout.sharding(None, 'vocab'))
+    target = target_of(evidence, head) if evidence.teacher is not None else step.Target()
+    return Batch(evidence.rollout, target, shares), metrics.of_evidence(evidence, shares)
+
+  def update(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
+    """One step of the optimiser; judges that are the student follow it afterwards."""
+    total, _ = step.gradient(
+      state.params, batch, config=self.config, layout=self.layout, microbatches=self.stage.microbatches, diagnose=True
+    )
+    params, optimiser, told = step.apply(
+      state.params, state.optimiser, total.loss, total.slope,
+      optimiser=self.stage.optimiser, config=self.config, layout=self.layout,
+    )  # fmt: skip
+    told = jax.device_get(told)
+    return state._replace(params=params, optimiser=optimiser), {
+      **{name: float(value) for name, value in told.items()},
+      **metrics.of_tally(jax.device_get(total.tally)),
+    }
+
+  def follow(self, state: State, number: int) -> State:
+    """Judges that are the student take their step behind it."""
+    rules = self.selves()
+    moved = {
+      name: teachers.refreshed(phi, state.params, jnp.float32(rules[name].rate)) if rules[name].is_due(number) else phi
+      for name, phi in state.selves.items()
+    }
+    return state._replace(selves=moved, step=jnp.int32(number))

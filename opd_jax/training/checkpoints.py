@@ -1,0 +1,122 @@
+"""Floor 5. Checkpoints: written in the background, whole or not at all, and proved when they are read.
+
+A checkpoint is the arrays of a `State` and a `Place`: everything a run needs to go on as if nothing had happened. With
+them lies the fingerprint of the arrays; one that does not match is damaged, is reported, and the one before it is used.
+"""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from opd_jax.models.fingerprint import fingerprint
+from opd_jax.training.step import State
+
+Say = Callable[[str], None]
+
+
+class Place(NamedTuple):
+  """Where a run stands: numbers and texts that JSON holds."""
+
+  stage: int = 0  # number of the stage
+  stage_step: int = 0  # rollout batches of this stage that are done
+  step: int = 0  # of the run
+  rows: int = 0  # trajectories so far: their numbers fix their random streams
+  stream: dict[str, Any] | None = None  # position in the stage's data
+  alarms: dict[str, float] | None = None  # what the alarms remember
+
+
+class Keeper:
+  """The checkpoints of one run."""
+
+  def __init__(self, workdir: Path, *, config: str, keep: int, every: int, say: Say):
+    self.folder, self.config, self.every, self.say = workdir.absolute() / 'checkpoints', config, every, say
+    try:
+      options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix='step', cleanup_tmp_directories=True)
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
+    except OSError as error:
+      raise ValueError(f'checkpoints: {self.folder} cannot be written ({error}). Choose another --workdir.') from error
+
+  @property
+  def latest(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(self, state: State, place: Place) -> None:
+    """Begins to write; returns when the arrays have been copied."""
+    if place.step in self._manager.all_steps():
+      return
+    record = {'place': place._asdict(), 'config': self.config, 'fingerprint': fingerprint(state)}
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
+    self._try(lambda: self._manager.save(place.step, args=arguments), place.step)
+
+  def finish(self) -> None:
+    """Waits until everything is on disk."""
+    self._try(self._manager.wait_until_finished, self.latest or 0)
+
+  def _try(self, write: Callable[[], Any], step: int) -> None:
+    try:
+      write()
+    except Exception as error:  # tensorstore and orbax raise many types; what a user can mend is the disk
+      good = [kept for kept in self._manager.all_steps(read=True) if kept < step]
+      text = str(error).strip().splitlines()
+      raise ValueError(
+        f'checkpoints: {self.folder} cannot be written at step {step} ({type(error).__name__}: '
+        f'{text[0][:200] if text else ""}). '
+        f'{f"The checkpoint of step {max(good)} is whole; free" if good else "Free"} some space or mend the '
+        'permissions, then run the same command again.'
+      ) from error
+
+  def restore(self, target: Callable[[Place], Any]) -> tuple[State, Place] | None:
+    """The newest checkpoint that is whole; None where there is none yet.
+
+    Args:
+      target: shapes and shardings of the state at a place.
+    """
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        record = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
+        place, config = Place(**record['place']), record['config']
+      except Exception as error:
+        self._damaged(step, error)
+        continue
+      self._same(config)
+      try:
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(place)))
+        state = self._manager.restore(step, args=arguments)['state']
+        if bad := sorted(path for path, sum_ in fingerprint(state).items() if record['fingerprint'].get(path) != sum_):
+          raise ValueError(f'{len(bad)} arrays have changed, e.g. {bad[0]}')
+      except Exception as error:
+        self._damaged(step, error)
+        continue
+      for newer in [kept for kept in self._manager.all_steps() if kept > step]:
+        self._manager.delete(newer)
+      return state, place
+    if self._manager.all_steps():
+      raise ValueError(f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.')
+    return None
+
+  def _damaged(self, step: int, error: Exception) -> None:
+    text = str(error).strip().splitlines()
+    reason = f'{type(error).__name__}: {text[0][:160] if text else ""}'
+    self.say(f'the checkpoint of step {step} is damaged ({reason}); the one before it is tried')
+
+  def _same(self, config: str) -> None:
+    if config == self.config:
+      return
+    diff = difflib.unified_diff(config.splitlines(), self.config.splitlines(), 'saved', 'asked for', lineterm='', n=0)
+    raise ValueError(
+      f'checkpoints: {self.folder} belongs to another configuration:\n'
+      + '\n'.join(diff)
+      + '\nResume with the saved one, or choose another --workdir.'
+    )
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def abstract(state: State) -> State:
+  """Shapes, types and shardings of a state."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

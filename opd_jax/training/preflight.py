@@ -1,0 +1,95 @@
+"""Floor 5. What is looked at before step 0: cheap to check now, silent and expensive later.
+
+Tokenizers and stop sets agree · prompts of all roles are shown · a teacher says the same twice · teacher = student
+would say exactly what the student says · every program runs once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from opd_jax.data import tokenizers
+from opd_jax.data.tokenizers import HubTokenizer
+from opd_jax.inference import scorer
+from opd_jax.models import hub
+from opd_jax.training.bench import Bench
+from opd_jax.training.checkpoints import Place
+from opd_jax.training.step import State
+
+SHOWN = 600  # characters of a prompt
+
+
+def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) -> None:
+  """Raises with what is wrong; says what was seen."""
+  _vocabularies(bench)
+  before = bench.stream.state()
+  problems = bench.stream.take(bench.stage.prompts)
+  bench.stream.restore(before)  # the run itself begins with the same problems
+  shown = bench.stage.template.render(bench.tokenizer, problems[0].messages)
+  say(f'the student reads: {_text(bench, shown)!r}')
+  bench.look_at(state)
+  written = bench.sample(place, problems)
+  say(f'and writes:        {written.texts[0][:SHOWN]!r}')
+  for name, seats in bench.seats.items():
+    for _, seat in seats:
+      groups = np.asarray(written.rollout.prompt.group)
+      prompts = seat.prompts(written.problems, written.texts, written.rollout.reward.tolist(), groups)
+      known = next((prompt for prompt in prompts if prompt is not None), None)
+      say(
+        f'{name} reads:{"":{max(11 - len(name), 0)}}{_text(bench, known)!r}' if known else f'{name} judges nothing here'
+      )
+      once, again = (seat.score(prompts, written.rollout, None, scorer.Needs())[0].logp for _ in range(2))
+      if not np.array_equal(*jax.device_get((once, again)), equal_nan=True):
+        raise ValueError(
+          f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
+        )
+  evidence = bench.score(place, written)
+  _same_model_says_the_same(bench, evidence)
+  batch, _ = bench.weigh(evidence)
+  _, told = bench.update(jax.tree.map(lambda x: x.copy(), state), batch)
+  say(f'dry step:          loss {told["loss"]:.4g}, gradient norm {told["grad_norm"]:.4g}')
+
+
+def _text(bench: Bench, tokens: list[int]) -> str:
+  """With the special tokens, which is where templates go wrong."""
+  strings = bench.tokenizer.strings()
+  if isinstance(bench.tokenizer, HubTokenizer):
+    special = set(bench.tokenizer.specials().values())
+    return ''.join(str(strings[t]) if t in special else bench.tokenizer.decode([t]) for t in tokens)[:SHOWN]
+  return ''.join(str(strings[token]) for token in tokens)[:SHOWN]
+
+
+def _vocabularies(bench: Bench) -> None:
+  for name, seats in bench.seats.items():
+    for _, seat in seats:
+      if seat.config.vocab_size != bench.config.vocab_size:
+        raise ValueError(
+          f'preflight: the judge {name} has {seat.config.vocab_size} entries in its vocabulary, the student '
+          f'{bench.config.vocab_size}. Position by position they can only be compared over one vocabulary.'
+        )
+      if seat.judge.weights is None or '/' not in seat.judge.weights:
+        continue
+      folder = hub.folder_of(seat.judge.weights)
+      if isinstance(bench.tokenizer, HubTokenizer) and (folder / 'tokenizer.json').is_file():
+        tokenizers.compare(
+          bench.tokenizer, HubTokenizer(folder), student_rows=bench.config.vocab_size,
+          teacher_rows=seat.config.vocab_size,
+        ).check()  # fmt: skip
+
+
+def _same_model_says_the_same(bench: Bench, evidence) -> None:
+  """A judge with the student's weights and prompt agrees with the student to rounding: nothing is off by one."""
+  rollout = evidence.rollout
+  prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
+  again, _ = bench.mine.score(prompts, rollout, None, scorer.Needs(hidden=True))
+  gap = np.abs(np.asarray(jax.device_get(again.logp)) - np.asarray(jax.device_get(evidence.student.logp)))
+  worst = float(gap[np.asarray(rollout.mask)].max(initial=0.0))
+  drawn = np.asarray(rollout.by_student) & np.asarray(rollout.mask)
+  written = np.abs(np.asarray(rollout.logp) - np.asarray(jax.device_get(evidence.student.logp)))[drawn]
+  bound = bench.experiment.bounds.gap
+  if worst > 1e-4 or (written.size and bound is not None and written.mean() > bound):
+    raise ValueError(
+      f'preflight: the student disagrees with itself: two scorings by {worst:.3g} nats, sampler and scorer by '
+      f'{written.mean() if written.size else 0:.3g} on average.'
+    )

@@ -1,0 +1,114 @@
+"""Streams: every row once an epoch, resumed where they were, bad rows named by file and number."""
+
+import json
+
+import pytest
+
+from opd_jax.data import published, tasks, worlds
+from opd_jax.data.tasks import Stream, Task
+
+
+def written(tmp_path, rows, name='rows.jsonl'):
+  file = tmp_path / name
+  file.write_text('\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + '\n')
+  return str(file)
+
+
+def task(tmp_path, rows, **options):
+  return Task(name='t', source=tasks.json_lines(written(tmp_path, rows)), read=tasks.from_columns(), **options)
+
+
+GOOD = [{'problem': f'question {n}', 'answer': n} for n in range(7)]
+
+
+def test_a_stream_shows_every_row_once_an_epoch_and_goes_on_where_it_was(tmp_path):
+  stream = Stream(task(tmp_path, GOOD), seed=3)
+  epochs = [[problem.answer for problem in stream.take(7)] for _ in range(3)]
+  assert all(sorted(epoch) == list('0123456') for epoch in epochs) and epochs[0] != epochs[1]
+  state = json.loads(json.dumps(stream.state()))
+  ahead = [problem.answer for problem in stream.take(10)]
+  again = Stream(task(tmp_path, GOOD), seed=3)
+  again.restore(state)
+  assert [problem.answer for problem in again.take(10)] == ahead
+
+
+@pytest.mark.parametrize(
+  'bad, words', [('{"problem": ', 'not JSON'), ('{"answer": 4}', "it has no 'problem'"), ('[1]', 'list instead')]
+)
+def test_a_bad_row_stops_by_file_and_line_or_is_counted(tmp_path, bad, words):
+  rows = [*GOOD[:3], '', bad, *GOOD[3:]]
+  with pytest.raises(ValueError, match=rf'(?s)rows\.jsonl, line 5: .*{words}'):
+    Stream(task(tmp_path, rows)).take(8)
+  stream = Stream(task(tmp_path, rows, on_bad_row='skip'))
+  assert len(stream.take(7)) == 7 and stream.take(7) and stream.skipped == 2
+  with pytest.raises(ValueError, match='on_bad_row'):
+    task(tmp_path, rows, on_bad_row='ignore')
+
+
+def test_sources_that_give_nothing_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='holds no rows'):
+    Stream(task(tmp_path, []))
+  with pytest.raises(OSError, match=r'nowhere\.jsonl'):
+    Stream(Task(name='t', source=tasks.json_lines(str(tmp_path / 'nowhere.jsonl')), read=tasks.from_columns()))
+  with pytest.raises(ValueError, match='all are filtered out or bad'):
+    Stream(Task(name='t', source=tasks.json_lines(written(tmp_path, GOOD)), read=lambda row: None)).take(1)
+
+
+def test_parquet_rows_are_the_same_rows(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  datasets.Dataset.from_list([{**row, 'answer': str(row['answer'])} for row in GOOD]).to_parquet(
+    str(tmp_path / 'rows.parquet')
+  )
+  table = Task(name='t', source=tasks.parquet(str(tmp_path / 'rows.parquet')), read=tasks.from_columns())
+  lines = task(tmp_path, GOOD)
+  one, other = ([p._replace(name='') for p in Stream(each, seed=1).take(9)] for each in (table, lines))
+  assert one == other and tasks.first(table, 1)[0].name.endswith('rows.parquet, row 0')
+
+
+def test_published_columns_are_read(tmp_path):
+  easy = {'question': '1+1?', 'final_answer': '2', 'difficulty': 3.0, 'topic': 't', 'r1_solution_1': 'so \\boxed{2}'}
+  read = published.deepmath(least_difficulty=6.0, solution=1)
+  assert read(easy) is None
+  hard = read({**easy, 'difficulty': 7.5})
+  assert hard.answer == '2' and hard.trace == 'so \\boxed{2}' and 'boxed' in hard.messages[0]['content']
+  turns = [{'from': 'user', 'value': 'why?'}, {'from': 'assistant', 'value': 'because'}]
+  thoughts = published.openthoughts()({'system': 'think', 'conversations': turns})
+  assert [m['role'] for m in thoughts.messages] == ['system', 'user'] and thoughts.trace == 'because'
+  three = [{'from': 'human', 'value': 'why?'}, {'from': 'gpt', 'value': 'because'}]
+  row = {'difficulty': 8, 'source': 's', 'domain': 'math', 'conversations': three}
+  assert published.openthoughts3(domain='math')(row).trace == 'because'
+  assert published.openthoughts3(domain='code')(row) is None
+  with pytest.raises(ValueError, match='not a question and an answer'):
+    published.openthoughts()({'system': '', 'conversations': turns[:1]})
+  tool = {
+    'name': 'N',
+    'description': 'D',
+    'nl_documentation': 'how',
+    'instruction': 'do',
+    'golden_answer': [{'Action': 'a'}],
+  }
+  call = published.toolalpaca()({**tool, 'golden_response': ['Action: a']})
+  assert call.trace == 'Action: a' and 'how' in call.messages[0]['content'] and json.loads(call.answer)
+
+
+@pytest.mark.parametrize(
+  'make, tokenizer', [(worlds.sums, worlds.sums_tokenizer), (worlds.calls, worlds.calls_tokenizer)]
+)
+def test_worlds_are_right_by_their_own_verifier_and_hold_out_what_they_say(make, tokenizer):
+  train, held = tasks.first(make(), 200), tasks.first(make(split='heldout'), 200)
+  text = lambda problem: problem.messages[0]['content']
+  assert not {text(problem) for problem in train} & {text(problem) for problem in held}
+  assert all(make().verify(problem, problem.trace) == 1.0 for problem in train + held)
+  assert all(make().verify(problem, problem.trace[:-1]) == 0.0 for problem in train)
+  assert tasks.first(make(), 5) == tasks.first(make(), 5) != tasks.first(make(seed=1), 5)
+  for problem in train[:20]:
+    assert tokenizer().decode(tokenizer().encode(problem.trace)) == problem.trace
+
+
+def test_calls_are_scored_as_published():
+  verify = worlds.calls().verify
+  gold = tasks.Problem((), answer=json.dumps([{'Action': 'a', 'Action_Input': '{"x": {"y": 1}}'}]))
+  assert verify(gold, 'Action: a\nAction Input: {"x": {"y": 1}}') == 0.0  # nested objects never match: their rule
+  two = tasks.Problem((), answer=json.dumps([{'Action': n, 'Action_Input': f'{{"{n}": 1}}'} for n in 'ab']))
+  assert verify(two, 'Action: b\nAction Input: {"b": 1}\nAction: a\nAction Input: {"a": 1}') == 1.0
+  assert verify(two, 'Action: a\nAction Input: {"a": 1}') == 0.0

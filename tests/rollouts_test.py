@@ -1,0 +1,101 @@
+"""Who writes: shares are kept, prefixes and early stops end where they should, and nothing moves a row's text."""
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import rollouts
+from opd_jax.data.prompts import left_padded
+from opd_jax.inference.sampler import Model, Sampling
+from opd_jax.models import presets, transformer
+from opd_jax.sharding import mesh_layout
+
+ROWS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1], [2], [3, 3]]
+SAMPLING = Sampling(budget=10, slots=4)
+
+
+@pytest.fixture(scope='module')
+def models():
+  config = presets.tiny(width=32, num_layers=1, vocab_size=24)
+  make = lambda seed: Model(config, mesh_layout(), transformer.init(config, mesh_layout(), jax.random.key(seed)))
+  return make(0), make(1)
+
+
+def write(writers, models, traces=None, step=0):
+  prompts = left_padded(ROWS, width=4, pad=0)
+  return rollouts.write(
+    writers, prompts, traces or [None] * len(ROWS), jax.random.key(3), student=lambda: models[0],
+    teacher=lambda: models[1], sampling=SAMPLING, step=step,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'shares', [(1.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.25, 0.25, 0.5), (0.0, 1.0, 0.0), (0.3, 0.7, 0.0)]
+)
+def test_every_row_has_one_writer_and_shares_are_kept(shares):
+  writers = rollouts.Writers(student=shares[0], teacher=shares[1], dataset=shares[2])
+  dealt = np.stack(writers.deal(40))
+  np.testing.assert_array_equal(dealt.sum(axis=0), 1)
+  np.testing.assert_allclose(dealt.mean(axis=1), shares, atol=0.026)
+
+
+def test_rows_of_several_writers_are_joined_in_order(models):
+  traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], [9]]
+  got = write(rollouts.mixture(student=0.5), models, traces)
+  alone = write(rollouts.student(), models)
+  student = got.by_student.any(axis=1)
+  assert student.sum() == 3
+  np.testing.assert_array_equal(got.response[student], alone.response[student])
+  for row in np.flatnonzero(~student):
+    assert got.response[row][got.mask[row]].tolist() == traces[row] and np.isnan(got.logp[row]).all()
+
+
+def test_the_teacher_writes_where_it_is_asked_to(models):
+  got = write(rollouts.teacher(), models)
+  other = write(rollouts.student(), models[::-1])
+  np.testing.assert_array_equal(got.response, other.response)
+  assert not got.by_student.any() and got.mask.all()
+
+
+def test_a_prefix_of_the_teacher_is_read_and_does_not_count(models):
+  ramp = rollouts.Ramp(begin=6, end=0, steps=4)
+  assert [ramp.at(step) for step in (0, 1, 2, 4, 9)] == [6, 4, 3, 0, 0]
+  got = write(rollouts.student(prefix=ramp), models, step=1)
+  assert got.mask[:, 4:].all() and not got.mask[:, :4].any() and got.response.shape == (6, 10)
+  longer = [row + front.tolist() for row, front in zip(ROWS, got.response[:, :4], strict=True)]
+  from opd_jax.inference import scorer
+
+  for row, (prompt, response) in enumerate(zip(longer, got.response[:, 4:].tolist(), strict=True)):
+    config, layout, params = models[0]
+    (told,) = scorer.score_rows(params, [prompt], [response], config=config, layout=layout)
+    np.testing.assert_allclose(told.logp, got.logp[row, 4:], atol=1e-4)
+  np.testing.assert_array_equal(write(rollouts.student(prefix=ramp), models, step=4).mask, True)
+
+
+def test_an_early_stop_shortens_what_is_written(models):
+  got = write(rollouts.student(stop_after=rollouts.Ramp(begin=3, end=8, steps=5)), models, step=0)
+  assert got.mask.sum(axis=1).max() == 3
+  whole = write(rollouts.student(), models)
+  np.testing.assert_array_equal(got.response[:, :3], whole.response[:, :3])
+
+
+def test_trimming_and_cutting_keep_every_token():
+  traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], []]
+  prompts = left_padded(ROWS, width=60, pad=0)
+  whole = rollouts.given(prompts, traces, width=40)
+  got = rollouts.trimmed(whole)
+  assert got.response.shape == (6, 8) and got.prompt.tokens.shape == (6, 8)
+  assert [row[mask].tolist() for row, mask in zip(got.response, got.mask, strict=True)] == traces
+  parts = rollouts.microbatches_of(got, 3, devices=2)
+  assert sorted(np.concatenate(parts).tolist()) == list(range(6)) and parts[0][0] == 2
+  with pytest.raises(ValueError, match='6 rows cannot be dealt'):
+    rollouts.microbatches_of(got, 2, devices=4)
+
+
+def test_refusals(models):
+  with pytest.raises(ValueError, match='sum to 1'):
+    rollouts.Writers(student=0.5)
+  with pytest.raises(ValueError, match='some problems have none'):
+    write(rollouts.dataset(), models)
+  with pytest.raises(ValueError, match='never cut silently'):
+    rollouts.given(left_padded([[1]], width=1, pad=0), [[1] * 9], width=8)

@@ -1,0 +1,103 @@
+"""Judges: other prompts, several of them, and remembered ones tell what a plain one would, at the right positions."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from opd_jax import teachers
+from opd_jax.data.tasks import Problem, asked
+from opd_jax.inference import scorer
+from opd_jax.methods import opd
+from opd_jax.training.bench import Bench
+from opd_jax.training.checkpoints import Place
+
+
+def bench_of(folder, judges, **changes):
+  stage = runs.dataclasses.replace(runs.experiment(folder).stages[1], method=opd.opd(), judges=judges, **changes)
+  bench = Bench(runs.experiment(folder, stages=(stage,)), stage)
+  state = bench.begin(runs.transformer.init(runs.CONFIG, runs.mesh_layout(), jax.random.key(0)), 0)
+  bench.look_at(state)
+  return bench
+
+
+def judged(bench):
+  written = bench.sample(Place(), bench.stream.take(4))
+  return written, bench.score(Place(), written)
+
+
+def test_a_privileged_judge_is_shown_more_and_tells_about_the_same_tokens(tmp_path):
+  weights = runs.teacher_folder(tmp_path)
+
+  def with_answer(problem, texts, rewards, place):
+    assert len(texts) == len(rewards) == 2 and place in (0, 1)
+    return asked(problem.messages[0]['content'] + problem.answer)
+
+  bench = bench_of(tmp_path, {'teacher': teachers.frozen(weights, context=with_answer)})
+  written, evidence = judged(bench)
+  seat = bench.seats['teacher'][0][1]
+  for row, problem in enumerate(written.problems):
+    prompt = seat.template.render(bench.tokenizer, with_answer(problem, 'xx', 'xx', 0))
+    mask = written.rollout.mask[row]
+    response = written.rollout.response[row][mask].tolist()
+    (want,) = scorer.score_rows(seat.params(), [prompt], [response], config=seat.config, layout=seat.layout)
+    np.testing.assert_allclose(np.asarray(evidence.teacher.logp)[row][mask], want.logp, atol=1e-5)
+
+
+def test_rows_without_a_judgement_do_not_count(tmp_path):
+  only_wrong = lambda problem, texts, rewards, place: None if place == 0 else problem.messages
+  bench = bench_of(tmp_path, {'teacher': teachers.itself(context=only_wrong)})
+  written, evidence = judged(bench)
+  counted = evidence.rollout.mask.any(axis=1)
+  assert counted.tolist() == [False, True] * 4 and written.rollout.mask.any(axis=1).all()
+  batch, _ = bench.weigh(evidence)
+  assert not np.asarray(batch.shares[0].coefficient)[~counted].any()
+
+
+def test_each_row_goes_to_the_judge_of_its_route(tmp_path):
+  one, two = (teachers.frozen(runs.teacher_folder(tmp_path / str(seed), seed=seed)) for seed in (5, 6))
+  bench = bench_of(tmp_path, {'teacher': teachers.routed(even=one, odd=two)})
+  alone = [bench_of(tmp_path, {'teacher': judge}) for judge in (one, two)]
+  plain = bench.stream.take(4)
+  problems = [problem._replace(route=('even', 'odd')[number % 2]) for number, problem in enumerate(plain)]
+  written = bench.sample(Place(), problems)
+  got = np.asarray(bench.score(Place(), written).teacher.logp)
+  want = [np.asarray(each.score(Place(), written).teacher.logp) for each in alone]
+  for row, problem in enumerate(written.problems):
+    np.testing.assert_allclose(got[row], want[problem.route == 'odd'][row], atol=1e-6)
+  with pytest.raises(ValueError, match=r"has the route 'strange', the table has \['even', 'odd'\]"):
+    strange = [Problem(asked('1+2='), trace='', route='strange', name='row 7')] * 4
+    bench.score(Place(), bench.sample(Place(), strange))
+
+
+def test_a_remembered_judge_tells_the_same_and_is_not_asked_twice(tmp_path, monkeypatch):
+  weights = runs.teacher_folder(tmp_path)
+  live = bench_of(tmp_path, {'teacher': teachers.frozen(weights)})
+  cached = bench_of(tmp_path, {'teacher': teachers.frozen(weights, cache=str(tmp_path / 'cache'))})
+  written, want = judged(live)
+  ask = lambda: cached.score(Place(), written).teacher
+  right = teachers.Seat._scored
+
+  def refuse(seat, *arguments):
+    return pytest.fail('asked again') if seat.judge.cache else right(seat, *arguments)
+
+  for _ in range(2):
+    got = ask()
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want.teacher), strict=True):
+      np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(teachers.Seat, '_scored', refuse)
+  seat = cached.seats['teacher'][0][1]
+  other = bench_of(tmp_path, {'teacher': teachers.frozen(runs.teacher_folder(tmp_path / 'b', seed=9))})
+  assert seat.identity != other.seats['teacher'][0][1].identity
+
+
+def test_refusals(tmp_path):
+  with pytest.raises(ValueError, match='never changes'):
+    teachers.Judge(cache='x')
+  with pytest.raises(ValueError, match=r'rate must lie in \[0, 1\]'):
+    teachers.ema(rate=1.5)
+  judges = {'teacher': teachers.routed(a=teachers.itself(), b=teachers.itself())}
+  bench = bench_of(tmp_path, judges, whole_diagnosis=True)
+  with pytest.raises(ValueError, match='cannot hand out hidden states'):
+    problems = [problem._replace(route='a') for problem in bench.stream.take(4)]
+    bench.score(Place(), bench.sample(Place(), problems))

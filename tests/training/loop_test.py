@@ -1,0 +1,201 @@
+"""A run survives: resumed anywhere it ends with the same bits, and what goes wrong is said in one message."""
+
+import signal
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from opd_jax import teachers
+from opd_jax.methods import exopd, gkd, opd, seqkd
+from opd_jax.sharding import mesh_layout
+from opd_jax.training import loop, metrics
+from opd_jax.training.metrics import Alarm, Bounds
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('undisturbed')
+  outcome = runs.run(runs.experiment(folder), folder / 'run')
+  return folder, outcome
+
+
+class Power(Exception):
+  """The plug is pulled."""
+
+
+@pytest.mark.parametrize('at', [1, 2, 3, 5])
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(undisturbed, tmp_path, at, monkeypatch):
+  folder, whole = undisturbed
+  experiment = runs.experiment(folder)
+
+  def pull(done, total, text):
+    if done == at:
+      raise Power
+
+  with pytest.raises(Power):
+    runs.run(experiment, tmp_path, ears=loop.Ears(say=lambda text: None, progress=pull))
+  resumed = runs.run(experiment, tmp_path)
+  assert runs.told(tmp_path) == runs.told(folder / 'run')
+  assert runs.digest_of(resumed) == runs.digest_of(whole)
+  assert (tmp_path / 'samples.jsonl').read_text() == (folder / 'run' / 'samples.jsonl').read_text()
+
+
+def test_the_metrics_tell_of_every_step(undisturbed):
+  folder, outcome = undisturbed
+  rows = runs.told(folder / 'run')
+  assert outcome.finished and [row['step'] for row in rows if 'loss' in row] == [1, 2, 3, 4, 5, 6]
+  assert [row['step'] for row in rows if 'eval/accuracy' in row] == [0, 2, 3, 4, 6]
+  last = rows[-2]
+  assert {'entropy', 'teacher/overlap', 'teacher/mass', 'intervened', 'log_ratio_0.5', 'gap', 'grad_norm', 'repeats',
+          'truncated', 'staleness', 'curve/entropy', 'idle', 'reward'} <= last.keys()  # fmt: skip
+  assert last['gap'] < 1e-4 and len(last['curve/entropy']) == 8 and last['by_student'] == 1.0
+  assert rows[1]['by_student'] == 0.0 and rows[1]['reward'] == 1.0  # text of the data set is right
+
+
+def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
+  folder, whole = undisturbed
+  said = []
+
+  def stop(done, total, text):
+    if done == 1:
+      signal.raise_signal(signal.SIGTERM)
+
+  outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Ears(say=said.append, progress=stop))
+  assert not outcome.finished and outcome.place.step == 1 and 'run the same command to go on' in said[-1]
+  assert runs.digest_of(runs.run(runs.experiment(folder), tmp_path)) == runs.digest_of(whole)
+  assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None)
+
+
+def test_another_configuration_is_refused_with_a_diff(undisturbed, tmp_path):
+  folder, _ = undisturbed
+  runs.run(runs.experiment(folder), tmp_path, config='rate = 1\nsteps = 6')
+  with pytest.raises(ValueError, match=r'(?s)another configuration.*-rate = 1.*\+rate = 2'):
+    runs.run(runs.experiment(folder), tmp_path, config='rate = 2\nsteps = 6')
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'lost'])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(undisturbed, tmp_path, damage):
+  folder, whole = undisturbed
+  runs.run(runs.experiment(folder), tmp_path)
+  newest = max((tmp_path / 'checkpoints').iterdir(), key=lambda path: int(path.name.split('_')[-1]))
+  files = [file for file in (newest / 'state').rglob('*') if file.is_file()]
+  victim = max(files, key=lambda file: file.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  if damage == 'lost':
+    victim.unlink()
+  else:
+    content[len(content) // 2] ^= 255
+    victim.write_bytes(content if damage == 'flipped' else content[: len(content) // 2])
+  said = []
+  outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Ears(say=said.append))
+  assert any('is damaged' in text for text in said) and any('resumed at step 4' in text for text in said)
+  assert runs.digest_of(outcome) == runs.digest_of(whole)
+
+
+def test_a_nan_of_the_teacher_rings_and_the_batch_is_kept(undisturbed, tmp_path, monkeypatch):
+  folder, _ = undisturbed
+  right = loop.Bench.score
+
+  def poisoned(bench, place, written):
+    evidence = right(bench, place, written)
+    if evidence.teacher is None or place.step != 4:
+      return evidence
+    return evidence._replace(teacher=evidence.teacher._replace(logp=evidence.teacher.logp * np.nan))
+
+  monkeypatch.setattr(loop.Bench, 'score', poisoned)
+  with pytest.raises(Alarm, match=r'at step 5: not finite.*alarm_step5\.npz'):
+    runs.run(runs.experiment(folder), tmp_path)
+  with np.load(tmp_path / 'alarm_step5.npz') as kept:
+    assert any('response' in name for name in kept)
+  monkeypatch.undo()
+  assert runs.run(runs.experiment(folder), tmp_path).finished
+
+
+def test_alarms_ring_at_their_bounds():
+  row = {'step': 1, 'loss': 1.0, 'grad_norm': 1.0, 'gap': 0.1, 'truncated': 0.0, 'teacher/student_mass': 0.9}
+  assert metrics.watch(row, {}, Bounds())['truncated'] == 0.0
+  with pytest.raises(Alarm, match='nats apart'):
+    metrics.watch({**row, 'gap': 0.3}, {}, Bounds())
+  memory = {}
+  with pytest.raises(Alarm, match='lengths explode'):
+    for step in range(40):
+      memory = metrics.watch({**row, 'truncated': float(step > 5)}, memory, Bounds())
+  with pytest.raises(Alarm, match='support has collapsed'):
+    metrics.watch({**row, 'teacher/student_mass': 0.001}, {}, Bounds())
+
+
+@pytest.mark.parametrize('microbatches', [2, 4])
+def test_microbatches_do_not_change_a_run(undisturbed, tmp_path, microbatches):
+  folder, whole = undisturbed
+  got = runs.run(runs.experiment(folder, distil={'microbatches': microbatches}), tmp_path)
+  assert (
+    runs.closeness(got.state.params, whole.state.params) < 1e-4
+  )  # three Adam steps of float32 sums in another order
+  losses = [[row['loss'] for row in runs.told(where) if 'loss' in row] for where in (tmp_path, folder / 'run')]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [{'fsdp': 4, 'tensor': 2}, {'fsdp': 2, 'data': 4}], ids=str)
+def test_eight_devices_run_as_one_does(undisturbed, tmp_path, shape):
+  folder, _ = undisturbed
+  ends = {}
+  for name, layout in (('one', mesh_layout()), ('eight', mesh_layout(**shape))):
+    ends[name] = runs.run(runs.experiment(folder, prompts=8, layout=layout), tmp_path / name).state.params
+  one, eight = ([row for row in runs.told(tmp_path / name) if 'loss' in row] for name in ends)
+  for what in ('loss', 'grad_norm'):
+    np.testing.assert_allclose(eight[0][what], one[0][what], rtol=1e-5)
+  assert runs.closeness(ends['eight'], ends['one']) < 1e-3
+
+
+@pytest.mark.parametrize('method', [opd.opd(), gkd.gkd(), seqkd.seqkd(), exopd.exopd()], ids=lambda m: m.paper)
+def test_every_kind_of_method_runs(undisturbed, tmp_path, method):
+  folder, _ = undisturbed
+  judges = {'teacher': teachers.frozen(runs.teacher_folder(folder)), 'reference': teachers.itself()}
+  stage = runs.dataclasses.replace(
+    runs.experiment(folder).stages[1], method=method, judges=judges, steps=2, updates=2, whole_diagnosis=True
+  )
+  outcome = runs.run(runs.experiment(folder, stages=(stage,), checkpoint_every=1), tmp_path, skip_preflight=False)
+  row = [row for row in runs.told(tmp_path) if 'loss' in row][-1]
+  assert outcome.finished and {'teacher/reverse_kl', 'teacher/forward_kl', 'teacher/entropy'} <= row.keys()
+  assert row['by_student'] == pytest.approx({1.0: 1.0, 0.5: 0.5, 0.0: 0.0}[method.rollout.student], abs=0.2)
+
+
+def test_a_self_teacher_follows_behind_the_update(undisturbed, tmp_path):
+  folder, _ = undisturbed
+  stage = lambda refresh: runs.dataclasses.replace(
+    runs.experiment(folder).stages[1], method=opd.opd(), judges={'teacher': teachers.itself(refresh=refresh)}, steps=1
+  )
+  start = loop.first_weights(runs.experiment(folder), lambda text: None)
+  ends = {}
+  for name, refresh in (('never', teachers.never()), ('ema', teachers.ema(rate=0.25)), ('every', teachers.every(1))):
+    ends[name] = runs.run(runs.experiment(folder, stages=(stage(refresh),)), tmp_path / name).state
+  assert runs.closeness(ends['never'].selves['teacher'], start) == 0
+  after = ends['ema'].params
+  want = jax.tree.map(lambda phi, theta: phi + 0.25 * (theta - phi), start, after)
+  assert runs.closeness(ends['ema'].selves['teacher'], want) < 1e-6
+  assert ends['every'].selves == {}  # it is the student itself: nothing is kept
+
+
+def test_refusals_of_an_experiment_name_what_is_missing(undisturbed, tmp_path):
+  folder, _ = undisturbed
+  common = runs.experiment(folder).stages[1]
+  with pytest.raises(ValueError, match="no judge called 'teacher'"):
+    runs.run(runs.experiment(folder, stages=(runs.dataclasses.replace(common, judges={}),)), tmp_path / 'a')
+  with pytest.raises(ValueError, match=r"needs the judges \['reference'\]"):
+    runs.dataclasses.replace(common, method=exopd.exopd())
+  other = teachers.frozen(runs.teacher_folder(tmp_path, vocab_size=32))
+  with pytest.raises(ValueError, match='has 32 entries in its vocabulary, the student 24'):
+    stage = runs.dataclasses.replace(common, judges={'teacher': other})
+    runs.run(runs.experiment(folder, stages=(stage,)), tmp_path / 'b', skip_preflight=False)
+  with pytest.raises(ValueError, match='is not the MODEL of this experiment'):
+    wide = runs.dataclasses.replace(runs.CONFIG, width=64)
+    runs.run(runs.experiment(folder, model=wide, weights=runs.teacher_folder(folder)), tmp_path / 'c')
+  with pytest.raises(ValueError, match='no stages'):
+    runs.run(runs.experiment(folder, stages=()), tmp_path / 'd')
+  with pytest.raises(ValueError, match='needs a tokenizer'):
+    runs.run(runs.experiment(folder, tokenizer=None), tmp_path / 'e')
+  with pytest.raises(ValueError, match='cannot be written'):
+    (tmp_path / 'file').write_text('')
+    runs.run(runs.experiment(folder), tmp_path / 'file' / 'run')
