@@ -24,7 +24,8 @@ $(STAMP): $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	@JAX_PLATFORMS=cpu $(BIN)/opd sample --model tiny --prompt 'Say something.' --prompt 'Anything.' --max_new_tokens 32
+	@$(PIP) --editable '.[plot]'
+	@JAX_PLATFORMS=cpu $(BIN)/opd demo --workdir runs/demo
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
@@ -39,4 +40,4 @@ bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) .jax_cache
+	rm -rf $(VENV) .jax_cache runs/demo

@@ -28,6 +28,7 @@ every token, the student learns from that.
   opd convert Qwen/Qwen3-0.6B models/qwen3-0.6b  published weights into our folder
   opd convert models/student exported            and back, for transformers
   opd plan    --gin_file F                       what would lie where, before it does
+  opd demo                                       all of it at toy size, in minutes
   opd train   --gin_file F --workdir DIR         run an experiment, or go on with it
   opd export  DIR exported                       the trained student, for transformers
   opd methods                                    the papers this library knows
@@ -225,6 +226,12 @@ def train(args: argparse.Namespace) -> None:
   train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
 
 
+def demo(args: argparse.Namespace) -> None:
+  from opd_jax.commands.demo import demo
+
+  demo(Path(args.workdir), build)
+
+
 def export(args: argparse.Namespace) -> None:
   from opd_jax.commands.train import STUDENT
 
@@ -321,6 +328,9 @@ def parser() -> argparse.ArgumentParser:
   one.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where several processes make one run')
   one.add_argument('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
   one.add_argument('--process', type=int, metavar='I', help='which of them this is')
+
+  one = command(demo, 'a teacher, a weak student, OPD and AOPD on sums, a table and a picture: minutes on two cores')
+  one.add_argument('--workdir', default='runs/demo', metavar='DIR', help='default: runs/demo')
 
   one = command(export, 'the student of a finished run, as a folder for transformers')
   one.add_argument('src', metavar='WORKDIR', help='of `opd train`')

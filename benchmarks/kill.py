@@ -1,0 +1,102 @@
+"""Kills a run with `kill -9` at random moments, resumes it until it is done, and compares with an undisturbed one.
+
+    python benchmarks/kill.py [KILLS]        20 by default; exit status 1 where metrics or parameters differ
+
+The moments fall anywhere: while it starts, in a step, inside the writing of a checkpoint (there is one every step).
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FILES = ('models/small.gin', 'data/sums.gin', 'methods/aopd.gin', 'judges/teacher.gin')
+SEED = 7
+
+
+def command(workdir: Path, teacher: Path, steps: int) -> list[str]:
+  files = [flag for file in FILES for flag in ('--gin_file', str(ROOT / 'experiments' / file))]
+  bindings = (
+    f'TEACHER = "{teacher}"', f'STEPS = {steps}', 'PROMPTS = 8', 'presets.tiny.width = 64',
+    'experiment.Experiment.checkpoint_every = 1', 'experiment.Evaluation.every = 5',
+    'experiment.Evaluation.problems = 8',
+  )  # fmt: skip
+  flags = [flag for binding in bindings for flag in ('--gin_bindings', binding)]
+  return [sys.executable, '-m', 'opd_jax.cli', 'train', *files, *flags, '--workdir', str(workdir), '--skip_preflight']
+
+
+def ending(workdir: Path) -> tuple[list[str], dict[str, int]]:
+  """Metrics without what belongs to the machine, and the fingerprint of the student."""
+  from opd_jax.models import native
+  from opd_jax.models.fingerprint import fingerprint
+  from opd_jax.sharding import mesh_layout
+
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  plain = [re.sub(r', "time/\w+": [^,}]+', '', row) for row in rows]
+  return plain, fingerprint(native.load(workdir / 'student', mesh_layout())[1])
+
+
+def kill_test(kills: int, folder: Path, *, steps: int = 30) -> tuple[int, int]:
+  """(kills that hit a running process, of them inside a checkpoint write); raises where the endings differ."""
+  environment = {
+    **os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONPATH': str(ROOT),
+  }  # fmt: skip
+  run = lambda workdir: subprocess.Popen(
+    command(workdir, folder / 'teacher', steps), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    text=True,
+  )  # fmt: skip
+  _teacher(folder / 'teacher')
+  began = time.monotonic()
+  whole = run(folder / 'whole')
+  output, _ = whole.communicate()
+  if whole.returncode:
+    raise SystemExit(output)
+  seconds = time.monotonic() - began
+  rng, hit, writing = random.Random(SEED), 0, 0
+  while hit < kills:
+    process = run(folder / 'killed')
+    try:
+      output, _ = process.communicate(timeout=rng.uniform(0.3, 1.0) * seconds)
+      if process.returncode:
+        raise SystemExit(output)
+      break  # done before it was killed
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.communicate()
+      hit += 1
+      writing += any('tmp' in path.name for path in (folder / 'killed' / 'checkpoints').glob('*'))
+  last = run(folder / 'killed')
+  output, _ = last.communicate()
+  if last.returncode:
+    raise SystemExit(output)
+  one, other = ending(folder / 'whole'), ending(folder / 'killed')
+  if one[0] != other[0]:
+    unlike = [f'{a}\n{b}' for a, b in zip(one[0], other[0], strict=False) if a != b]
+    raise SystemExit(f'metrics differ, {len(one[0])} and {len(other[0])} rows: {unlike[:1]}')
+  if one[1] != other[1]:
+    raise SystemExit('parameters differ')
+  return hit, writing
+
+
+def _teacher(folder: Path) -> None:
+  import jax
+
+  from opd_jax.models import native, presets, transformer
+  from opd_jax.sharding import mesh_layout
+
+  if not folder.exists():
+    config = presets.tiny(width=64, num_layers=2, mlp_width=256, vocab_size=64)
+    native.save(folder, config, transformer.init(config, mesh_layout(), jax.random.key(1)))
+
+
+if __name__ == '__main__':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  with tempfile.TemporaryDirectory() as name:
+    count, inside = kill_test(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name))
+    print(f'{count} kills, {inside} of them while a checkpoint was being written: metrics and parameters are identical')

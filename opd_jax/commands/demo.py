@@ -1,0 +1,83 @@
+"""Floor 6. `opd demo`: a teacher, a weak student, and two ways to learn from the one, in a few minutes."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_jax import console
+from opd_jax.commands.train import STUDENT, train
+from opd_jax.training import metrics
+from opd_jax.training.experiment import Experiment
+
+Build = Callable[[list[str], list[str]], tuple[Experiment, str]]
+FILES = ['experiments/models/small.gin', 'experiments/data/sums.gin']
+TEACHER_STEPS, STUDENT_STEPS, STEPS = 300, 150, 60
+RATES = {'opd': 1e-4, 'aopd': 3e-4}  # each near the best of 1e-4, 3e-4, 1e-3 for it
+
+
+def demo(workdir: Path, build: Build) -> None:
+  """Runs, or goes on with, the four runs; prints what was learned and draws it."""
+  began = time.monotonic()
+  missing = [file for file in FILES if not Path(file).is_file()]
+  if missing:
+    raise ValueError(f'demo: {missing[0]} is not here. Run it from the root of the repository.')
+  warm = [*FILES, 'experiments/methods/sft.gin']
+  plans = {
+    'teacher': (warm, [f'STEPS = {TEACHER_STEPS}']),
+    'student': (warm, [f'STEPS = {STUDENT_STEPS}', 'experiment.Experiment.seed = 1']),
+  }
+  for method, rate in RATES.items():
+    plans[method] = (
+      [*FILES, f'experiments/methods/{method}.gin', 'experiments/judges/teacher.gin'],
+      [f'TEACHER = "{workdir / "teacher" / STUDENT}"', f'WEIGHTS = "{workdir / "student" / STUDENT}"',
+       f'STEPS = {STEPS}', f'RATE = {rate}', 'experiment.Evaluation.every = 20'],
+    )  # fmt: skip
+  told: dict[str, list[Mapping[str, Any]]] = {}
+  for number, (name, (files, bindings)) in enumerate(plans.items(), start=1):
+    print(f'\n=== {number} of {len(plans)}: {name}', flush=True)
+    train(*build(files, bindings), workdir=workdir / name, skip_preflight=False)
+    told[name] = metrics.read(workdir / name)
+  _report(told, workdir, time.monotonic() - began)
+
+
+def _report(told: Mapping[str, list[Mapping[str, Any]]], workdir: Path, seconds: float) -> None:
+  ends = lambda name: [row for row in told[name] if 'eval/accuracy' in row]
+  last = lambda name, key: [row[key] for row in told[name] if key in row][-1]
+  print('\nsums: 128 held-out problems, greedy')
+  rows = [
+    (name, len([row for row in told[name] if 'loss' in row]), f'{ends(name)[0]["eval/accuracy"]:.1%}',
+     f'{ends(name)[-1]["eval/accuracy"]:.1%}', f'{last(name, "entropy"):.3f}', f'{last(name, "grad_norm"):.2f}')
+    for name in told
+  ]  # fmt: skip
+  console.table(('run', 'steps', 'accuracy before', 'after', 'entropy', 'gradient norm'), rows)
+  begun = ends('student')[-1]['eval/accuracy']
+  for name in RATES:
+    gain = ends(name)[-1]['eval/accuracy'] - begun
+    print(f'{name}: {gain:+.1%} in {STEPS} steps on what the student wrote itself, scored by the teacher')
+  picture = _draw(told, workdir / 'demo.png')
+  print(f'{seconds:.0f} s. Everything lies in {workdir}/{picture}')
+
+
+def _draw(told: Mapping[str, list[Mapping[str, Any]]], file: Path) -> str:
+  try:
+    import matplotlib
+  except ImportError:
+    return " (no picture: pip install 'opd_jax[plot]')"
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
+  for axis, key, title in zip(
+    axes, ('eval/accuracy', 'entropy', 'grad_norm'), ('accuracy', 'entropy, nats', 'gradient norm'), strict=True
+  ):
+    for name, rows in told.items():
+      points = [(row['step'], row[key]) for row in rows if key in row]
+      axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+    axis.set_title(title)
+    axis.set_xlabel('step')
+  axes[2].set_yscale('log')
+  axes[0].legend(frameon=False)
+  figure.savefig(file, dpi=130)
+  pyplot.close(figure)
+  return f'; the picture: {file}'
