@@ -143,6 +143,7 @@ def write(
   teacher: Callable[[], Model],
   sampling: Sampling,
   step: int = 0,
+  version: int = 0,
 ) -> Rollout:
   """One response for every prompt, by whoever has the row.
 
@@ -153,40 +154,41 @@ def write(
     key: of the run: a row's number fixes its random stream.
     student, teacher: hand out a model to sample from, and are only asked where one writes.
     sampling: rules and budget of both.
-    step: of the run, for what moves with it, and the stamp of the student's weights.
+    step: of the stage, for what moves with it.
+    version: stamp of the student's weights.
   """
   parts = []
   by_student, by_teacher, by_data = writers.deal(len(prompts.row))
   if by_student.any():
-    parts.append(_by_student(writers, chosen(prompts, by_student), key, student, teacher, sampling, step))
+    parts.append(_by_student(writers, chosen(prompts, by_student), key, student, teacher, sampling, step, version))
   if by_teacher.any():
-    rollout = sampler.generate(teacher(), chosen(prompts, by_teacher), key, sampling=sampling, version=step)
+    rollout = sampler.generate(teacher(), chosen(prompts, by_teacher), key, sampling=sampling, version=version)
     parts.append(rollout._replace(by_student=np.zeros_like(rollout.mask)))
   if by_data.any():
     mine = [trace for trace, here in zip(traces, by_data, strict=True) if here]
     if any(trace is None for trace in mine):
       raise ValueError('rollouts: the method learns from responses of the data set, and some problems have none.')
     known = [list(trace) for trace in mine if trace is not None]
-    parts.append(given(chosen(prompts, by_data), known, width=sampling.budget, version=step))
+    parts.append(given(chosen(prompts, by_data), known, width=sampling.budget, version=version))
   return joined(parts)
 
 
-def _by_student(writers: Writers, prompts: Prompts, key, student, teacher, sampling: Sampling, step: int) -> Rollout:
+def _by_student(writers: Writers, prompts: Prompts, key, student, teacher, sampling: Sampling, step: int, version: int):
   most = sampling.budget if writers.stop_after is None else min(writers.stop_after.at(step), sampling.budget)
   ahead = 0 if writers.prefix is None else min(writers.prefix.at(step), most)
   if not ahead:
     budgets = [most] * len(prompts.row)
-    return sampler.generate(student(), prompts, key, sampling=sampling, budgets=budgets, version=step)
-  prefix = sampler.generate(
-    teacher(), prompts, jax.random.fold_in(key, 1), sampling=sampling, budgets=[ahead] * len(prompts.row), version=step
-  )
+    return sampler.generate(student(), prompts, key, sampling=sampling, budgets=budgets, version=version)
+  budgets = [ahead] * len(prompts.row)
+  first = jax.random.fold_in(key, 1)
+  prefix = sampler.generate(teacher(), prompts, first, sampling=sampling, budgets=budgets, version=version)
   whole = [tokens[-n:].tolist() for tokens, n in zip(prompts.tokens, prompts.length, strict=True)]
   front = [row[mask].tolist() for row, mask in zip(prefix.response, prefix.mask, strict=True)]
   longer = [a + b for a, b in zip(whole, front, strict=True)]
   asked = left_padded(longer, width=max(map(len, longer)), pad=0)._replace(row=prompts.row, group=prompts.group)
   over = np.asarray(prefix.ended_by) == ENDINGS.index('stop')
   budgets = np.where(over, 0, most - ahead).tolist()
-  rest = sampler.generate(student(), asked, key, sampling=sampling, budgets=budgets, version=step)
+  rest = sampler.generate(student(), asked, key, sampling=sampling, budgets=budgets, version=version)
   return _after(prefix, rest, over)
 
 

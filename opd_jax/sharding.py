@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -176,3 +178,25 @@ def mesh_layout(
     raise ValueError(f'mesh_layout: replicate names unknown logical axes {unknown}; known: {known}.')
   rules = tuple((name, None if name in replicate else entry) for name, entry in RULES)
   return Layout(shape=(('data', data), ('fsdp', fsdp), ('tensor', tensor)), rules=rules, devices=devices)
+
+
+def fetched(tree: Any) -> Any:
+  """Arrays in the memory of this host, whole, wherever their pieces lie; every process calls it."""
+
+  def one(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(x)
+
+  return jax.tree.map(one, tree)
+
+
+def together(where: str) -> None:
+  """Every process waits here for the others."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
+
+
+def anywhere(here: bool) -> bool:
+  """Whether it is so in any process."""
+  return bool(multihost_utils.process_allgather(np.asarray(here)).any()) if jax.process_count() > 1 else here

@@ -7,7 +7,8 @@ by response position, so no prompt of its own can misalign a loss.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from opd_jax.inference import sampler, scorer
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.models.fingerprint import digest
-from opd_jax.sharding import Layout
+from opd_jax.rollouts import lengths
+from opd_jax.sharding import Layout, fetched
 from opd_jax.types import AnyArray, Params, Rollout, Scores, TopK
 
 
@@ -106,6 +108,10 @@ class Judge:
   def __post_init__(self):
     if self.cache is not None and self.weights is None:
       raise ValueError('Judge: a cache needs a judge that never changes; this one is the student itself.')
+    if self.layout is not None and self.weights is None:
+      raise ValueError(
+        'Judge: the student lies where it is trained; only a judge with weights of its own has a layout.'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,46 +199,52 @@ class Seat:
 
   def _cached(self, batch, rollout: Rollout, ids: Any, needs: scorer.Needs) -> Scores:
     """Rows that were judged before come from the folder, the others go into it."""
-    files = []
-    for row in range(len(rollout.response)):
-      asked = [batch.tokens[row][-batch.length[row] :], rollout.response[row]]
-      asked += [] if ids is None else [np.asarray(ids[row])]
+    if needs.layers:
+      raise ValueError('teachers: a cache does not keep the states of inner layers.')
+    files, size = [], rollout.response.shape[1]
+    length = lengths(rollout)
+    for row, n in enumerate(length):
+      asked = [batch.tokens[row][-batch.length[row] :], rollout.response[row][:n]]
+      asked += [] if ids is None else [np.asarray(ids[row])[:n]]
       key = hashlib.sha256(repr((self.identity, needs, [part.tolist() for part in asked])).encode()).hexdigest()
       files.append(Path(str(self.judge.cache)) / key[:2] / f'{key}.npz')
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
       rows = np.resize(missing, len(files))  # one program, however many are missing
       asked = None if ids is None else np.asarray(ids)[rows]
-      told = jax.device_get(self._scored(batch.tokens[rows], batch.length[rows], rollout.response[rows], asked, needs))
+      told = fetched(self._scored(batch.tokens[rows], batch.length[rows], rollout.response[rows], asked, needs))
       for number, row in enumerate(missing):
-        _store(files[row], jax.tree.map(lambda x, number=number: x[number], told))
-    return _stacked([_load(file) for file in files])
+        _store(files[row], jax.tree.map(lambda x, number=number, n=length[row]: x[number, :n], told))
+    return jax.tree.map(lambda *pieces: np.stack(pieces), *[_load(file, size) for file in files])
 
 
 def _store(file: Path, scores: Scores) -> None:
-  hidden = None if scores.hidden is None else scores.hidden.astype(np.float32)  # npz knows no bfloat16
-  flat = {'logp': scores.logp, 'entropy': scores.entropy, 'at_ids': scores.at_ids, 'hidden': hidden}
+  """One row, of its own length; npz knows no bfloat16, so hidden states are bytes of their type."""
+  flat = {'logp': scores.logp, 'entropy': scores.entropy, 'at_ids': scores.at_ids}
   if scores.top_k is not None:
     flat |= {'top_ids': scores.top_k.ids, 'top_logp': scores.top_k.logp}
+  if scores.hidden is not None:
+    hidden = np.ascontiguousarray(scores.hidden)
+    flat |= {'hidden': hidden.view(np.uint8), 'hidden_type': np.array(hidden.dtype.name)}
   file.parent.mkdir(parents=True, exist_ok=True)
-  part = file.with_suffix('.part')
+  part = file.with_suffix(f'.{os.getpid()}.part')
   with open(part, 'wb') as stream:
-    np.savez(stream, **{name: value for name, value in flat.items() if value is not None})
+    np.savez(stream, allow_pickle=False, **{name: value for name, value in flat.items() if value is not None})
   part.rename(file)  # whole or not at all
 
 
-def _load(file: Path) -> Scores:
+def _load(file: Path, size: int) -> Scores:
+  """One row, with as many positions as the batch has."""
   with np.load(file) as stored:
-    told: Mapping[str, np.ndarray] = dict(stored)
+    told: dict[str, np.ndarray] = dict(stored)
+  if 'hidden' in told:
+    told['hidden'] = told['hidden'].view(jnp.dtype(str(told.pop('hidden_type'))))
+  told = {name: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1))) for name, x in told.items()}
   top = TopK(ids=told['top_ids'], logp=told['top_logp']) if 'top_ids' in told else None
   return Scores(
     logp=told['logp'], entropy=told.get('entropy'), top_k=top, at_ids=told.get('at_ids'), hidden=told.get('hidden'),
     layers=None,
   )  # fmt: skip
-
-
-def _stacked(rows: Sequence[Scores]) -> Scores:
-  return jax.tree.map(lambda *pieces: np.stack(pieces), *rows)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layout'))

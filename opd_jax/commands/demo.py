@@ -33,15 +33,16 @@ def demo(workdir: Path, build: Build) -> None:
       [f'TEACHER = "{workdir / "teacher" / STUDENT}"', f'WEIGHTS = "{workdir / "student" / STUDENT}"',
        f'STEPS = {STEPS}', f'RATE = {rate}', 'experiment.Evaluation.every = 20'],
     )  # fmt: skip
-  told: dict[str, list[Mapping[str, Any]]] = {}
+  told: dict[str, list[dict[str, Any]]] = {}
   for number, (name, (files, bindings)) in enumerate(plans.items(), start=1):
     print(f'\n=== {number} of {len(plans)}: {name}', flush=True)
-    train(*build(files, bindings), workdir=workdir / name, skip_preflight=False)
+    if not train(*build(files, bindings), workdir=workdir / name, skip_preflight=False):
+      return
     told[name] = metrics.read(workdir / name)
   _report(told, workdir, time.monotonic() - began)
 
 
-def _report(told: Mapping[str, list[Mapping[str, Any]]], workdir: Path, seconds: float) -> None:
+def _report(told: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: float) -> None:
   ends = lambda name: [row for row in told[name] if 'eval/accuracy' in row]
   last = lambda name, key: [row[key] for row in told[name] if key in row][-1]
   print('\nsums: 128 held-out problems, greedy')
@@ -59,7 +60,7 @@ def _report(told: Mapping[str, list[Mapping[str, Any]]], workdir: Path, seconds:
   print(f'{seconds:.0f} s. Everything lies in {workdir}/{picture}')
 
 
-def _draw(told: Mapping[str, list[Mapping[str, Any]]], file: Path) -> str:
+def _draw(told: Mapping[str, list[dict[str, Any]]], file: Path) -> str:
   try:
     import matplotlib
   except ImportError:

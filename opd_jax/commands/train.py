@@ -1,5 +1,6 @@
 """Floor 6. `opd train`: runs an experiment in a folder, or goes on with the one that is there."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 import jax
 
 from opd_jax import console
+from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.models import native
+from opd_jax.sharding import together
 from opd_jax.teachers import Routed
 from opd_jax.training import loop, memory, metrics
 from opd_jax.training.experiment import Experiment, Stage
@@ -47,8 +50,8 @@ def _stage(stage: Stage) -> list[str]:
   ]  # fmt: skip
 
 
-def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflight: bool) -> None:
-  """Runs to the end, or to SIGTERM."""
+def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflight: bool) -> bool:
+  """Runs to the end (True), or to SIGTERM."""
   chief = jax.process_index() == 0
   say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
   say(header(experiment, skip_preflight=skip_preflight))
@@ -57,14 +60,18 @@ def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflig
     ears = loop.Ears(say=say, progress=bar if chief else loop.Ears().progress)
     outcome = loop.train(experiment, workdir, config=operative, ears=ears, skip_preflight=skip_preflight)
   if not outcome.finished:
-    say(f'go on with: opd {" ".join(sys.argv[1:])}')
-    return
+    say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
+    return False
   folder = workdir / STUDENT
   if chief and folder.exists():
     shutil.rmtree(folder)
-  native.save(folder, experiment.model, outcome.state.params)
+  together('the student before this one has left')
+  tokenizer = experiment.tokenizer
+  companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
+  native.save(folder, experiment.model, outcome.state.params, companions=companions)
   if chief:
     _last_words(workdir, time.monotonic() - began)
+  return True
 
 
 def _last_words(workdir: Path, seconds: float) -> None:

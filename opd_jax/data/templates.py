@@ -30,7 +30,9 @@ class Template:
     """Tokens of a question (text, or messages) up to where the answer begins."""
     if not self.chat:
       if not isinstance(prompt, str):
-        raise ValueError('Template: messages need chat=True; with chat=False give the prompt as one text.')
+        if len(prompt) != 1:
+          raise ValueError('Template: several messages need chat=True; with chat=False a prompt is one text.')
+        prompt = prompt[0]['content']
       return tokenizer.encode(prompt + self.suffix, begin=True)
     turns: list[Message] = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else list(prompt)
     if not turns:

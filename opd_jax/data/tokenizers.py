@@ -127,6 +127,7 @@ class HubTokenizer:
       raise ValueError(
         f'tokenizer: {folder} declares no token that ends a text. Pass stop_tokens, e.g. stop_tokens=("<|im_end|>",).'
       )
+    self.folder = Path(folder)
     self._turn_end: int | None = None
     self.pad = self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
 

@@ -104,8 +104,11 @@ def states_of(
   tokens = jnp.concatenate([prompt, response], axis=1)
   # Rows begin at column 0, padding goes to the end: causality then hides it, and attention needs no mask.
   columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
-  states, tapped = model.trace(jnp.take_along_axis(tokens, columns, axis=1), layers=layers)
+  # What lies behind the position table is padding: the longest prompt and the longest response need not be one row's.
+  tokens = jnp.take_along_axis(tokens, columns, axis=1)[:, : model.config.max_positions]
+  states, tapped = model.trace(tokens, layers=layers)
   before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
+  before = jnp.minimum(before, tokens.shape[1] - 1)
   at_response = lambda layer: jnp.take_along_axis(layer, before[..., None], axis=1)
   return at_response(states), tuple(map(at_response, tapped))
 

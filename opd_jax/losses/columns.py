@@ -70,6 +70,13 @@ class Columns:
     """The same with no mass at these entries."""
     return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(-jnp.inf, mode='drop')
 
+  def best(self, x: Float[Array, 'N V']) -> Int[Array, ' N']:
+    """The id of the largest entry; of equals on several devices, the last."""
+    top, place = x.max(axis=-1), jnp.argmax(x, axis=-1) + self.offset
+    if not self.axes:
+      return place
+    return jax.lax.pmax(jnp.where(top == jax.lax.pmax(top, self.axes), place, -1), self.axes)
+
   def top_k(self, x: Float[Array, 'N V'], k: int) -> TopK:
     if k > self.whole:
       raise ValueError(f'vocabulary: a top {k} is wanted of {self.whole} entries.')

@@ -136,12 +136,15 @@ def _diagnostics(reader: TileReader, log_p, log_q) -> dict[str, Array]:
   columns, found = reader.vocabulary, {}
   if log_q is not None:
     found['entropy'] = -columns.total(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * log_q, 0.0))
+    found['agreement'] = (columns.best(log_p) == columns.best(log_q)).astype(log_p.dtype)
     found['forward_kl'] = columns.total(divergences.forward_kl().entry(log_p, log_q))
     found['reverse_kl'] = columns.total(divergences.reverse_kl().entry(log_p, log_q))
   if reader.target.top_k is not None:
     ids, logp = reader.target.top_k
+    known = (ids >= 0) & (ids < reader.size)
+    inside = lambda x: jnp.where(known, x, 0.0).sum(axis=-1)
     mine = columns.top_k(log_p, ids.shape[-1]).ids
-    found['mass'] = jnp.exp(logp).sum(axis=-1)
-    found['student_mass'] = jnp.exp(columns.pick(log_p, ids)).sum(axis=-1)
-    found['overlap'] = (ids[:, :, None] == mine[:, None, :]).any(axis=-1).mean(axis=-1, dtype=log_p.dtype)
+    found['mass'] = inside(jnp.exp(logp))
+    found['student_mass'] = inside(jnp.exp(columns.pick(log_p, ids)))
+    found['overlap'] = inside((ids[:, :, None] == mine[:, None, :]).any(axis=-1)) / jnp.maximum(known.sum(axis=-1), 1)
   return found

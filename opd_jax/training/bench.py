@@ -1,7 +1,8 @@
 """Floor 5. What a stage works with: its stream of problems, its judges, and the four verbs over them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,9 @@ from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import decoding, sampler, scorer
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.method import Evidence, Shares, target_of
-from opd_jax.models import source
-from opd_jax.teachers import Judge, Routed, Seat
+from opd_jax.models import source, transformer
+from opd_jax.sharding import fetched
+from opd_jax.teachers import Judge, Refresh, Routed, Seat
 from opd_jax.training import metrics, step
 from opd_jax.training.checkpoints import Place
 from opd_jax.training.experiment import Experiment, Stage
@@ -84,6 +86,39 @@ def verified(written: Written, verify: Verifier | None) -> Written:
   return written._replace(rollout=written.rollout._replace(reward=np.array(reward, np.float32)))
 
 
+def selves_of(stage: Stage) -> dict[str, Refresh]:
+  """Judges that are earlier selves of the student, and how they follow it."""
+  judges = {
+    f'{name}/{route}' if route else name: judge
+    for name in asked_of(stage)
+    for route, judge in seats_of(stage.judges[name])
+  }
+  return {name: judge.refresh for name, judge in judges.items() if judge.weights is None and not judge.refresh.is_live}
+
+
+def asked_of(stage: Stage) -> list[str]:
+  """The judges that are asked anything."""
+  return [name for name in stage.judges if name in ('teacher', *stage.method.needs.others)]
+
+
+def seats_of(judge: Judge | Routed) -> tuple[tuple[str, Judge], ...]:
+  """A judge as those that share its work, each with the route it answers for ('' for all)."""
+  return judge.table if isinstance(judge, Routed) else (('', judge),)
+
+
+def begin(experiment: Experiment, stage: Stage, params: Any) -> State:
+  """The state at the beginning of a stage: a fresh optimiser, and selves that are the student."""
+  optimiser = step.optimiser_state(stage.optimiser, params, experiment.model, experiment.layout)
+  return State(params, optimiser, selves={name: jax.tree.map(jnp.copy, params) for name in selves_of(stage)})
+
+
+def abstract(experiment: Experiment, stage: Stage) -> State:
+  """Its shapes and shardings, without a byte of it."""
+  leaves = transformer.abstract(experiment.model, experiment.layout)
+  optimiser = step.abstract_state(stage.optimiser, experiment.model, experiment.layout)
+  return State(leaves, optimiser, selves=dict.fromkeys(selves_of(stage), leaves))
+
+
 class Bench:
   """A stage at work. Everything that moves is handed in; nothing here is changed by a step but the stream."""
 
@@ -96,15 +131,15 @@ class Bench:
     self._selves: dict[str, Any] = {}
     self._params: Any = None
     self._weigh = jax.jit(stage.method.weigh)
-    asked = {'teacher', *stage.method.needs.others}  # nobody else is asked anything
-    self.seats = {name: self._seated(name, judge, say) for name, judge in stage.judges.items() if name in asked}
+    self._reads: bool | None = None
+    self.seats: dict[str, list[tuple[str, Seat]]] = {
+      name: [
+        (route, self._seat(f'{name}/{route}' if route else name, judge, say))
+        for route, judge in seats_of(stage.judges[name])
+      ]
+      for name in asked_of(stage)
+    }
     self.mine = self._seat('student', Judge(refresh=teachers.live()))
-
-  def _seated(self, name: str, judge: Judge | Routed, say) -> list[tuple[str, Seat]]:
-    """A judge as the seats that share its work, each with the route it answers for ('' for all)."""
-    if isinstance(judge, Routed):
-      return [(route, self._seat(f'{name}/{route}', each, say)) for route, each in judge.table]
-    return [('', self._seat(name, judge, say))]
 
   def _seat(self, name: str, judge: Judge, say: Callable[[str], None] = lambda text: None) -> Seat:
     config, layout = self.config, judge.layout or self.layout
@@ -121,21 +156,6 @@ class Bench:
       template=judge.template or self.stage.template, params=params, rows=self.stage.rows,
     )  # fmt: skip
 
-  # --- the state of a stage ---------------------------------------------------------------------
-
-  def selves(self) -> dict[str, teachers.Refresh]:
-    """Judges that are earlier selves of the student, and how they follow it."""
-    seats = {
-      f'{name}/{route}' if route else name: seat.judge for name in self.seats for route, seat in self.seats[name]
-    }
-    return {name: judge.refresh for name, judge in seats.items() if judge.weights is None and not judge.refresh.is_live}
-
-  def begin(self, params: Any, number: int) -> State:
-    """The state at the beginning of the stage: a fresh optimiser, and selves that are the student."""
-    optimiser = step.optimiser_state(self.stage.optimiser, params, self.config, self.layout)
-    copies = {name: jax.tree.map(jnp.copy, params) for name in self.selves()}
-    return State(params=params, optimiser=optimiser, selves=copies, step=jnp.int32(number))
-
   def look_at(self, state: State) -> None:
     """From now on judges and writers read the weights of this state."""
     self._params, self._selves = state.params, state.selves
@@ -149,9 +169,15 @@ class Bench:
     traces = [None if problem.trace is None else render(self.tokenizer, problem.trace) for problem in batch.problems]
     rollout = rollouts.write(
       self.stage.method.rollout, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
-      sampling=self.sampling, step=place.step,
+      sampling=self.sampling, step=place.stage_step, version=place.step,
     )  # fmt: skip
     rollout = rollouts.trimmed(rollout)
+    whole = rollouts.lengths(rollout) + rollout.prompt.length
+    if (most := int(whole.max())) > self.config.max_positions:
+      raise ValueError(
+        f'stage {self.stage.name}: {batch.problems[int(whole.argmax())].name} has {most} tokens with its response, the '
+        f'position table of the student {self.config.max_positions}. Leave such rows out, or take a longer table.'
+      )
     return verified(Written(batch.problems, rollout, texts_of(rollout, self.tokenizer)), self.stage.task.verify)
 
   def writer(self) -> Model:
@@ -170,26 +196,63 @@ class Bench:
   def score(self, place: Place, written: Written) -> Evidence:
     """What the student and the judges think of it."""
     needs, rollout = self.stage.method.needs, written.rollout
-    prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
-    student, _ = self.mine.score(prompts, rollout, None, needs.student)
-    ids = student.top_k.ids if needs.at_student_top_k and student.top_k is not None else None
-    teacher, judged = None, np.ones(len(prompts), bool)
+    student = None
+    if needs.student != scorer.Needs():
+      student = self._student(rollout)
+    ids = student.top_k.ids if needs.at_student_top_k and student is not None and student.top_k is not None else None
+    ids = None if ids is None else fetched(ids)  # a judge may lie elsewhere
+    teacher, judged = None, np.ones(len(written.problems), bool)
     if 'teacher' in self.seats:
       teacher, judged = self._judged('teacher', written, ids, self._asked_of_teacher())
     others = {}
     for name in needs.others:
       others[name], also = self._judged(name, written, None, scorer.Needs())
       judged = judged & also
-    rollout = rollout._replace(mask=rollout.mask & judged[:, None])
-    return Evidence(
-      rollout=rollout, student=student, teacher=teacher, others=others, step=np.asarray(place.stage_step, np.int32),
+    evidence = Evidence(
+      rollout=rollout._replace(mask=rollout.mask & judged[:, None]),
+      student=student or Scores(rollout.logp, entropy=None, top_k=None, at_ids=None, hidden=None, layers=None),
+      teacher=teacher, others=others, step=np.asarray(place.stage_step, np.int32),
       key=jax.random.fold_in(jax.random.fold_in(self.key, 7), place.step),
     )  # fmt: skip
+    if student is None and self._reads_student(evidence):
+      evidence = evidence._replace(student=self._student(rollout))
+    return evidence
+
+  def _student(self, rollout: Rollout) -> Scores:
+    """What the student, as it is trained, thinks of a rollout."""
+    prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
+    return self.mine.score(prompts, rollout, None, self.stage.method.needs.student)[0]
+
+  def _reads_student(self, evidence: Evidence) -> bool:
+    """Whether the method looks at the student's scores at all; where it does not, a forward pass is saved."""
+    if self._reads is None:
+      with self._explained(evidence):
+        program = jax.make_jaxpr(self.stage.method.weigh)(evidence).jaxpr
+      used = {id(var) for equation in program.eqns for var in equation.invars} | {id(var) for var in program.outvars}
+      blank = jax.tree.map(lambda leaf: False, evidence)
+      of_student = jax.tree.leaves(blank._replace(student=jax.tree.map(lambda leaf: True, evidence.student)))
+      self._reads = any(mine and id(var) in used for mine, var in zip(of_student, program.invars, strict=True))
+    return self._reads
+
+  @contextmanager
+  def _explained(self, evidence: Evidence) -> Iterator[None]:
+    """A method that reads a teacher that is not there gets an error one can act on."""
+    try:
+      yield
+    except AttributeError as error:
+      if evidence.teacher is not None or "'NoneType'" not in str(error):
+        raise
+      raise ValueError(
+        f"stage {self.stage.name}: the method reads the teacher's scores and there is no judge called 'teacher'. "
+        "Bind experiment.Stage.judges = {'teacher': @teachers.frozen()}."
+      ) from error
 
   def _asked_of_teacher(self) -> scorer.Needs:
     needs = self.stage.method.needs.teacher
     if self.stage.whole_diagnosis:
       needs = dataclasses.replace(needs, hidden=True)
+    if needs.hidden:
+      return needs  # who has the whole distribution need not be asked for its best
     return dataclasses.replace(needs, top_k=max(needs.top_k, min(DIAGNOSED, self.config.vocab_size)))
 
   def _judged(self, name: str, written: Written, ids: Any, needs: scorer.Needs) -> tuple[Scores, np.ndarray]:
@@ -208,9 +271,10 @@ class Bench:
     found = []
     for _, seat in seats:
       prompts = seat.prompts(written.problems, written.texts, rewards, groups)
-      found.append(seat.score(prompts, written.rollout, ids, needs))
+      scores, judged = seat.score(prompts, written.rollout, ids, needs)
+      found.append((self._home(scores, seat), judged))
     if len(found) == 1:
-      return self._home(found[0][0], seats[0][1]), found[0][1]
+      return found[0]
     judged = np.stack([each for _, each in found])[which, np.arange(len(which))]
     return teachers.merged([scores for scores, _ in found], jnp.asarray(which)), judged
 
@@ -222,15 +286,8 @@ class Bench:
 
   def weigh(self, evidence: Evidence) -> tuple[Batch, dict[str, Any]]:
     """The method's shares, and what can be said of them."""
-    try:
+    with self._explained(evidence):
       shares: Shares = self._weigh(evidence)
-    except AttributeError as error:
-      if evidence.teacher is None and "'NoneType'" in str(error):
-        raise ValueError(
-          f"stage {self.stage.name}: the method reads the teacher's scores and there is no judge called 'teacher'. "
-          "Bind experiment.Stage.judges = {'teacher': @teachers.frozen()}."
-        ) from error
-      raise
     head = None
     if evidence.teacher is not None and evidence.teacher.hidden is not None:
       seat = self.seats['teacher'][0][1]
@@ -257,9 +314,9 @@ class Bench:
 
   def follow(self, state: State, number: int) -> State:
     """Judges that are the student take their step behind it."""
-    rules = self.selves()
+    rules = selves_of(self.stage)
     moved = {
       name: teachers.refreshed(phi, state.params, jnp.float32(rules[name].rate)) if rules[name].is_due(number) else phi
       for name, phi in state.selves.items()
     }
-    return state._replace(selves=moved, step=jnp.int32(number))
+    return state._replace(selves=moved)

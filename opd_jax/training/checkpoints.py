@@ -5,6 +5,8 @@ them lies the fingerprint of the arrays; one that does not match is damaged, is 
 """
 
 import difflib
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from opd_jax.models.fingerprint import fingerprint
+from opd_jax.sharding import together
 from opd_jax.training.step import State
 
 Say = Callable[[str], None]
@@ -83,20 +86,29 @@ class Keeper:
         self._damaged(step, error)
         continue
       self._same(config)
+      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(place)))
       try:
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(place)))
         state = self._manager.restore(step, args=arguments)['state']
         if bad := sorted(path for path, sum_ in fingerprint(state).items() if record['fingerprint'].get(path) != sum_):
           raise ValueError(f'{len(bad)} arrays have changed, e.g. {bad[0]}')
       except Exception as error:
         self._damaged(step, error)
         continue
-      for newer in [kept for kept in self._manager.all_steps() if kept > step]:
-        self._manager.delete(newer)
+      self._set_aside([kept for kept in self._manager.all_steps() if kept > step])
       return state, place
     if self._manager.all_steps():
       raise ValueError(f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.')
     return None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Damaged checkpoints stay for whoever wants to look at them, and no longer stand in the way of new ones."""
+    aside = self.folder.parent / 'damaged'
+    for step in steps if jax.process_index() == 0 else ():
+      aside.mkdir(exist_ok=True)
+      shutil.move(self.folder / f'step_{step}', aside / f'step_{step}_{time.time_ns()}')
+    together('damaged')
+    if steps:
+      self._manager.reload()
 
   def _damaged(self, step: int, error: Exception) -> None:
     text = str(error).strip().splitlines()
@@ -115,8 +127,3 @@ class Keeper:
 
   def close(self) -> None:
     self._manager.close()
-
-
-def abstract(state: State) -> State:
-  """Shapes, types and shardings of a state."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from opd_jax import rollouts
 from opd_jax.data.tasks import Problem, first
 from opd_jax.inference import sampler, scorer
+from opd_jax.sharding import fetched
 from opd_jax.training.bench import Bench, Written, asked, ready, texts_of, verified
 from opd_jax.training.experiment import Evaluation
 from opd_jax.training.metrics import of_rollout
@@ -39,12 +40,24 @@ def evaluate(bench: Bench, evaluation: Evaluation, problems: Sequence[Problem]) 
   found = {'eval/length': told['length'], 'eval/truncated': told['truncated']}
   if 'reward' in told:
     found['eval/accuracy'] = told['reward']
-  mask = rollout.mask
-  found['eval/surprise'] = float(-rollout.logp[mask].mean()) if mask.any() else 0.0  # of its own tokens: the entropy
-  if 'teacher' in bench.seats and not bench.seats['teacher'][0][0]:
-    seat = bench.seats['teacher'][0][1]
-    prompts = [bench.stage.template.render(bench.tokenizer, problem.messages) for problem in batch.problems]
-    scores, _ = seat.score(prompts, rollout, None, scorer.Needs())
-    gap = rollout.logp - np.asarray(jax.device_get(scores.logp))
-    found['eval/reverse_kl'] = float(gap[mask].mean()) if mask.any() else 0.0
+  if evaluation.decoding is None and not bench.stage.sampling.decoding.rules:  # of other texts these are no such means
+    found |= _of_its_own_text(bench, written)
   return found, written
+
+
+def _of_its_own_text(bench: Bench, written: Written) -> dict[str, float]:
+  """Means over tokens drawn from the student itself: of -log p its entropy, of log p / q the reverse KL."""
+  rollout = rollouts.trimmed(written.rollout)
+  mask = rollout.mask
+  if not mask.any():
+    return {}
+  found = {'eval/entropy': float(-rollout.logp[mask].mean())}
+  seats = bench.seats.get('teacher', [])
+  if len(seats) == 1:
+    seat = seats[0][1]
+    groups = np.asarray(rollout.prompt.group)
+    prompts = seat.prompts(written.problems, written.texts, rollout.reward.tolist(), groups)
+    scores, judged = seat.score(prompts, rollout, None, scorer.Needs())
+    gap, counted = rollout.logp - np.asarray(fetched(scores.logp)), mask & judged[:, None]
+    found['eval/reverse_kl'] = float(gap[counted].mean()) if counted.any() else 0.0
+  return found

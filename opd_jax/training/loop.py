@@ -4,6 +4,8 @@ The same call resumes: everything that moves is in the checkpoint, so a run that
 numbers as one that was not.
 """
 
+import dataclasses
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +17,9 @@ import jax
 import numpy as np
 
 from opd_jax.models import source, transformer
-from opd_jax.training import checkpoints, evaluate, metrics, preflight, step
-from opd_jax.training.bench import Bench, Written
+from opd_jax.sharding import anywhere, fetched
+from opd_jax.training import evaluate, metrics, preflight, step
+from opd_jax.training.bench import Bench, Written, abstract, begin
 from opd_jax.training.checkpoints import Keeper, Place
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.metrics import Alarm, Recorder
@@ -55,6 +58,11 @@ def train(
   ears = ears or Ears()
   if not experiment.stages:
     raise ValueError('train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.')
+  if experiment.model.param_dtype != 'float32':
+    raise ValueError(
+      f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
+      "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
+    )
   prepared(workdir)
   keeper = Keeper(
     workdir, config=config, keep=experiment.checkpoints_kept, every=experiment.checkpoint_every, say=ears.say
@@ -67,7 +75,9 @@ def train(
 
 
 def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: str, skip_preflight: bool) -> Outcome:
-  found = keeper.restore(lambda place: _shapes(experiment, place))
+  found = keeper.restore(
+    lambda place: abstract(experiment, experiment.stages[min(place.stage, len(experiment.stages) - 1)])
+  )
   state, place = found if found is not None else (None, Place())
   if found is not None:
     ears.say(f'resumed at step {place.step} of {experiment.steps}')
@@ -82,7 +92,7 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
       stage = experiment.stages[place.stage]
       bench = Bench(experiment, stage, ears.say)
       if state is None:
-        state = bench.begin(params, place.step)
+        state = begin(experiment, stage, params)
       if place.stream is not None:
         bench.stream.restore(place.stream)
       bench.look_at(state)
@@ -100,14 +110,16 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
           tests.run(state, place)
         if place.step % keeper.every == 0 and not last:
           keeper.save(state, place)
-        if asked():
+        if anywhere(asked()):
           keeper.save(state, place)
           keeper.finish()
           ears.say(f'interrupted and saved at step {place.step}; run the same command to go on')
           return Outcome(state, place, finished=False)
+      bench = tests = None
+      gc.collect()  # judges of this stage leave before those of the next come
       place = Place(stage=place.stage + 1, step=place.step, rows=place.rows)
       if place.stage < len(experiment.stages):  # the next stage begins from here, with an optimiser of its own
-        state = Bench(experiment, experiment.stages[place.stage]).begin(state.params, place.step)
+        state = begin(experiment, experiment.stages[place.stage], state.params)
       keeper.save(state, place)
     keeper.finish()
   finally:
@@ -129,10 +141,12 @@ def one_step(
   with watch('weigh'):
     batch, surveyed = jax.block_until_ready(bench.weigh(evidence))
   with watch('update'):
-    for _ in range(bench.stage.updates):
-      state, told = bench.update(state, batch)
+    state, told = bench.update(state, batch)  # what the batch is told by is this one: the weights that wrote it
+    for _ in range(bench.stage.updates - 1):
+      state, later = bench.update(state, batch)
+      told |= {f'{name}_last': later[name] for name in ('loss', 'grad_norm')}
     number = place.step + 1
-    state = bench.follow(state, number)
+    state = bench.follow(state, place.stage_step + 1)
   row = {
     'step': number, 'stage': bench.stage.name, **told,
     **{name: float(value) for name, value in jax.device_get(surveyed).items()},
@@ -194,35 +208,24 @@ def first_weights(experiment: Experiment, say: Callable[[str], None]) -> Any:
   say(f'loading the student: {experiment.weights}')
   types: dict[str, Any] = {'param_dtype': experiment.model.param_dtype, 'dtype': experiment.model.dtype}
   loaded = source.load(experiment.weights, experiment.layout, seed=experiment.seed, **types)
-  wanted, got = transformer.abstract(experiment.model, experiment.layout), loaded.params
-  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-  if jax.tree.structure(wanted) != jax.tree.structure(got) or shapes(wanted) != shapes(got):
+  free = ('param_dtype', 'dtype', 'remat', 'unroll', 'begin_token', 'end_tokens', 'pad_token')
+  asked_for, found = (dataclasses.asdict(config) for config in (experiment.model, loaded.config))
+  if unlike := [name for name in found if name not in free and found[name] != asked_for[name]]:
+    listed = ', '.join(f'{name} {found[name]!r} instead of {asked_for[name]!r}' for name in unlike)
     raise ValueError(
-      f'train: {experiment.weights} is not the MODEL of this experiment ({loaded.config.family}, '
-      f'{loaded.config.num_layers} layers x {loaded.config.width}, vocabulary {loaded.config.vocab_size}). '
-      'Bind MODEL to what the weights are.'
+      f'train: {experiment.weights} is not the MODEL of this experiment: {listed}. Bind MODEL to what the weights are.'
     )
-  return got
-
-
-def _shapes(experiment: Experiment, place: Place) -> State:
-  """Shapes and shardings of the state at a place, for a checkpoint to be read into."""
-  stage = experiment.stages[min(place.stage, len(experiment.stages) - 1)]
-  leaves = transformer.abstract(experiment.model, experiment.layout)
-  blank = jax.jit(
-    lambda: jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), leaves),
-    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves),
-  )()
-  return checkpoints.abstract(Bench(experiment, stage).begin(blank, place.step))
+  return loaded.params
 
 
 def prepared(workdir: Path) -> None:
   """A folder that can be written."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / '.writable'
-    probe.write_text('')
-    probe.unlink()
+    if jax.process_index() == 0:
+      workdir.mkdir(parents=True, exist_ok=True)
+      probe = workdir / '.writable'
+      probe.write_text('')
+      probe.unlink()
   except OSError as error:
     raise ValueError(f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.') from error
 
@@ -269,11 +272,12 @@ def _plain(number: Any) -> float | None:
 
 def _saved(batch: Batch, workdir: Path, number: int) -> Path:
   """The batch that rang an alarm, for whoever wants to know why."""
-  file = workdir / f'alarm_step{number}.npz'
+  file = workdir / f'alarm_step{number}.npz'  # every process gathers, one writes
   leaves = {
-    jax.tree_util.keystr(path): np.asarray(jax.device_get(leaf))
+    jax.tree_util.keystr(path): np.asarray(fetched(leaf))
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch._replace(target=batch.target._replace(head=None)))
   }
-  with open(file, 'wb') as stream:
-    np.savez(stream, allow_pickle=False, **leaves)
+  if jax.process_index() == 0:
+    with open(file, 'wb') as stream:
+      np.savez(stream, allow_pickle=False, **leaves)
   return file

@@ -5,6 +5,7 @@ same configuration on the same kind of machine, however often the run was interr
 """
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import math
@@ -36,17 +37,18 @@ class Bounds:
   Args:
     gap: mean |log-prob of the sampler - log-prob of the trainer| of a batch, in nats.
     truncation: how far the share of responses cut by the budget may rise above its least, both over about ten steps.
-    mass: least mass the student may leave on the teacher's top k, over about ten steps.
+    mass: to what share of the most that the student left on the teacher's top k its mass there may fall, likewise.
   """
 
   gap: float | None = 0.2
   truncation: float | None = 0.6
-  mass: float | None = 0.01
+  mass: float | None = 0.1
 
 
 def watch(row: Mapping[str, Any], memory: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
   """What the alarms remember after this step; raises where one rings."""
-  if not all(math.isfinite(row[name]) for name in ('loss', 'grad_norm')):
+  last = {name: row.get(f'{name}_last', row[name]) for name in ('loss', 'grad_norm')}  # of several updates
+  if not all(math.isfinite(each[name]) for each in (row, last) for name in last):
     raise Alarm(f'loss {row["loss"]} and gradient norm {row["grad_norm"]} at step {row["step"]}: not finite')
   after = dict(memory)
   gap = row.get('gap')
@@ -66,9 +68,11 @@ def watch(row: Mapping[str, Any], memory: Mapping[str, float], bounds: Bounds) -
       )
   if (mass := row.get('teacher/student_mass')) is not None and bounds.mass is not None:
     after['mass'] = smooth('mass', mass)
-    if after['mass'] < bounds.mass:
+    after['most'] = max(after.get('most', 0.0), after['mass'])
+    if after['mass'] < bounds.mass * after['most']:
       raise Alarm(
-        f"the student leaves {after['mass']:.2%} of its mass on the teacher's top k: the support has collapsed"
+        f"the student leaves {after['mass']:.2%} of its mass on the teacher's top k, {after['most']:.2%} before: the "
+        'support has collapsed'
       )
   return after
 
@@ -92,7 +96,7 @@ class Recorder:
         service: Any = importlib.import_module('wandb')
       except ImportError as error:
         raise ValueError('metrics: W&B is asked for and not installed; pip install wandb, or leave it out.') from error
-      self._wandb = service.init(project=wandb, dir=str(workdir), resume='allow', id=workdir.name)
+      self._wandb = service.init(project=wandb, dir=str(workdir), resume='allow', id=_name_of(workdir))
 
   def row(self, row: Mapping[str, Any]) -> None:
     if not self.is_writer:
@@ -101,7 +105,8 @@ class Recorder:
     flat = {name: value for name, value in row.items() if isinstance(value, int | float)}
     if self._board is not None:
       for name, value in flat.items():
-        self._board.add_scalar(name, value, row['step'])
+        if math.isfinite(value):
+          self._board.add_scalar(name, value, row['step'])
     if self._wandb is not None:
       self._wandb.log(flat, step=row['step'])
 
@@ -114,6 +119,11 @@ class Recorder:
       self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def _name_of(workdir: Path) -> str:
+  """The same for the same folder, another for another of the same last name."""
+  return f'{workdir.name}-{hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]}'
 
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -176,8 +186,8 @@ def of_evidence(evidence: Evidence, shares: Shares) -> dict[str, Array]:
   mean = lambda x: jnp.where(mask, x, 0.0).sum() / count
   found = {}
   if evidence.teacher is not None:
-    gap = jnp.where(mask, evidence.teacher.logp - evidence.student.logp, jnp.nan)
-    found = {'log_ratio': mean(gap), 'log_ratio_zero': mean(gap == 0)}
+    gap = jnp.where(mask, evidence.teacher.logp - evidence.student.logp, jnp.nan)  # NaN where nobody scored the student
+    found = {'log_ratio': jnp.nanmean(gap), 'log_ratio_zero': mean(gap == 0)}
     for share in (0.05, 0.5, 0.95):
       found[f'log_ratio_{share:g}'] = jnp.nanquantile(gap, share)
   guided = [share.coefficient != 0 for share in shares if isinstance(share.term, OnSupport)]

@@ -42,7 +42,6 @@ class State(NamedTuple):
   params: Params
   optimiser: Any
   selves: dict[str, Params]  # judges that are earlier selves of the student, by name
-  step: Array
 
 
 class Total(NamedTuple):
@@ -170,24 +169,25 @@ def gradient(
   return Total(loss, slope, tally), readings
 
 
+@functools.lru_cache(maxsize=16)
+def abstract_state(optimiser: optax.GradientTransformation, config: ModelConfig, layout: Layout) -> Any:
+  """Shapes and shardings of the optimiser's state: each moment lies like its parameter."""
+  leaves = transformer.abstract(config, layout)
+  here = lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding)
+  whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding())
+  shapes = jax.eval_shape(optimiser.init, leaves)
+  return optax.tree.map_params(optimiser, here, shapes, leaves, transform_non_params=whole)
+
+
+def _shardings(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def optimiser_state(
   optimiser: optax.GradientTransformation, params: Params, config: ModelConfig, layout: Layout
 ) -> Any:
-  """A fresh one, each moment laid out like its parameter."""
-
-  def make(params):
-    return _pinned_state(optimiser, optimiser.init(params), config, layout)
-
-  return jax.jit(make)(params)
-
-
-def _pinned_state(optimiser, state, config: ModelConfig, layout: Layout):
-  if layout.is_single:
-    return state
-  pin = lambda x, leaf: jax.lax.with_sharding_constraint(x, leaf.sharding)
-  whole = lambda x: layout.constrain(x, *[None] * x.ndim)
-  leaves = transformer.abstract(config, layout)
-  return optax.tree.map_params(optimiser, pin, state, leaves, transform_non_params=whole)
+  """A fresh one."""
+  return jax.jit(optimiser.init, out_shardings=_shardings(abstract_state(optimiser, config, layout)))(params)
 
 
 @functools.partial(jax.jit, static_argnames=('optimiser', 'config', 'layout'), donate_argnames=('params', 'state'))
@@ -205,7 +205,9 @@ def apply(params: Params, state: Any, loss: Array, slope: Params, *, optimiser, 
     'update_norm': optax.tree.norm(updates),
     'param_norm': optax.tree.norm(params),
   }
-  return placed(params, config, layout), _pinned_state(optimiser, state, config, layout), told
+  if not layout.is_single:
+    state = jax.lax.with_sharding_constraint(state, _shardings(abstract_state(optimiser, config, layout)))
+  return placed(params, config, layout), state, told
 
 
 def compiles() -> int:

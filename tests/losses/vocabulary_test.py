@@ -293,6 +293,7 @@ def test_the_reading_is_what_the_models_say(single):
   mine = jax.lax.top_k(log_p, K)[1]
   want = {
     'entropy': -(jnp.exp(log_q) * log_q).sum(-1),
+    'agreement': log_p.argmax(-1) == log_q.argmax(-1),
     'forward_kl': (jnp.exp(log_q) * (log_q - log_p)).sum(-1),
     'reverse_kl': (jnp.exp(log_p) * (log_p - log_q)).sum(-1),
     'mass': jnp.exp(best).sum(-1),

@@ -1,5 +1,6 @@
 """A run survives: resumed anywhere it ends with the same bits, and what goes wrong is said in one message."""
 
+import shutil
 import signal
 
 import jax
@@ -92,6 +93,31 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(undistur
   outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Ears(say=said.append))
   assert any('is damaged' in text for text in said) and any('resumed at step 4' in text for text in said)
   assert runs.digest_of(outcome) == runs.digest_of(whole)
+  assert [path.name[:7] for path in (tmp_path / 'damaged').iterdir()] == ['step_6_']
+
+
+def test_a_teacher_that_is_away_damages_no_checkpoint(undisturbed, tmp_path, monkeypatch):
+  folder, whole = undisturbed
+  runs.run(runs.experiment(folder), tmp_path)
+  shutil.rmtree(tmp_path / 'checkpoints' / 'step_6')
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'abstract', lambda *a: (_ for _ in ()).throw(OSError('the hub is away')))
+    with pytest.raises(OSError, match='the hub is away'):
+      runs.run(runs.experiment(folder), tmp_path)
+  assert runs.digest_of(runs.run(runs.experiment(folder), tmp_path)) == runs.digest_of(whole)
+
+
+def test_masters_are_float32_or_refused(undisturbed, tmp_path):
+  folder, _ = undisturbed
+  with pytest.raises(ValueError, match='would lose small updates'):
+    runs.run(runs.experiment(folder, model=runs.dataclasses.replace(runs.CONFIG, param_dtype='bfloat16')), tmp_path)
+  mixed = runs.experiment(folder, model=runs.dataclasses.replace(runs.CONFIG, dtype='bfloat16'))
+  state = runs.run(mixed, tmp_path / 'mixed').state
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {'float32'}
+  losses = [
+    [row['loss'] for row in runs.told(where) if 'loss' in row] for where in (tmp_path / 'mixed', folder / 'run')
+  ]
+  np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=5e-3)  # later the student writes other text
 
 
 def test_a_nan_of_the_teacher_rings_and_the_batch_is_kept(undisturbed, tmp_path, monkeypatch):
@@ -122,8 +148,10 @@ def test_alarms_ring_at_their_bounds():
   with pytest.raises(Alarm, match='lengths explode'):
     for step in range(40):
       memory = metrics.watch({**row, 'truncated': float(step > 5)}, memory, Bounds())
+  memory = metrics.watch({**row, 'teacher/student_mass': 1e-4}, {}, Bounds())  # a random student: no collapse
   with pytest.raises(Alarm, match='support has collapsed'):
-    metrics.watch({**row, 'teacher/student_mass': 0.001}, {}, Bounds())
+    for step in range(40):
+      memory = metrics.watch({**row, 'teacher/student_mass': 0.9 if step < 9 else 0.001}, memory, Bounds())
 
 
 @pytest.mark.parametrize('microbatches', [2, 4])
@@ -189,7 +217,7 @@ def test_refusals_of_an_experiment_name_what_is_missing(undisturbed, tmp_path):
   with pytest.raises(ValueError, match='has 32 entries in its vocabulary, the student 24'):
     stage = runs.dataclasses.replace(common, judges={'teacher': other})
     runs.run(runs.experiment(folder, stages=(stage,)), tmp_path / 'b', skip_preflight=False)
-  with pytest.raises(ValueError, match='is not the MODEL of this experiment'):
+  with pytest.raises(ValueError, match='is not the MODEL of this experiment: width 32 instead of 64'):
     wide = runs.dataclasses.replace(runs.CONFIG, width=64)
     runs.run(runs.experiment(folder, model=wide, weights=runs.teacher_folder(folder)), tmp_path / 'c')
   with pytest.raises(ValueError, match='no stages'):
