@@ -94,7 +94,7 @@ def test_plan_counts_before_anything_is_allocated(opd, tmp_path):
   status, out, _ = opd('plan', *files, '--workdir', tmp_path, '--json')
   plan = json.loads(out)
   assert status == 0 and plan['parameters'] == 8_190_735_360
-  assert plan['bytes_total'] == 2 * plan['parameters']
+  assert plan['bytes_total'] == 4 * plan['parameters']  # masters
   assert plan['bytes_per_device'] == pytest.approx(plan['bytes_total'] / 8, rel=1e-3)
   assert plan['mesh'] == 'data=1 x fsdp=4 x tensor=2 on 8 cpu devices'
   again = opd('plan', '--gin_file', tmp_path / 'config.gin', '--json')

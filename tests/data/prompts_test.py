@@ -27,13 +27,15 @@ def test_roles_may_see_one_question_in_their_own_words():
   teacher = Template(system='Hint: 4.').render(byte, [{'role': 'user', 'content': 'Why?'}])
   assert byte.decode(student) == 'Why? Be brief.' and student[-1] == special['</think>']
   assert byte.decode(teacher) == 'Hint: 4.Why?' and teacher[1] == special['<system>']
-  assert Template(chat=False, suffix=':').render(byte, 'Why') == [special['<begin>'], *b'Why:']
+  plain = Template(chat=False, suffix=':')
+  assert plain.render(byte, 'Why') == [special['<begin>'], *b'Why:']
+  assert plain.render(byte, [{'role': 'user', 'content': 'Why'}]) == plain.render(byte, 'Why')
 
 
 def test_templates_that_cannot_be_meant_are_refused():
   with pytest.raises(ValueError, match='belong to chats'):
     Template(chat=False, thinking=True)
   with pytest.raises(ValueError, match='chat=True'):
-    Template(chat=False).render(ByteTokenizer(), [{'role': 'user', 'content': 'x'}])
+    Template(chat=False).render(ByteTokenizer(), 2 * [{'role': 'user', 'content': 'x'}])
   with pytest.raises(ValueError, match='without a message'):
     Template().render(ByteTokenizer(), [])
