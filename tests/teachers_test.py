@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs as runs
 
 from opd_jax import teachers
 from opd_jax.data.tasks import Problem, asked

@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs as runs
 
 from opd_jax import teachers
 from opd_jax.methods import exopd, gkd, opd, seqkd

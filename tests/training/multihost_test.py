@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import runs
+import tiny_runs as runs
 
 from opd_jax.sharding import mesh_layout
 
@@ -22,7 +22,7 @@ jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=number)
 import signal
 from pathlib import Path
-import runs
+import tiny_runs as runs
 from opd_jax.sharding import mesh_layout
 from opd_jax.training import loop
 
