@@ -24,6 +24,12 @@ def test_the_enumeration_covers_everything_once():
   assert len(here.responses) == bigram.V**bigram.T and abs(float(chances.sum()) - 1) < 1e-12
 
 
+@pytest.mark.parametrize('name', certificates.makers())
+def test_every_method_and_variant_holds(name):
+  line = certificates.certify_method(name, certificates.makers()[name], bigram.world())
+  assert line.holds, line
+
+
 def test_a_method_that_lies_about_itself_fails():
   def opd_lying():
     return dataclasses.replace(opd(), descends=divergences.forward_kl())

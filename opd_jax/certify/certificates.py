@@ -65,7 +65,6 @@ def makers() -> Mapping[str, Callable[[], Method]]:
   aopd, iw_opd, opd_plus, gkd = (found[name] for name in ('aopd', 'iw_opd', 'opd_plus', 'gkd'))
   forward = divergences.forward_kl()
   found['aopd, zero gate'] = functools.partial(aopd, intervene=zero())
-  found['aopd, teacher_only'] = functools.partial(aopd, close=supports.teacher_only())
   for weight in (signed, linear, fixed_prefix, mean_one):
     found[f'iw_opd, {weight.__name__}'] = functools.partial(iw_opd, weight=weight())
   found['opd_plus, forward_kl'] = functools.partial(opd_plus, divergence=forward)
