@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
-from opd_jax.data.prompts import left_padded
+from opd_jax.data.prompts import left_padded, unpadded
 from opd_jax.inference import sampler
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.types import ENDINGS, AnyArray, Prompts, Rollout
@@ -182,9 +182,8 @@ def _by_student(writers: Writers, prompts: Prompts, key, student, teacher, sampl
   budgets = [ahead] * len(prompts.row)
   first = jax.random.fold_in(key, 1)
   prefix = sampler.generate(teacher(), prompts, first, sampling=sampling, budgets=budgets, version=version)
-  whole = [tokens[-n:].tolist() for tokens, n in zip(prompts.tokens, prompts.length, strict=True)]
   front = [row[mask].tolist() for row, mask in zip(prefix.response, prefix.mask, strict=True)]
-  longer = [a + b for a, b in zip(whole, front, strict=True)]
+  longer = [a + b for a, b in zip(unpadded(prompts), front, strict=True)]
   asked = left_padded(longer, width=max(map(len, longer)), pad=0)._replace(row=prompts.row, group=prompts.group)
   over = np.asarray(prefix.ended_by) == ENDINGS.index('stop')
   budgets = np.where(over, 0, most - ahead).tolist()

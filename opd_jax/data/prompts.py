@@ -38,6 +38,11 @@ def left_padded(rows: Sequence[Sequence[int]], *, width: int, pad: int, groups: 
   )
 
 
+def unpadded(prompts: Prompts) -> list[list[int]]:
+  """The tokens of each prompt, without what `left_padded` put in front."""
+  return [row[len(row) - n :].tolist() for row, n in zip(prompts.tokens, prompts.length, strict=True)]
+
+
 def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
   """JSON objects of a stream of lines with their line numbers, from 1; blank lines are skipped.
 
@@ -49,12 +54,21 @@ def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[st
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{name}, line {number}: not JSON ({error}). One object a line is expected.') from error
-    if not isinstance(row, dict):
-      raise ValueError(f'{name}, line {number}: {type(row).__name__} instead of an object.')
+      row = parsed(line)
+    except ValueError as error:
+      raise ValueError(f'{name}, line {number}: {error}') from error
     yield number, row
+
+
+def parsed(line: str) -> dict[str, Any]:
+  """The object that a line of JSON holds."""
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'not JSON ({error}). One object a line is expected.') from error
+  if not isinstance(row, dict):
+    raise ValueError(f'{type(row).__name__} instead of an object.')
+  return row
 
 
 def tokens_of(row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str, vocab_size: int) -> list[int]:

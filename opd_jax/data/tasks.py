@@ -7,13 +7,13 @@ Every process reads the same rows: problems are small, and a run can then be res
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
 
+from opd_jax.data.prompts import parsed
 from opd_jax.data.tokenizers import Message
 
 Raw = Mapping[str, Any]
@@ -73,14 +73,7 @@ class JsonLines(Source):
   def __getitem__(self, number: int) -> Raw:
     with open(self.path, 'rb') as stream:
       stream.seek(self._offsets[number][0])
-      line = stream.readline().decode('utf-8')
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f'not JSON ({error}); one object a line is expected') from error
-    if not isinstance(row, dict):
-      raise ValueError(f'{type(row).__name__} instead of an object')
-    return row
+      return parsed(stream.readline().decode('utf-8'))
 
 
 class Table(Source):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import rollouts, teachers
-from opd_jax.data.prompts import left_padded
+from opd_jax.data.prompts import left_padded, unpadded
 from opd_jax.data.tasks import Problem, Stream, Verifier
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import decoding, sampler, scorer
@@ -45,7 +45,9 @@ class Written(NamedTuple):
 
 def tokenizer_of(experiment: Experiment) -> Tokenizer:
   if experiment.tokenizer is None:
-    raise ValueError('Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.published("folder").')
+    raise ValueError(
+      'Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.HubTokenizer() with its folder.'
+    )
   return experiment.tokenizer
 
 
@@ -220,8 +222,7 @@ class Bench:
 
   def _student(self, rollout: Rollout) -> Scores:
     """What the student, as it is trained, thinks of a rollout."""
-    prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
-    return self.mine.score(prompts, rollout, None, self.stage.method.needs.student)[0]
+    return self.mine.score(unpadded(rollout.prompt), rollout, None, self.stage.method.needs.student)[0]
 
   def _reads_student(self, evidence: Evidence) -> bool:
     """Whether the method looks at the student's scores at all; where it does not, a forward pass is saved."""

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from opd_jax.data import tokenizers
+from opd_jax.data.prompts import unpadded
 from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.inference import scorer
 from opd_jax.models import hub
@@ -90,7 +91,7 @@ def _vocabularies(bench: Bench) -> None:
 def _same_model_says_the_same(bench: Bench, evidence) -> None:
   """A judge with the student's weights and prompt agrees with the student to rounding: nothing is off by one."""
   rollout = evidence.rollout
-  prompts = [row[-n:].tolist() for row, n in zip(rollout.prompt.tokens, rollout.prompt.length, strict=True)]
+  prompts = unpadded(rollout.prompt)
   once, again = (
     np.asarray(fetched(bench.mine.score(prompts, rollout, None, needs)[0].logp)) for needs in (PLAIN, WHOLE)
   )
