@@ -1,7 +1,9 @@
 """Eight simulated devices, the same on every machine; what several test files share."""
 
 import functools
+import gc
 import os
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -19,6 +21,8 @@ from opd_jax.models import presets, transformer
 from opd_jax.models.config import Experts, RopeScaling
 from opd_jax.sharding import mesh_layout
 
+MAPPINGS = 20_000
+
 FAMILIES = {
   'qwen3': presets.tiny,
   'qwen3_moe': lambda **overrides: presets.tiny(
@@ -34,6 +38,16 @@ FAMILIES = {
     **overrides,
   ),
 }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def room():
+  """Every compiled program holds mappings of memory, of which Linux allows a process 65,530; the suite makes more."""
+  yield
+  mappings = Path('/proc/self/maps')
+  if mappings.exists() and mappings.read_text().count('\n') > MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(params=FAMILIES)
