@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from opd_jax import teachers
+from opd_jax import host, teachers
 from opd_jax.data.tasks import Problem, Source, Task, asked
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import CharacterTokenizer
@@ -158,6 +158,7 @@ def peer(name: str, python: str, code: list[str], pattern: str, **environment: s
 
 if __name__ == '__main__':
   count = int(sys.argv[1]) if len(sys.argv) > 1 else 23
+  host.keep_memory()  # as `opd train` does
   seconds = {verb: statistics.median(times[2:]) for verb, times in ours(count).items()}
   whole = sum(seconds.values())
   split = ', '.join(f'{verb} {each * 1e3:.1f} ms' for verb, each in seconds.items())

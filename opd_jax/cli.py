@@ -220,15 +220,19 @@ def train(args: argparse.Namespace) -> None:
 
   if args.coordinator is not None:
     jax.distributed.initialize(args.coordinator, num_processes=args.processes, process_id=args.process)
+  from opd_jax import host
   from opd_jax.commands.train import train
 
+  host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings)
   train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
 
 
 def demo(args: argparse.Namespace) -> None:
+  from opd_jax import host
   from opd_jax.commands.demo import demo
 
+  host.keep_memory()
   demo(Path(args.workdir), build)
 
 

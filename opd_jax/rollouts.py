@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
 from opd_jax.data.prompts import left_padded, unpadded
+from opd_jax.data.templates import Lesson
 from opd_jax.inference import sampler
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.types import ENDINGS, AnyArray, Prompts, Rollout
@@ -86,17 +87,17 @@ def mixture(*, student: float) -> Writers:
   return Writers(student=student, dataset=1.0 - student)
 
 
-def given(prompts: Prompts, responses: Sequence[Sequence[int]], *, width: int, version: int = 0) -> Rollout:
+def given(prompts: Prompts, lessons: Sequence[Lesson], *, width: int, version: int = 0) -> Rollout:
   """A rollout of responses that somebody else wrote; their own log-probabilities are unknown: NaN."""
-  rows = len(responses)
+  rows = len(lessons)
   tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-  for row, response in enumerate(responses):
+  for row, (response, taught) in enumerate(lessons):
     if len(response) > width:
       raise ValueError(
         f'rollouts: the response of row {int(prompts.row[row])} has {len(response)} tokens, the budget allows {width}. '
         'Raise the budget of the stage, or leave long rows out; a response is never cut silently.'
       )
-    tokens[row, : len(response)], mask[row, : len(response)] = response, True
+    tokens[row, : len(response)], mask[row, : len(response)] = response, taught
   unknown = np.full((rows, width), np.nan, np.float32)
   return Rollout(
     prompt=prompts, response=tokens, mask=mask, by_student=np.zeros_like(mask), behaviour_logp=unknown, logp=unknown,
@@ -136,7 +137,7 @@ def lengths(rollout: Rollout) -> np.ndarray:
 def write(
   writers: Writers,
   prompts: Prompts,
-  traces: Sequence[Sequence[int] | None],
+  traces: Sequence[Lesson | None],
   key: PRNGKeyArray,
   *,
   student: Callable[[], Model],
@@ -150,7 +151,7 @@ def write(
   Args:
     writers: who has which share.
     prompts: left-padded.
-    traces: of the data set, one a row, with the token that ends it; None where there is none.
+    traces: of the data set, one a row; None where there is none.
     key: of the run: a row's number fixes its random stream.
     student, teacher: hand out a model to sample from, and are only asked where one writes.
     sampling: rules and budget of both.
@@ -168,7 +169,7 @@ def write(
     mine = [trace for trace, here in zip(traces, by_data, strict=True) if here]
     if any(trace is None for trace in mine):
       raise ValueError('rollouts: the method learns from responses of the data set, and some problems have none.')
-    known = [list(trace) for trace in mine if trace is not None]
+    known = [trace for trace in mine if trace is not None]
     parts.append(given(chosen(prompts, by_data), known, width=sampling.budget, version=version))
   return joined(parts)
 

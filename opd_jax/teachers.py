@@ -187,9 +187,7 @@ class Seat:
       )  # fmt: skip
     if len(parts) == 1:
       return parts[0]
-    layers = None if parts[0].layers is None else jnp.concatenate([part.layers for part in parts], axis=1)
-    rest = [part._replace(layers=None) for part in parts]
-    return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *rest)._replace(layers=layers)
+    return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
 
   @functools.cached_property
   def identity(self) -> str:
@@ -199,8 +197,6 @@ class Seat:
 
   def _cached(self, batch, rollout: Rollout, ids: Any, needs: scorer.Needs) -> Scores:
     """Rows that were judged before come from the folder, the others go into it."""
-    if needs.layers:
-      raise ValueError('teachers: a cache does not keep the states of inner layers.')
     files, size = [], rollout.response.shape[1]
     length = lengths(rollout)
     for row, n in enumerate(length):
@@ -223,9 +219,10 @@ def _store(file: Path, scores: Scores) -> None:
   flat = {'logp': scores.logp, 'entropy': scores.entropy, 'at_ids': scores.at_ids}
   if scores.top_k is not None:
     flat |= {'top_ids': scores.top_k.ids, 'top_logp': scores.top_k.logp}
-  if scores.hidden is not None:
-    hidden = np.ascontiguousarray(scores.hidden)
-    flat |= {'hidden': hidden.view(np.uint8), 'hidden_type': np.array(hidden.dtype.name)}
+  for name, states in (('hidden', scores.hidden), ('layers', scores.layers)):
+    if states is not None:
+      states = np.ascontiguousarray(states)
+      flat |= {name: states.view(np.uint8), f'{name}_type': np.array(states.dtype.name)}
   file.parent.mkdir(parents=True, exist_ok=True)
   part = file.with_suffix(f'.{os.getpid()}.part')
   with open(part, 'wb') as stream:
@@ -237,13 +234,13 @@ def _load(file: Path, size: int) -> Scores:
   """One row, with as many positions as the batch has."""
   with np.load(file) as stored:
     told: dict[str, np.ndarray] = dict(stored)
-  if 'hidden' in told:
-    told['hidden'] = told['hidden'].view(jnp.dtype(str(told.pop('hidden_type'))))
+  for name in {'hidden', 'layers'} & told.keys():
+    told[name] = told[name].view(jnp.dtype(str(told.pop(f'{name}_type'))))
   told = {name: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1))) for name, x in told.items()}
   top = TopK(ids=told['top_ids'], logp=told['top_logp']) if 'top_ids' in told else None
   return Scores(
     logp=told['logp'], entropy=told.get('entropy'), top_k=top, at_ids=told.get('at_ids'), hidden=told.get('hidden'),
-    layers=None,
+    layers=told.get('layers'),
   )  # fmt: skip
 
 

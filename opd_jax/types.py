@@ -70,4 +70,4 @@ class Scores(NamedTuple):
   top_k: TopK | None  # [B, R, C]
   at_ids: Float[AnyArray, 'B R C'] | None  # log-probabilities of the tokens that were asked about
   hidden: Float[AnyArray, 'B R D'] | None  # states that predict each token; with the head, the whole distribution
-  layers: Float[AnyArray, 'J B R D'] | None  # the same after chosen layers
+  layers: Float[AnyArray, 'B R J D'] | None  # the same after chosen layers

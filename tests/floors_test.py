@@ -11,6 +11,7 @@ ROOT = Path(opd_jax.__file__).parent
 FLOORS = {
   'types': 0,
   'sharding': 0,
+  'host': 0,
   'losses': 1,
   'models': 1,
   'data': 1,

@@ -6,6 +6,7 @@ import pytest
 
 from opd_jax import rollouts
 from opd_jax.data.prompts import left_padded
+from opd_jax.data.templates import Lesson
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
@@ -19,6 +20,10 @@ def models():
   config = presets.tiny(width=32, num_layers=1, vocab_size=24)
   make = lambda seed: Model(config, mesh_layout(), transformer.init(config, mesh_layout(), jax.random.key(seed)))
   return make(0), make(1)
+
+
+def lessons(rows):
+  return [Lesson(row, [True] * len(row)) for row in rows]
 
 
 def write(writers, models, traces=None, step=0):
@@ -41,7 +46,7 @@ def test_every_row_has_one_writer_and_shares_are_kept(shares):
 
 def test_rows_of_several_writers_are_joined_in_order(models):
   traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], [9]]
-  got = write(rollouts.mixture(student=0.5), models, traces)
+  got = write(rollouts.mixture(student=0.5), models, lessons(traces))
   alone = write(rollouts.student(), models)
   student = got.by_student.any(axis=1)
   assert student.sum() == 3
@@ -82,7 +87,7 @@ def test_an_early_stop_shortens_what_is_written(models):
 def test_trimming_and_cutting_keep_every_token():
   traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], []]
   prompts = left_padded(ROWS, width=60, pad=0)
-  whole = rollouts.given(prompts, traces, width=40)
+  whole = rollouts.given(prompts, lessons(traces), width=40)
   got = rollouts.trimmed(whole)
   assert got.response.shape == (6, 8) and got.prompt.tokens.shape == (6, 8)
   assert [row[mask].tolist() for row, mask in zip(got.response, got.mask, strict=True)] == traces
@@ -98,4 +103,4 @@ def test_refusals(models):
   with pytest.raises(ValueError, match='some problems have none'):
     write(rollouts.dataset(), models)
   with pytest.raises(ValueError, match='never cut silently'):
-    rollouts.given(left_padded([[1]], width=1, pad=0), [[1] * 9], width=8)
+    rollouts.given(left_padded([[1]], width=1, pad=0), lessons([[1] * 9]), width=8)

@@ -92,6 +92,21 @@ def test_a_remembered_judge_tells_the_same_and_is_not_asked_twice(tmp_path, monk
   assert seat.identity != other.seats['teacher'][0][1].identity
 
 
+def test_states_of_layers_are_remembered_and_come_home(tmp_path):
+  weights, needs = runs.teacher_folder(tmp_path), scorer.Needs(hidden=True, layers=(0,))
+  away = runs.mesh_layout(fsdp=2, tensor=2)
+  told = []
+  for options in ({}, {'layout': away}, {'cache': str(tmp_path / 'cache')}, {'cache': str(tmp_path / 'cache')}):
+    bench = bench_of(tmp_path, {'teacher': teachers.frozen(weights, **options)})
+    written = bench.sample(Place(), bench.stream.take(4))
+    scores, _ = bench.judged('teacher', written, needs=needs)
+    assert scores.layers.shape[2] == 1
+    told.append([np.asarray(x)[written.rollout.mask] for x in (scores.layers, scores.hidden, scores.logp)])
+  for other in told[1:]:
+    for want, got in zip(told[0], other, strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_refusals(tmp_path):
   with pytest.raises(ValueError, match='never changes'):
     teachers.Judge(cache='x')

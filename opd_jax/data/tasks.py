@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
   messages: tuple[Message, ...]  # up to where the answer begins
   answer: str = ''  # what a verifier compares with
-  trace: str | None = None  # a response to imitate, where there is one
+  trace: str | tuple[Message, ...] | None = None  # what to imitate, where there is anything: an answer, or turns
   route: str = ''  # which of several teachers answers for it
   name: str = ''  # file and number, for errors
 
@@ -149,9 +149,10 @@ class _Left(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-  """Rows as problems, for grain: what cannot be read comes back as what is wrong with it."""
+  """Rows as problems, for grain: what cannot be read, or does not fit, comes back as what is wrong with it."""
 
   task: Task
+  fits: Callable[[Problem], None] = lambda problem: None
 
   def __len__(self) -> int:
     return len(self.task.source)
@@ -160,6 +161,8 @@ class _Reading:
     name = self.task.source.name(number)
     try:
       problem = self.task.read(self.task.source[number])
+      if problem is not None:
+        self.fits(problem)
     except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
       what = f'it has no {error}' if isinstance(error, KeyError) else str(error)
       return _Left(f'{name}: {what}')
@@ -167,11 +170,17 @@ class _Reading:
 
 
 class Stream(Iterator[Problem]):
-  """The problems of a task without end, shuffled anew in every epoch."""
+  """The problems of a task without end, shuffled anew in every epoch.
 
-  def __init__(self, task: Task, *, seed: int = 0):
+  Args:
+    task: whose problems.
+    seed: of their order.
+    fits: raises ValueError for a problem that cannot be used; that makes its row a bad one.
+  """
+
+  def __init__(self, task: Task, *, seed: int = 0, fits: Callable[[Problem], None] = lambda problem: None):
     self.task, self.skipped = task, 0
-    order = grain.MapDataset.source(cast(Any, _Reading(task))).seed(seed).shuffle().repeat()
+    order = grain.MapDataset.source(cast(Any, _Reading(task, fits))).seed(seed).shuffle().repeat()
     self._iterator = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
 
   def __next__(self) -> Problem:
@@ -228,6 +237,25 @@ def from_columns(*, problem: str = 'problem', answer: str = 'answer', trace: str
     return Problem(
       messages=asked(str(row[problem])), answer=str(row[answer]), trace=None if trace is None else str(row[trace])
     )
+
+  return read
+
+
+def from_messages(*, column: str = 'messages', answer: str | None = None) -> Reader:
+  """A reader of conversations, {role, content} each: what stands before the first answer is the prompt.
+
+  Args:
+    column: of the messages.
+    answer: column of what a verifier compares with; None where there is none.
+  """
+
+  def read(row: Raw) -> Problem:
+    turns = [{'role': str(turn['role']), 'content': str(turn['content'])} for turn in row[column]]
+    begin = next((number for number, turn in enumerate(turns) if turn['role'] == 'assistant'), len(turns))
+    if begin == 0:
+      raise ValueError('its conversation has no question' if turns else 'its conversation is empty')
+    trace = None if begin == len(turns) else tuple(turns[begin:])
+    return Problem(tuple(turns[:begin]), answer='' if answer is None else str(row[answer]), trace=trace)
 
   return read
 

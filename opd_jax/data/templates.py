@@ -1,9 +1,18 @@
 """Floor 1. What each role is shown: the same question may reach student and teacher in other words."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from opd_jax.data.tokenizers import Message, Tokenizer
+
+
+class Lesson(NamedTuple):
+  """What stands behind a prompt, and which of its tokens a model is taught to write."""
+
+  tokens: Sequence[int]
+  taught: Sequence[bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +46,56 @@ class Template:
     turns: list[Message] = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else list(prompt)
     if not turns:
       raise ValueError('Template: a conversation without a message cannot be answered.')
-    turns[-1] = {**turns[-1], 'content': turns[-1]['content'] + self.suffix}
-    if self.system is not None:
-      turns.insert(0, {'role': 'system', 'content': self.system})
-    return tokenizer.chat(turns, thinking=self.thinking)
+    return self._chat(tokenizer, self._suffixed(turns))
 
-  def response(self, tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of an answer, with the one that ends it: what a model is taught to write."""
-    return [*tokenizer.encode(text), tokenizer.turn_end if self.chat else min(tokenizer.stop_tokens)]
+  def _suffixed(self, turns: list[Message]) -> list[Message]:
+    return [*turns[:-1], {**turns[-1], 'content': turns[-1]['content'] + self.suffix}]
+
+  def _chat(self, tokenizer: Tokenizer, turns: list[Message]) -> list[int]:
+    system: list[Message] = [] if self.system is None else [{'role': 'system', 'content': self.system}]
+    return tokenizer.chat([*system, *turns], thinking=self.thinking)
+
+  def response(self, tokenizer: Tokenizer, trace: str | Sequence[Message], prompt: Sequence[Message] = ()) -> Lesson:
+    """An answer to imitate, with the token that ends it; of a conversation, everything that the assistant says.
+
+    Args:
+      tokenizer: of the model that is taught.
+      trace: a text; or turns that begin and end with the assistant.
+      prompt: the messages before; a conversation needs them.
+    """
+    if not isinstance(trace, str):
+      return self._conversation(tokenizer, list(prompt), trace)
+    tokens = [*tokenizer.encode(trace), tokenizer.turn_end if self.chat else min(tokenizer.stop_tokens)]
+    return Lesson(tokens, [True] * len(tokens))
+
+  def _conversation(self, tokenizer: Tokenizer, said: list[Message], turns: Sequence[Message]) -> Lesson:
+    """What the template puts between two answers is what it shows behind the first and before the second."""
+    speakers = [turn['role'] == 'assistant' for turn in turns]
+    if not self.chat or not turns or not (speakers[0] and speakers[-1]) or (True, True) in itertools.pairwise(speakers):
+      raise ValueError('Template: a conversation to imitate needs chat=True, and an assistant who has the first, the '
+                       'last and never two words in a row.')  # fmt: skip
+    said = self._suffixed(said)
+    before, lesson, answer = self._chat(tokenizer, said), Lesson([], []), ''
+    for number, turn in enumerate(turns):
+      said = [*said, turn]
+      if speakers[number]:
+        answer = turn['content']
+        tokens, counts = self.response(tokenizer, answer)
+      elif speakers[number + 1]:
+        said = self._suffixed(said)
+        after = self._chat(tokenizer, said)
+        tokens, before = _behind(answer, before, after, tokenizer), after
+        counts = [False] * len(tokens)
+      else:
+        continue
+      lesson = Lesson([*lesson.tokens, *tokens], [*lesson.taught, *counts])
+    return lesson
+
+
+def _behind(answer: str, before: list[int], after: list[int], tokenizer: Tokenizer) -> list[int]:
+  """What a longer rendering shows behind an answer to the shorter one."""
+  begin = len(before)
+  end = after.index(tokenizer.turn_end, begin) if tokenizer.turn_end in after[begin:] else begin
+  if after[:begin] != before or tokenizer.decode(after[begin:end]).strip() != answer.strip():
+    raise ValueError('the chat template rewrites earlier turns of a conversation; make each answer a row')
+  return after[end + 1 :]

@@ -87,7 +87,7 @@ def score(
     top_k=top_k,
     at_ids=at_ids,
     hidden=states if needs.hidden else None,
-    layers=jnp.stack(tapped) if tapped else None,
+    layers=jnp.stack(tapped, axis=2) if tapped else None,
   )
 
 
@@ -208,6 +208,4 @@ def _padded(prompts, responses, rows: int, left: int, right: int):
 
 
 def _row(scores: Scores, row: int, length: int) -> Scores:
-  layers = None if scores.layers is None else scores.layers[:, row, :length]
-  rest = jax.tree.map(lambda x: x[row, :length], scores._replace(layers=None))
-  return rest._replace(layers=layers)
+  return jax.tree.map(lambda x: x[row, :length], scores)

@@ -70,12 +70,10 @@ class Columns:
     """The same with no mass at these entries."""
     return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(-jnp.inf, mode='drop')
 
-  def best(self, x: Float[Array, 'N V']) -> Int[Array, ' N']:
-    """The id of the largest entry; of equals on several devices, the last."""
-    top, place = x.max(axis=-1), jnp.argmax(x, axis=-1) + self.offset
-    if not self.axes:
-      return place
-    return jax.lax.pmax(jnp.where(top == jax.lax.pmax(top, self.axes), place, -1), self.axes)
+  def best(self, x: Float[Array, 'N V']) -> Bool[Array, 'N V']:
+    """Where the largest entry stands, or several that are equal. (An argmax is eight times as slow on a CPU.)"""
+    top = x.max(axis=-1, keepdims=True)
+    return x == (jax.lax.pmax(top, self.axes) if self.axes else top)
 
   def top_k(self, x: Float[Array, 'N V'], k: int) -> TopK:
     if k > self.whole:

@@ -18,6 +18,8 @@ from opd_jax.losses.supports import Rest
 from opd_jax.losses.terms import HiddenDistance, OnSupport, OnToken, Term
 from opd_jax.types import AnyArray
 
+BLOCK = 2**20  # entries; less is not worth a loop
+
 
 class Reading(NamedTuple):
   """What the sweep saw; no gradient flows through it. Entries at positions that do not count mean nothing."""
@@ -55,7 +57,9 @@ def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
 def _elementwise(term: OnSupport, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']):
   """Σ of entries and their pull, a block of columns at a time: what stands between needs no room of a tile's size."""
   size = log_p.shape[1]
-  blocks = next(count for count in (8, 4, 2, 1) if size % count == 0)
+  blocks = next(count for count in (8, 4, 2, 1) if size % count == 0 and (log_p.size // count >= BLOCK or count == 1))
+  if blocks == 1:
+    return term.divergence.entry(log_p, log_q).sum(axis=-1), term.divergence.pull(log_p, log_q)
 
   def add(number, carry):
     value, pulls = carry
@@ -136,7 +140,8 @@ def _diagnostics(reader: TileReader, log_p, log_q) -> dict[str, Array]:
   columns, found = reader.vocabulary, {}
   if log_q is not None:
     found['entropy'] = -columns.total(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * log_q, 0.0))
-    found['agreement'] = (columns.best(log_p) == columns.best(log_q)).astype(log_p.dtype)
+    same = columns.total((columns.best(log_p) & columns.best(log_q)).astype(log_p.dtype))
+    found['agreement'] = (same > 0).astype(log_p.dtype)
     found['forward_kl'] = columns.total(divergences.forward_kl().entry(log_p, log_q))
     found['reverse_kl'] = columns.total(divergences.reverse_kl().entry(log_p, log_q))
   if reader.target.top_k is not None:

@@ -36,6 +36,8 @@ POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
+SHALLOW = 4  # layers; a loop over so few costs more (what backward needs is stacked, one thread) than it saves in code
+
 
 class Block(nnx.Module):
   """Attention, then the MLP, each on a normed copy and added back."""
@@ -136,7 +138,8 @@ class Transformer(nnx.Module):
     carry = x, tuple(jnp.zeros_like(x) for _ in taps)
     with jax.named_scope('layers'):
       if block is not None:
-        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked))[0]
+        apart = self.config.num_layers <= SHALLOW and self.config.remat == 'none'
+        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=apart)[0]
       for number in range(self.config.num_layers):
         carry, _ = layer(carry, (number, None))
       return carry

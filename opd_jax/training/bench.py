@@ -80,6 +80,12 @@ def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   return [tokenizer.decode(row[:-1] if row and row[-1] in stop else row) for row in rows]
 
 
+def shown(seat: Seat, written: Written) -> list:
+  """What a judge reads before each response; None where it does not judge."""
+  rollout = written.rollout
+  return seat.prompts(written.problems, written.texts, rollout.reward.tolist(), np.asarray(rollout.prompt.group))
+
+
 def verified(written: Written, verify: Verifier | None) -> Written:
   """With the verifier's outcome as reward."""
   if verify is None:
@@ -127,7 +133,7 @@ class Bench:
   def __init__(self, experiment: Experiment, stage: Stage, say: Callable[[str], None] = lambda text: None):
     self.experiment, self.stage, self.tokenizer = experiment, stage, tokenizer_of(experiment)
     self.config, self.layout = experiment.model, experiment.layout
-    self.stream = Stream(stage.task, seed=experiment.seed)
+    self.stream = Stream(stage.task, seed=experiment.seed, fits=self._fits)
     self.sampling = ready(stage.sampling, self.tokenizer, self.config.vocab_size)
     self.key = jax.random.fold_in(jax.random.key(experiment.seed), experiment.stages.index(stage))
     self._selves: dict[str, Any] = {}
@@ -158,6 +164,17 @@ class Bench:
       template=judge.template or self.stage.template, params=params, rows=self.stage.rows,
     )  # fmt: skip
 
+  def _fits(self, problem: Problem) -> None:
+    """Refuses a row that has no room; it is looked at ahead of time, while the devices are busy."""
+    template, most = self.stage.template, self.config.max_positions
+    response = 1
+    if self.stage.method.rollout.dataset and problem.trace is not None:
+      response = len(template.response(self.tokenizer, problem.trace, problem.messages).tokens)
+      if response > self.sampling.budget:
+        raise ValueError(f'the response has {response} tokens, the budget of the stage is {self.sampling.budget}')
+    if (whole := len(template.render(self.tokenizer, problem.messages)) + response) > most:
+      raise ValueError(f'prompt and response have {whole} tokens, the position table of the student has {most}')
+
   def look_at(self, state: State) -> None:
     """From now on judges and writers read the weights of this state."""
     self._params, self._selves = state.params, state.selves
@@ -168,7 +185,10 @@ class Bench:
     """Responses to problems, by whoever the method wants."""
     batch = asked(problems, self.stage.samples, self.stage.template, self.tokenizer, first_row=place.rows)
     render = self.stage.template.response
-    traces = [None if problem.trace is None else render(self.tokenizer, problem.trace) for problem in batch.problems]
+    traces = [
+      None if problem.trace is None else render(self.tokenizer, problem.trace, problem.messages)
+      for problem in batch.problems
+    ]
     rollout = rollouts.write(
       self.stage.method.rollout, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
       sampling=self.sampling, step=place.stage_step, version=place.step,
@@ -205,10 +225,10 @@ class Bench:
     ids = None if ids is None else fetched(ids)  # a judge may lie elsewhere
     teacher, judged = None, np.ones(len(written.problems), bool)
     if 'teacher' in self.seats:
-      teacher, judged = self._judged('teacher', written, ids, self._asked_of_teacher())
+      teacher, judged = self.judged('teacher', written, ids, self._asked_of_teacher())
     others = {}
     for name in needs.others:
-      others[name], also = self._judged(name, written, None, scorer.Needs())
+      others[name], also = self.judged(name, written)
       judged = judged & also
     evidence = Evidence(
       rollout=rollout._replace(mask=rollout.mask & judged[:, None]),
@@ -256,7 +276,10 @@ class Bench:
       return needs  # who has the whole distribution need not be asked for its best
     return dataclasses.replace(needs, top_k=max(needs.top_k, min(DIAGNOSED, self.config.vocab_size)))
 
-  def _judged(self, name: str, written: Written, ids: Any, needs: scorer.Needs) -> tuple[Scores, np.ndarray]:
+  def judged(
+    self, name: str, written: Written, ids: Any = None, needs: scorer.Needs = scorer.Needs()
+  ) -> tuple[Scores, np.ndarray]:
+    """What a judge, or the one of several that a row's route names, thinks of every row; and which rows it judged."""
     seats = self.seats[name]
     routes = [route for route, _ in seats]
     which = np.zeros(len(written.problems), np.int32)
@@ -268,11 +291,9 @@ class Bench:
             'a judge.'
           )
         which[row] = routes.index(problem.route)
-    rewards, groups = written.rollout.reward.tolist(), np.asarray(written.rollout.prompt.group)
     found = []
     for _, seat in seats:
-      prompts = seat.prompts(written.problems, written.texts, rewards, groups)
-      scores, judged = seat.score(prompts, written.rollout, ids, needs)
+      scores, judged = seat.score(shown(seat, written), written.rollout, ids, needs)
       found.append((self._home(scores, seat), judged))
     if len(found) == 1:
       return found[0]
@@ -298,16 +319,16 @@ class Bench:
     target = target_of(evidence, head) if evidence.teacher is not None else step.Target()
     return Batch(evidence.rollout, target, shares), metrics.of_evidence(evidence, shares)
 
-  def update(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
-    """One step of the optimiser; judges that are the student follow it afterwards."""
+  def update(self, state: State, batch: Batch, *, dry: bool = False) -> tuple[State, dict[str, Any]]:
+    """One step of the optimiser; judges that are the student follow it afterwards. A dry one changes nothing."""
     total, _ = step.gradient(
       state.params, batch, config=self.config, layout=self.layout, microbatches=self.stage.microbatches, diagnose=True
     )
     params, optimiser, told = step.apply(
-      state.params, state.optimiser, total.loss, total.slope,
+      state.params, state.optimiser, jnp.full_like(total.loss, jnp.nan) if dry else total.loss, total.slope,
       optimiser=self.stage.optimiser, config=self.config, layout=self.layout,
     )  # fmt: skip
-    told = jax.device_get(told)
+    told = jax.device_get({**told, 'loss': total.loss})
     return state._replace(params=params, optimiser=optimiser), {
       **{name: float(value) for name, value in told.items()},
       **metrics.of_tally(jax.device_get(total.tally)),

@@ -7,7 +7,7 @@ import numpy as np
 
 from opd_jax import rollouts
 from opd_jax.data.tasks import Problem, first
-from opd_jax.inference import sampler, scorer
+from opd_jax.inference import sampler
 from opd_jax.sharding import fetched
 from opd_jax.training.bench import Bench, Written, asked, ready, texts_of, verified
 from opd_jax.training.experiment import Evaluation
@@ -52,12 +52,8 @@ def _of_its_own_text(bench: Bench, written: Written) -> dict[str, float]:
   if not mask.any():
     return {}
   found = {'eval/entropy': float(-rollout.logp[mask].mean())}
-  seats = bench.seats.get('teacher', [])
-  if len(seats) == 1:
-    seat = seats[0][1]
-    groups = np.asarray(rollout.prompt.group)
-    prompts = seat.prompts(written.problems, written.texts, rollout.reward.tolist(), groups)
-    scores, judged = seat.score(prompts, rollout, None, scorer.Needs())
+  if 'teacher' in bench.seats:
+    scores, judged = bench.judged('teacher', written._replace(rollout=rollout))
     gap, counted = rollout.logp - np.asarray(fetched(scores.logp)), mask & judged[:, None]
     found['eval/reverse_kl'] = float(gap[counted].mean()) if counted.any() else 0.0
   return found

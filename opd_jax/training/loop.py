@@ -97,14 +97,13 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
         bench.stream.restore(place.stream)
       bench.look_at(state)
       if place.stage_step == 0 and not skip_preflight:
-        preflight.check(bench, state, place, ears.say)
+        state = preflight.check(bench, state, place, ears.say)
       tests = Tests(experiment, bench, recorder)
       if place.step == 0:
         tests.run(state, place)
       while place.stage_step < stage.steps:
-        began = time.monotonic()
-        state, place = one_step(bench, state, place, recorder, workdir, experiment)
-        _tell(ears, experiment, stage.name, place, time.monotonic() - began)
+        state, place, row = one_step(bench, state, place, recorder, workdir, experiment)
+        ears.progress(place.step, experiment.steps, _pace(stage.name, row))
         last = place.stage_step == stage.steps
         if last or (experiment.evaluation and place.step % experiment.evaluation.every == 0):
           tests.run(state, place)
@@ -130,8 +129,8 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
 
 def one_step(
   bench: Bench, state: State, place: Place, recorder: Recorder, workdir: Path, experiment: Experiment
-) -> tuple[State, Place]:
-  """One batch of rollouts, from the question to the new weights."""
+) -> tuple[State, Place, Mapping[str, Any]]:
+  """One batch of rollouts, from the question to the new weights, and what there is to tell of it."""
   watch = Watch()
   bench.look_at(state)
   with watch('sample'):
@@ -162,10 +161,11 @@ def one_step(
     raise Alarm(
       f'{alarm}. The batch lies in {_saved(batch, workdir, number)}; no later checkpoint was written.'
     ) from alarm
-  rows = place.rows + len(written.problems)
-  return state, place._replace(
-    stage_step=place.stage_step + 1, step=number, rows=rows, stream=bench.stream.state(), alarms=alarms
-  )
+  after = place._replace(
+    stage_step=place.stage_step + 1, step=number, rows=place.rows + len(written.problems),
+    stream=bench.stream.state(), alarms=alarms,
+  )  # fmt: skip
+  return state, after, row
 
 
 class Tests:
@@ -252,8 +252,12 @@ def interrupts() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def _tell(ears: Ears, experiment: Experiment, stage: str, place: Place, seconds: float) -> None:
-  ears.progress(place.step, experiment.steps, f'{stage} {seconds:.2f} s a step')
+def _pace(stage: str, row: Mapping[str, Any]) -> str:
+  """How fast a step was, and where its time went."""
+  spent = {verb: row[f'time/{verb}'] for verb in ('sample', 'score', 'weigh', 'update')}
+  whole = sum(spent.values())
+  split = ', '.join(f'{verb} {seconds / whole:.0%}' for verb, seconds in spent.items())
+  return f'{stage}: {whole:.2f} s a step ({split}), {row["time/tokens_per_s"]:.0f} tokens/s'
 
 
 def _texts(written: Written, number: int, stage: str) -> list[Mapping[str, Any]]:

@@ -7,7 +7,6 @@ would say exactly what the student says · every program runs once.
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from opd_jax.data import tokenizers
@@ -16,7 +15,7 @@ from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.inference import scorer
 from opd_jax.models import hub
 from opd_jax.sharding import fetched
-from opd_jax.training.bench import Bench
+from opd_jax.training.bench import Bench, shown
 from opd_jax.training.checkpoints import Place
 from opd_jax.training.step import State
 
@@ -24,21 +23,20 @@ SHOWN = 600  # characters of a prompt
 PLAIN, WHOLE = scorer.Needs(), scorer.Needs(hidden=True)
 
 
-def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) -> None:
-  """Raises with what is wrong; says what was seen."""
+def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) -> State:
+  """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
   _vocabularies(bench)
   before = bench.stream.state()
   problems = bench.stream.take(bench.stage.prompts)
   bench.stream.restore(before)  # the run itself begins with the same problems
-  shown = bench.stage.template.render(bench.tokenizer, problems[0].messages)
-  say(f'the student reads: {_text(bench, shown)!r}')
+  question = bench.stage.template.render(bench.tokenizer, problems[0].messages)
+  say(f'the student reads: {_text(bench, question)!r}')
   bench.look_at(state)
   written = bench.sample(place, problems)
   say(f'and writes:        {written.texts[0][:SHOWN]!r}')
   for name, seats in bench.seats.items():
     for _, seat in seats:
-      groups = np.asarray(written.rollout.prompt.group)
-      prompts = seat.prompts(written.problems, written.texts, written.rollout.reward.tolist(), groups)
+      prompts = shown(seat, written)
       known = next((prompt for prompt in prompts if prompt is not None), None)
       say(
         f'{name} reads:{"":{max(11 - len(name), 0)}}{_text(bench, known)!r}' if known else f'{name} judges nothing here'
@@ -52,13 +50,9 @@ def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) 
   evidence = bench.score(place, written)
   _same_model_says_the_same(bench, evidence)
   batch, _ = bench.weigh(evidence)
-  spare = state._replace(params=_copy(state.params), optimiser=_copy(state.optimiser))  # the update gives its own away
-  _, told = bench.update(spare, batch)
+  state, told = bench.update(state, batch, dry=True)
   say(f'dry step:          loss {told["loss"]:.4g}, gradient norm {told["grad_norm"]:.4g}')
-
-
-def _copy(tree):
-  return jax.tree.map(lambda x: x.copy(), tree)
+  return state
 
 
 def _text(bench: Bench, tokens: list[int]) -> str:

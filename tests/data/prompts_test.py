@@ -39,3 +39,29 @@ def test_templates_that_cannot_be_meant_are_refused():
     Template(chat=False).render(ByteTokenizer(), 2 * [{'role': 'user', 'content': 'x'}])
   with pytest.raises(ValueError, match='without a message'):
     Template().render(ByteTokenizer(), [])
+
+
+TALK = [
+  {'role': 'assistant', 'content': '4'},
+  {'role': 'user', 'content': 'and 3+3?'},
+  {'role': 'assistant', 'content': '6'},
+]
+
+
+def test_of_a_conversation_every_answer_is_taught_and_nothing_else():
+  byte, first = ByteTokenizer(), [{'role': 'user', 'content': '2+2?'}]
+  lesson = Template(system='Be brief.').response(byte, TALK, first)
+  taught = [token for token, counts in zip(*lesson, strict=True) if counts]
+  assert taught == [*byte.encode('4'), byte.turn_end, *byte.encode('6'), byte.turn_end]
+  shown = Template(system='Be brief.').render(byte, first)
+  whole = byte.chat([{'role': 'system', 'content': 'Be brief.'}, *first, *TALK])
+  assert [*shown, *lesson.tokens] == whole[:-1]  # up to where a third answer would begin
+  assert Template().response(byte, '4') == ([*byte.encode('4'), byte.turn_end], [True, True])
+
+
+def test_conversations_that_cannot_be_taught_are_refused():
+  first = [{'role': 'user', 'content': '2+2?'}]
+  with pytest.raises(ValueError, match='never two words in a row'):
+    Template().response(ByteTokenizer(), TALK[:2], first)
+  with pytest.raises(ValueError, match='rewrites earlier turns'):  # what is left out of older turns
+    Template(thinking=False).response(ByteTokenizer(), TALK, first)

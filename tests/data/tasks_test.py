@@ -45,6 +45,17 @@ def test_a_bad_row_stops_by_file_and_line_or_is_counted(tmp_path, bad, words):
     task(tmp_path, rows, on_bad_row='ignore')
 
 
+def test_a_row_without_room_is_a_bad_row(tmp_path):
+  def fits(problem):
+    if problem.answer == '4':
+      raise ValueError('it has too many tokens')
+
+  with pytest.raises(ValueError, match=r'rows\.jsonl, line 5: it has too many tokens'):
+    Stream(task(tmp_path, GOOD), fits=fits).take(7)
+  stream = Stream(task(tmp_path, GOOD, on_bad_row='skip'), fits=fits)
+  assert sorted(problem.answer for problem in stream.take(6)) == list('012356') and stream.skipped <= 1
+
+
 def test_sources_that_give_nothing_are_refused(tmp_path):
   with pytest.raises(ValueError, match='holds no rows'):
     Stream(task(tmp_path, []))
@@ -63,6 +74,17 @@ def test_parquet_rows_are_the_same_rows(tmp_path):
   lines = task(tmp_path, GOOD)
   one, other = ([p._replace(name='') for p in Stream(each, seed=1).take(9)] for each in (table, lines))
   assert one == other and tasks.first(table, 1)[0].name.endswith('rows.parquet, row 0')
+
+
+def test_a_conversation_is_a_prompt_and_what_follows(tmp_path):
+  read = tasks.from_messages()
+  turns = [{'role': role, 'content': role[0]} for role in ('system', 'user', 'assistant', 'user', 'assistant')]
+  problem = read({'messages': turns})
+  assert [list(problem.messages), list(problem.trace)] == [turns[:2], turns[2:]]
+  assert read({'messages': turns[:2]}).trace is None
+  for bad in ([], turns[2:]):
+    with pytest.raises(ValueError, match='its conversation'):
+      read({'messages': bad})
 
 
 def test_published_columns_are_read(tmp_path):

@@ -48,15 +48,15 @@ def test_asked_ids_hidden_states_and_layers(single, params_of):
   ids = np.random.RandomState(0).randint(0, 320, (3, 8, 5)).astype(np.int32)
   needs = Needs(hidden=True, layers=(0, 2), top_k=320)
   scores = scorer.score(params_of(config), *batch(), ids, config=config, layout=single, needs=needs)
-  assert scores.hidden.shape == (3, 8, 64) and scores.layers.shape == (2, 3, 8, 64) and scores.entropy is None
+  assert scores.hidden.shape == (3, 8, 64) and scores.layers.shape == (3, 8, 2, 64) and scores.entropy is None
   want = dense(params_of(config), PROMPTS[1], RESPONSES[1], config=config, layout=single)
   np.testing.assert_allclose(scores.at_ids[1, :6], np.take_along_axis(want, ids[1, :6], -1), atol=1e-5)
   model = transformer.bind(config, single, params_of(config))
-  np.testing.assert_allclose(model.final_norm(scores.layers[1]), scores.hidden, atol=1e-5)
+  np.testing.assert_allclose(model.final_norm(scores.layers[:, :, 1]), scores.hidden, atol=1e-5)
   shallow = presets.tiny(num_layers=1)
   first = {**params_of(config), 'blocks': jax.tree.map(lambda leaf: leaf[:1], params_of(config)['blocks'])}
   alone = scorer.score(first, *batch(), config=shallow, layout=single, needs=Needs(layers=(0,)))
-  np.testing.assert_allclose(alone.layers[0], scores.layers[0], atol=1e-5)
+  np.testing.assert_allclose(alone.layers[:, :, 0], scores.layers[:, :, 0], atol=1e-5)
 
 
 def test_moving_one_token_moves_exactly_the_scores_that_may_see_it(single, params_of):

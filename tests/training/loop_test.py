@@ -154,27 +154,33 @@ def test_alarms_ring_at_their_bounds():
       memory = metrics.watch({**row, 'teacher/student_mass': 0.9 if step < 9 else 0.001}, memory, Bounds())
 
 
-@pytest.mark.parametrize('microbatches', [2, 4])
-def test_microbatches_do_not_change_a_run(undisturbed, tmp_path, microbatches):
-  folder, whole = undisturbed
-  got = runs.run(runs.experiment(folder, distil={'microbatches': microbatches}), tmp_path)
-  assert (
-    runs.closeness(got.state.params, whole.state.params) < 1e-4
-  )  # three Adam steps of float32 sums in another order
-  losses = [[row['loss'] for row in runs.told(where) if 'loss' in row] for where in (tmp_path, folder / 'run')]
-  np.testing.assert_allclose(*losses, rtol=1e-5)
+@pytest.fixture(scope='module')
+def twenty(tmp_path_factory):
+  """Runs of twenty steps, ten of them on the student's own text: what they told, and where they ended."""
+  folder = tmp_path_factory.mktemp('twenty')
+
+  def run(name, layout=None, **stage):
+    known = runs.experiment(folder, prompts=8, layout=layout or mesh_layout(), evaluation=None, checkpoint_every=50)
+    stages = tuple(runs.dataclasses.replace(each, steps=10, **stage) for each in known.stages)
+    outcome = runs.run(runs.dataclasses.replace(known, stages=stages), folder / name)
+    return [row for row in runs.told(folder / name) if 'loss' in row], outcome.state.params
+
+  return run, run('whole')
 
 
-@pytest.mark.parametrize('shape', [{'fsdp': 4, 'tensor': 2}, {'fsdp': 2, 'data': 4}], ids=str)
-def test_eight_devices_run_as_one_does(undisturbed, tmp_path, shape):
-  folder, _ = undisturbed
-  ends = {}
-  for name, layout in (('one', mesh_layout()), ('eight', mesh_layout(**shape))):
-    ends[name] = runs.run(runs.experiment(folder, prompts=8, layout=layout), tmp_path / name).state.params
-  one, eight = ([row for row in runs.told(tmp_path / name) if 'loss' in row] for name in ends)
-  for what in ('loss', 'grad_norm'):
-    np.testing.assert_allclose(eight[0][what], one[0][what], rtol=1e-5)
-  assert runs.closeness(ends['eight'], ends['one']) < 1e-3
+@pytest.mark.parametrize(
+  'way',
+  [{'microbatches': 2}, {'microbatches': 4}, {'layout': {'fsdp': 4, 'tensor': 2}}, {'layout': {'fsdp': 2, 'data': 4}}],
+  ids=str,
+)
+def test_twenty_steps_are_the_same_however_a_batch_is_cut_and_wherever_it_lies(twenty, way):
+  run, (whole, ends) = twenty
+  layout = {'layout': mesh_layout(**way['layout'])} if 'layout' in way else {}
+  rows, params = run(str(way), **{**way, **layout})
+  assert len(rows) == len(whole) == 20
+  for what in ('loss', 'grad_norm', 'entropy', 'length', 'tokens'):
+    np.testing.assert_allclose(*([row[what] for row in each] for each in (rows, whole)), rtol=1e-5, err_msg=what)
+  assert runs.closeness(params, ends) < 1e-4
 
 
 @pytest.mark.parametrize('method', [opd.opd(), gkd.gkd(), seqkd.seqkd(), exopd.exopd()], ids=lambda m: m.paper)

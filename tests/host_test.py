@@ -1,0 +1,30 @@
+"""A CPU process keeps the memory that its programs free."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, jax, jax.numpy as jnp
+from opd_jax import host
+
+print(host.keep_memory() if KEEP else False)
+large = jax.jit(lambda x: jnp.sort(jnp.sin(x)[None] * jnp.arange(16.0)[:, None], axis=0).sum())  # 64 MiB in between
+argument, found = jnp.ones(2**20), []
+for _ in range(41):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  large(argument).block_until_ready()
+  found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(found[20:])[10])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc can be told')
+def test_the_second_call_of_a_program_faults_no_pages():
+  run = lambda keep: subprocess.run(
+    [sys.executable, '-c', f'KEEP = {keep}\n{FAULTS}'], capture_output=True, text=True, check=True
+  ).stdout.split()
+  (kept, few), (plain, many) = run(True), run(False)
+  assert (kept, plain) == ('True', 'False') and int(few) < 1000 and int(many) > 10_000
