@@ -11,8 +11,8 @@ import resource, jax, jax.numpy as jnp
 from opd_jax import host
 
 print(host.keep_memory() if KEEP else False)
-large = jax.jit(lambda x: jnp.sort(jnp.sin(x)[None] * jnp.arange(16.0)[:, None], axis=0).sum())  # 64 MiB in between
-argument, found = jnp.ones(2**20), []
+large = jax.jit(lambda x: (x @ x.T) @ x)  # 64 MiB in between
+argument, found = jnp.ones((4096, 8)), []
 for _ in range(41):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   large(argument).block_until_ready()
