@@ -71,7 +71,7 @@ class Columns:
     return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(-jnp.inf, mode='drop')
 
   def best(self, x: Float[Array, 'N V']) -> Bool[Array, 'N V']:
-    """Where the largest entry stands, or several that are equal. (An argmax is eight times as slow on a CPU.)"""
+    """Where the largest entry stands, or several that are equal. (An argmax is far slower on a CPU.)"""
     top = x.max(axis=-1, keepdims=True)
     return x == (jax.lax.pmax(top, self.axes) if self.axes else top)
 
