@@ -197,18 +197,22 @@ def plan(args: argparse.Namespace) -> None:
 
   experiment, operative = build(args.gin_file, args.gin_bindings)
   what, where = memory.plan(experiment), memory.devices_of(experiment)
+  held = {stage.name: memory.held(experiment, stage)._asdict() for stage in experiment.stages}
   if args.workdir:
     folder = Path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.gin').write_text(operative)
   if args.json:
-    print(json.dumps({'model': dataclasses.asdict(experiment.model), 'mesh': where, **what._asdict()}, indent=2))
+    told = {'model': dataclasses.asdict(experiment.model), 'mesh': where, **what._asdict(), 'stages': held}
+    print(json.dumps(told, indent=2))
     return
   model = experiment.model
   print(f'model    {model.family}, {model.num_layers} layers x {model.width}, {what.parameters:,} parameters')
   print(f'layout   {where}')
   total, each = console.memory(what.bytes_total), console.memory(what.bytes_per_device)
   print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
+  for name, parts in held.items():
+    print(f'stage    {name} holds {console.held(parts)}')
   rows = [(path, shape, console.memory(size)) for path, shape, size in what.largest]
   console.table(('largest parameters', 'on one device', 'bytes there'), rows)
   if args.workdir:

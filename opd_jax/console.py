@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   for row in rows:
     shown.add_row(*map(str, row))
   Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def held(parts: Mapping[str, int]) -> str:
+  """Sizes by name, largest first, and their sum."""
+  listed = ', '.join(f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size)
+  return f'{memory(sum(parts.values()))} on each device ({listed}), and judges and activations'
 
 
 def memory(size: float | int) -> str:

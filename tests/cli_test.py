@@ -101,6 +101,17 @@ def test_plan_counts_before_anything_is_allocated(opd, tmp_path):
   assert json.loads(again[1]) == plan  # the written configuration is the whole truth
 
 
+def test_plan_tells_what_a_stage_holds_without_touching_a_judge(opd):
+  names = 'models/qwen3_8b', 'layouts/fsdp', 'data/sums', 'methods/exopd', 'judges/teacher'
+  files = [flag for name in names for flag in ('--gin_file', f'experiments/{name}.gin')]
+  status, out, _ = opd('plan', *files, '--gin_bindings', 'TEACHER = "nobody/nothing"', '--json')
+  plan = json.loads(out)
+  held = plan['stages']['train']
+  assert status == 0 and held['parameters'] == held['gradient'] == held['selves'] == plan['bytes_per_device']
+  assert held['optimiser'] == pytest.approx(2 * held['parameters'], rel=1e-6)  # Adam
+  assert held['writer'] == held['parameters'] / 2  # bfloat16
+
+
 def test_a_binding_that_is_read_through_a_macro_is_not_called_dead(opd):
   status, out, _ = opd('plan', '--gin_file', TINY, '--gin_bindings', 'presets.tiny.num_layers = 4', '--json')
   assert status == 0 and json.loads(out)['model']['num_layers'] == 4

@@ -29,7 +29,7 @@ def header(experiment: Experiment, *, skip_preflight: bool) -> str:
     f'layout   {memory.devices_of(experiment)}; {console.memory(plan.bytes_per_device)} of parameters on each',
   ]
   for stage in experiment.stages:
-    lines += _stage(stage)
+    lines += [*_stage(stage), f'  holds  {console.held(memory.held(experiment, stage)._asdict())}']
   if skip_preflight:
     lines.append('preflight skipped, as asked')
   return '\n'.join(lines)

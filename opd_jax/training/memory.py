@@ -1,10 +1,14 @@
 """Floor 5. What will lie where, before anything is allocated."""
 
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from opd_jax.models import names, transformer
-from opd_jax.training.experiment import Experiment
+from opd_jax.training import bench
+from opd_jax.training.experiment import Experiment, Stage
 
 
 class Plan(NamedTuple):
@@ -28,6 +32,36 @@ def plan(experiment: Experiment, *, largest: int = 5) -> Plan:
     bytes_per_device=sum(size.values()),
     largest=tuple((path, local[path], size[path]) for path in top),
   )
+
+
+class Held(NamedTuple):
+  """Bytes that a stage holds on each device. Judges with weights of their own and activations come on top."""
+
+  parameters: int
+  optimiser: int
+  gradient: int  # float32
+  selves: int  # judges that are earlier selves of the student
+  writer: int  # what is sampled from: layers apart, in the type they are used in
+
+
+def held(experiment: Experiment, stage: Stage) -> Held:
+  """Counts from shapes and shardings alone."""
+  config, state = experiment.model, bench.abstract(experiment, stage)
+  apart = dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
+  writes = stage.method.rollout.student > 0 and apart != config
+  wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
+  return Held(
+    parameters=_each(state.params),
+    optimiser=_each(state.optimiser),
+    gradient=_each(wide),
+    selves=_each(state.selves),
+    writer=_each(transformer.abstract(apart, experiment.sampling_layout or experiment.layout)) if writes else 0,
+  )
+
+
+def _each(tree: Any) -> int:
+  """Bytes of a tree on one device."""
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def devices_of(experiment: Experiment) -> str:
