@@ -3,12 +3,14 @@
     python benchmarks/science.py methods [FOLDER] [SEEDS]        five seeds by default
     python benchmarks/science.py precision [FOLDER] [SEEDS]
 
-Each seed has students of its own (initial weights, data, rollouts) and one teacher serves all. A method's rate is the
-best of its RATES for two further seeds, which are not in the table. What is done in FOLDER is not done again.
+Each seed has students of its own (initial weights, order of the data, rollouts); one teacher, of seed 0, serves all,
+and the held-out problems are the same. A method's rate is the best of its RATES on those problems for two further
+seeds, which are not in the table. What is done in FOLDER is not done again.
 """
 
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -50,7 +52,9 @@ def trained(experiment, config: str, workdir: Path) -> None:
   began = time.monotonic()
   ears = loop.Ears(say=lambda text: None)
   outcome = loop.train(experiment, workdir, config=config, skip_preflight=True, ears=ears)
-  native.save(workdir / 'student', experiment.model, outcome.state.params)
+  shutil.rmtree(workdir / 'part', ignore_errors=True)
+  native.save(workdir / 'part', experiment.model, outcome.state.params)
+  (workdir / 'part').rename(workdir / 'student')
   print(f'{workdir}: {time.monotonic() - began:.0f} s, {ends(workdir)[1]:.1%}', file=sys.stderr, flush=True)
 
 
@@ -104,10 +108,10 @@ def methods(folder: Path, seeds: int, pool) -> None:
   from opd_jax import console
 
   everywhere(pool, [(sft, folder / 'teacher', 0, TEACHER_STEPS)])
-  apart = 0, seeds + 1  # seeds that only choose rates
+  apart = seeds + 1, seeds + 2  # seeds that only choose rates
   everywhere(
     pool,
-    [(sft, folder / f'{name}{seed}', seed, steps) for name, steps in STUDENTS.items() for seed in range(seeds + 2)],
+    [(sft, folder / f'{name}{seed}', seed, steps) for name, steps in STUDENTS.items() for seed in range(1, seeds + 3)],
   )
   trials = [(student, method, rate) for student in STUDENTS for method, rates in RATES.items() for rate in rates]
   everywhere(pool, [(distil, folder, *trial, seed) for trial in trials for seed in apart])
@@ -133,7 +137,7 @@ def methods(folder: Path, seeds: int, pool) -> None:
     less = lambda one, other: interval([a - b for a, b in zip(one, other, strict=True)])
     print(f'\n{student} student, {STUDENTS[student]} steps of SFT: {interval(before)} % before')
     console.table(
-      ('method', 'rate', 'rates tried', 'accuracy after, %', 'gain', 'more than OPD', 'entropy'),
+      ('method', 'rate', 'rates tried', 'accuracy after, %', 'gain', 'more than OPD', 'entropy where it learned'),
       [
         (
           method, f'{best[student, method]:g}',
@@ -185,5 +189,8 @@ if __name__ == '__main__':
   place = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp())
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(place / 'cache'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  count = int(sys.argv[3]) if len(sys.argv) > 3 else 5
+  if count < 2:
+    raise SystemExit('an interval needs two seeds at least')
   with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context('spawn')) as workers:
-    what(place, int(sys.argv[3]) if len(sys.argv) > 3 else 5, workers)
+    what(place, count, workers)

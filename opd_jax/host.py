@@ -6,7 +6,7 @@ import importlib.util
 
 import jax
 
-TRIM, PAD, MMAP, ARENAS = -1, -2, -3, -8  # numbers of glibc's malloc.h
+TRIM, PAD, MMAP, MOST_MMAPS, ARENAS = -1, -2, -3, -4, -8  # numbers of glibc's malloc.h
 LARGE = 1 << 30
 
 
@@ -19,7 +19,8 @@ def keep_memory() -> bool:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None or not only_cpu():
     return False
-  return all(mallopt(*each) for each in ((MMAP, LARGE), (TRIM, 2 * LARGE - 1), (PAD, LARGE // 4), (ARENAS, 1)))
+  large = mallopt(MMAP, LARGE) or mallopt(MOST_MMAPS, 0)  # older ones take no more than 32 MiB for the first
+  return bool(large) and all(mallopt(*each) for each in ((TRIM, 2 * LARGE - 1), (PAD, LARGE // 4), (ARENAS, 1)))
 
 
 def only_cpu() -> bool:

@@ -27,4 +27,4 @@ def test_the_second_call_of_a_program_faults_no_pages():
     [sys.executable, '-c', f'KEEP = {keep}\n{FAULTS}'], capture_output=True, text=True, check=True
   ).stdout.split()
   (kept, few), (plain, many) = run(True), run(False)
-  assert (kept, plain) == ('True', 'False') and int(few) < 1000 and int(many) > 10_000
+  assert (kept, plain) == ('True', 'False') and 10 * int(few) < int(many)  # pages may be large

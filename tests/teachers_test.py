@@ -9,6 +9,7 @@ from opd_jax import teachers
 from opd_jax.data.tasks import Problem, asked
 from opd_jax.inference import scorer
 from opd_jax.methods import opd
+from opd_jax.training import evaluate, preflight
 from opd_jax.training.bench import Bench, begin
 from opd_jax.training.checkpoints import Place
 
@@ -105,6 +106,36 @@ def test_states_of_layers_are_remembered_and_come_home(tmp_path):
   for other in told[1:]:
     for want, got in zip(told[0], other, strict=True):
       np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_an_evaluation_may_be_judged_elsewhere_and_needs_no_routes(tmp_path):
+  weights = runs.teacher_folder(tmp_path)
+  evaluation = runs.Evaluation(task=runs.worlds.sums(split='heldout'), problems=6)
+  problems, told = evaluate.problems_of(evaluation), {}
+  many = runs.mesh_layout(fsdp=4)
+  stage = runs.dataclasses.replace(runs.experiment(tmp_path).stages[1], method=opd.opd())
+  alone = teachers.frozen(weights, layout=runs.mesh_layout())
+  for name, teacher in (('elsewhere', alone), ('by route', teachers.routed(a=alone, b=alone))):
+    known = runs.experiment(tmp_path, stages=(runs.dataclasses.replace(stage, judges={'teacher': teacher}),))
+    bench = Bench(runs.dataclasses.replace(known, layout=many), known.stages[0])
+    params = runs.transformer.init(runs.CONFIG, many, jax.random.key(0))
+    bench.look_at(begin(bench.experiment, bench.stage, params))
+    told[name], _ = evaluate.evaluate(bench, evaluation, problems)
+  assert told['elsewhere']['eval/reverse_kl'] > 0 and 'eval/reverse_kl' not in told['by route']
+
+
+def test_a_dry_step_changes_no_bit(tmp_path):
+  bench = bench_of(tmp_path, {'teacher': teachers.itself(refresh=teachers.ema(rate=0.5))})
+  state = begin(bench.experiment, bench.stage, runs.transformer.init(runs.CONFIG, bench.layout, jax.random.key(0)))
+  before, said = runs.digest(state), []
+  after = preflight.check(bench, state, Place(), said.append)
+  assert runs.digest(after) == before and any('dry step' in text for text in said)
+
+
+def test_traces_that_nobody_learns_from_are_not_looked_at(tmp_path):
+  bench = bench_of(tmp_path, {'teacher': teachers.itself()})
+  odd = [Problem(asked('1+2='), trace=({'role': 'user', 'content': '3'},), name='row 1')] * 4
+  assert len(bench.sample(Place(), odd).texts) == 8
 
 
 def test_refusals(tmp_path):

@@ -184,6 +184,7 @@ class Stream(Iterator[Problem]):
     self._iterator = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
 
   def __next__(self) -> Problem:
+    last = 'all are filtered out'
     for _ in range(2 * len(self.task.source) + 1):  # two epochs without one that is wanted: there is none
       found = next(self._iterator)
       if isinstance(found, Problem):
@@ -191,8 +192,8 @@ class Stream(Iterator[Problem]):
       if found.message is not None:
         if self.task.on_bad_row == 'stop':
           raise ValueError(f'data: {found.message} (task {self.task.name}; on_bad_row="skip" leaves such rows out).')
-        self.skipped += 1
-    raise ValueError(f'data: no row of the task {self.task.name} can be used: all are filtered out or bad.')
+        self.skipped, last = self.skipped + 1, f'the last bad one is {found.message}'
+    raise ValueError(f'data: no row of the task {self.task.name} can be used: {last}.')
 
   def take(self, count: int) -> list[Problem]:
     return [next(self) for _ in range(count)]
@@ -250,10 +251,12 @@ def from_messages(*, column: str = 'messages', answer: str | None = None) -> Rea
   """
 
   def read(row: Raw) -> Problem:
-    turns = [{'role': str(turn['role']), 'content': str(turn['content'])} for turn in row[column]]
+    turns = [{'role': str(turn['role']), 'content': turn['content']} for turn in row[column]]
+    if any(not isinstance(turn['content'], str) for turn in turns):
+      raise ValueError('its conversation has a turn without text (a tool call?)')
     begin = next((number for number, turn in enumerate(turns) if turn['role'] == 'assistant'), len(turns))
-    if begin == 0:
-      raise ValueError('its conversation has no question' if turns else 'its conversation is empty')
+    if all(turn['role'] != 'user' for turn in turns[:begin]):
+      raise ValueError('its conversation begins without a question')
     trace = None if begin == len(turns) else tuple(turns[begin:])
     return Problem(tuple(turns[:begin]), answer='' if answer is None else str(row[answer]), trace=trace)
 

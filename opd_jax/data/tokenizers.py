@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jinja2
+
 Message = Mapping[str, str]  # {'role': 'user', 'content': '…'}
 
 
@@ -181,7 +183,10 @@ class HubTokenizer:
         'Leave thinking at None.'
       )
     options = {} if thinking is None else {'enable_thinking': thinking}
-    text = self._inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+    try:
+      text = self._inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+    except jinja2.TemplateError as error:  # how templates refuse roles out of order
+      raise ValueError(f'tokenizer: the chat template refuses this conversation: {error}') from error
     return self.encode(text)  # the template writes the begin token itself
 
   def strings(self) -> tuple[str | None, ...]:

@@ -184,13 +184,13 @@ class Bench:
   def sample(self, place: Place, problems: Sequence[Problem]) -> Written:
     """Responses to problems, by whoever the method wants."""
     batch = asked(problems, self.stage.samples, self.stage.template, self.tokenizer, first_row=place.rows)
-    render = self.stage.template.response
+    writers, render = self.stage.method.rollout, self.stage.template.response
     traces = [
-      None if problem.trace is None else render(self.tokenizer, problem.trace, problem.messages)
+      render(self.tokenizer, problem.trace, problem.messages) if writers.dataset and problem.trace is not None else None
       for problem in batch.problems
     ]
     rollout = rollouts.write(
-      self.stage.method.rollout, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
+      writers, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
       sampling=self.sampling, step=place.stage_step, version=place.step,
     )  # fmt: skip
     rollout = rollouts.trimmed(rollout)
@@ -301,10 +301,11 @@ class Bench:
     return teachers.merged([scores for scores, _ in found], jnp.asarray(which)), judged
 
   def _home(self, scores: Scores, seat: Seat) -> Scores:
-    """Onto the devices of the training layout."""
+    """Onto the devices of the training layout: cut by rows, or whole on each where they cannot be dealt evenly."""
     if seat.layout.mesh == self.layout.mesh:
       return scores
-    return jax.tree.map(lambda x: jax.device_put(x, self.layout.sharding('batch', *[None] * (x.ndim - 1))), scores)
+    rows = None if len(scores.logp) % self.layout.size('batch') else 'batch'
+    return jax.tree.map(lambda x: jax.device_put(x, self.layout.sharding(rows, *[None] * (x.ndim - 1))), scores)
 
   def weigh(self, evidence: Evidence) -> tuple[Batch, dict[str, Any]]:
     """The method's shares, and what can be said of them."""

@@ -52,7 +52,8 @@ def _of_its_own_text(bench: Bench, written: Written) -> dict[str, float]:
   if not mask.any():
     return {}
   found = {'eval/entropy': float(-rollout.logp[mask].mean())}
-  if 'teacher' in bench.seats:
+  routes = {route for route, _ in bench.seats.get('teacher', [])}
+  if routes and (routes == {''} or routes >= {problem.route for problem in written.problems}):
     scores, judged = bench.judged('teacher', written._replace(rollout=rollout))
     gap, counted = rollout.logp - np.asarray(fetched(scores.logp)), mask & judged[:, None]
     found['eval/reverse_kl'] = float(gap[counted].mean()) if counted.any() else 0.0

@@ -89,6 +89,13 @@ def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path):
     plain.chat([{'role': 'user', 'content': 'hello'}], thinking=True)
 
 
+def test_a_template_that_refuses_a_conversation_makes_a_bad_row(tmp_path):
+  strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+  tokenizer = HubTokenizer(published(tmp_path, template=strict))
+  with pytest.raises(ValueError, match='refuses this conversation: no system role'):
+    tokenizer.chat([{'role': 'system', 'content': 'hello'}])
+
+
 def test_a_base_model_without_template_says_so(tmp_path):
   with pytest.raises(ValueError, match='no chat template'):
     HubTokenizer(published(tmp_path, template=None)).chat([{'role': 'user', 'content': 'hello'}])
