@@ -1,4 +1,4 @@
-"""Compile time against depth: many layers are one loop, so 64 of them should cost no more than 4, which are written out.
+"""Compile time against depth: 64 layers are one loop and should cost no more than 4, which are written out.
 
 JAX_PLATFORMS=cpu python benchmarks/compile_time.py
 """
