@@ -138,8 +138,8 @@ class Transformer(nnx.Module):
     carry = x, tuple(jnp.zeros_like(x) for _ in taps)
     with jax.named_scope('layers'):
       if block is not None:
-        apart = self.config.num_layers <= SHALLOW and self.config.remat == 'none'
-        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=apart)[0]
+        written_out = self.config.num_layers <= SHALLOW and self.config.remat == 'none'
+        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=written_out)[0]
       for number in range(self.config.num_layers):
         carry, _ = layer(carry, (number, None))
       return carry
@@ -190,16 +190,21 @@ def abstract(config: ModelConfig, layout: Layout) -> Params:
   return nnx.to_pure_dict(nnx.map_state(leaf, _skeleton(config, layout)[1]))
 
 
+def apart(config: ModelConfig) -> ModelConfig:
+  """How decoding wants a model: layers apart, and every weight in the type it is used in."""
+  return dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
+
+
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
-  """The same model as decoding reads it, on any layout: layers apart, and every weight in the type it is used in."""
-  apart = dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
-  return (config, params) if apart == config else (apart, _unroller(config, apart, layout)(params))
+  """The same model as decoding reads it, on any layout."""
+  wanted = apart(config)
+  return (config, params) if wanted == config else (wanted, _unroller(config, wanted, layout)(params))
 
 
 @functools.lru_cache(maxsize=16)
-def _unroller(config: ModelConfig, apart: ModelConfig, layout: Layout) -> Any:
+def _unroller(config: ModelConfig, wanted: ModelConfig, layout: Layout) -> Any:
   """The program that does it: one, however often the weights change."""
-  leaves = abstract(apart, layout)
+  leaves = abstract(wanted, layout)
 
   def split(params):
     if not config.unroll:

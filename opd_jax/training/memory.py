@@ -47,15 +47,15 @@ class Held(NamedTuple):
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
   config, state = experiment.model, bench.abstract(experiment, stage)
-  apart = dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
-  writes = stage.method.rollout.student > 0 and apart != config
+  copy = transformer.apart(config)
+  writes = stage.method.rollout.student > 0 and copy != config
   wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
     parameters=_each(state.params),
     optimiser=_each(state.optimiser),
     gradient=_each(wide),
     selves=_each(state.selves),
-    writer=_each(transformer.abstract(apart, experiment.sampling_layout or experiment.layout)) if writes else 0,
+    writer=_each(transformer.abstract(copy, experiment.sampling_layout or experiment.layout)) if writes else 0,
   )
 
 
