@@ -24,7 +24,9 @@ def seconds(layers: int, *, backward: bool) -> float:
     hidden = model(tokens)
     return jnp.square(transformer.logits_of(hidden, model.head())).mean()
 
-  lowered = jax.jit(jax.grad(loss) if backward else loss).lower(transformer.abstract(config, layout), tokens)
+  lowered = jax.jit(jax.grad(loss) if backward else loss).lower(
+    transformer.abstract(config, layout), tokens
+  )
   started = time.perf_counter()
   lowered.compile()
   return time.perf_counter() - started
@@ -40,4 +42,6 @@ if __name__ == '__main__':
     pairs = [(seconds(4, backward=backward), seconds(64, backward=backward)) for _ in range(RUNS)]
     few, many = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)
-    print(f'{"forward + backward" if backward else "forward":20} {few:9.2f}s {many:9.2f}s {ratio:7.2f}')
+    print(
+      f'{"forward + backward" if backward else "forward":20} {few:9.2f}s {many:9.2f}s {ratio:7.2f}'
+    )

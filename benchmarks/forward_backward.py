@@ -21,7 +21,14 @@ from opd_jax.sharding import mesh_layout
 
 RUNS = 7
 # Dense bf16 peak of one chip, in TFLOP/s, as published.
-PEAK = {'H100': 989.4, 'H200': 989.4, 'A100': 312.0, 'TPU v5 lite': 197.0, 'TPU v5p': 459.0, 'TPU v6 lite': 918.0}
+PEAK = {
+  'H100': 989.4,
+  'H200': 989.4,
+  'A100': 312.0,
+  'TPU v5 lite': 197.0,
+  'TPU v5p': 459.0,
+  'TPU v6 lite': 918.0,
+}
 
 
 def model_flops(config, batch: int, length: int) -> float:

@@ -15,15 +15,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from opd_jax.models import hub, names, presets, transformer
+from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import huggingface, parameter_names
 
 MIB = 2**20
 
 
 def status(field: str) -> int:
   """A figure of this process in bytes. (getrusage would also count the parent, up to the exec.)"""
-  found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), flags=re.MULTILINE)
+  found = re.search(
+    rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), flags=re.MULTILINE
+  )
   assert found
   return int(found[1]) * 1024
 
@@ -32,18 +35,20 @@ def write(folder: Path, preset: str, shards: int) -> None:
   config, layout = presets.every()[preset](param_dtype='bfloat16'), mesh_layout()
   params = transformer.init(config, layout, jax.random.key(0))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  hub.save(folder, config, layout, params, max_file_bytes=size // shards + 64 * MIB)
+  huggingface.save(folder, config, layout, params, max_file_bytes=size // shards + 64 * MIB)
 
 
 def read(folder: Path, warm_up: Path) -> None:
   layout = mesh_layout()
-  hub.load(warm_up, layout)  # imports, compiler and allocator are there before the measurement begins
+  huggingface.load(
+    warm_up, layout
+  )  # imports, compiler and allocator are there before the measurement begins
   before = status('VmRSS')
-  config, params = hub.load(folder, layout)
+  config, params = huggingface.load(folder, layout)
   jax.block_until_ready(params)
   peak, after = status('VmHWM'), status('VmRSS')
   final = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  largest = max(int(np.prod(piece.shape)) for piece in names.pieces(config, layout)) * 2
+  largest = max(int(np.prod(piece.shape)) for piece in parameter_names.pieces(config, layout)) * 2
   above = peak - before - final
   print(
     f'final arrays   {final / MIB:9.1f} MiB ({(after - before - final) / MIB:+.1f} MiB resident beyond them at the end)'

@@ -27,18 +27,28 @@ def command(workdir: Path, teacher: Path, steps: int) -> list[str]:
     'experiment.Evaluation.problems = 8',
   )  # fmt: skip
   flags = [flag for binding in bindings for flag in ('--gin_bindings', binding)]
-  return [sys.executable, '-m', 'opd_jax.cli', 'train', *files, *flags, '--workdir', str(workdir), '--skip_preflight']
+  return [
+    sys.executable,
+    '-m',
+    'opd_jax.cli',
+    'train',
+    *files,
+    *flags,
+    '--workdir',
+    str(workdir),
+    '--skip_preflight',
+  ]
 
 
 def ending(workdir: Path) -> tuple[list[str], dict[str, int]]:
   """Metrics without what belongs to the machine, and the fingerprint of the student."""
-  from opd_jax.models import native
-  from opd_jax.models.fingerprint import fingerprint
   from opd_jax.sharding import mesh_layout
+  from opd_jax.storage import orbax_folder
+  from opd_jax.storage.fingerprint import fingerprint
 
   rows = (workdir / 'metrics.jsonl').read_text().splitlines()
   plain = [re.sub(r', "time/\w+": [^,}]+', '', row) for row in rows]
-  return plain, fingerprint(native.load(workdir / 'student', mesh_layout())[1])
+  return plain, fingerprint(orbax_folder.load(workdir / 'student', mesh_layout())[1])
 
 
 def kill_test(kills: int, folder: Path, *, steps: int = 30) -> tuple[int, int]:
@@ -66,7 +76,9 @@ def kill_test(kills: int, folder: Path, *, steps: int = 30) -> tuple[int, int]:
     while True:
       process = run(workdir)
       try:  # towards the end every run is let through
-        output, _ = process.communicate(timeout=None if hit >= kills else rng.uniform(0.3, 0.9) * seconds)
+        output, _ = process.communicate(
+          timeout=None if hit >= kills else rng.uniform(0.3, 0.9) * seconds
+        )
       except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -93,16 +105,19 @@ def _same(want, got) -> None:
 def _teacher(folder: Path) -> None:
   import jax
 
-  from opd_jax.models import native, presets, transformer
+  from opd_jax.models import presets, transformer
   from opd_jax.sharding import mesh_layout
+  from opd_jax.storage import orbax_folder
 
   if not folder.exists():
     config = presets.tiny(width=64, num_layers=2, mlp_width=256, vocab_size=64)
-    native.save(folder, config, transformer.init(config, mesh_layout(), jax.random.key(1)))
+    orbax_folder.save(folder, config, transformer.init(config, mesh_layout(), jax.random.key(1)))
 
 
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
   with tempfile.TemporaryDirectory() as name:
     count, inside = kill_test(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name))
-    print(f'{count} kills, {inside} of them while a checkpoint was being written: metrics and parameters are identical')
+    print(
+      f'{count} kills, {inside} of them while a checkpoint was being written: metrics and parameters are identical'
+    )

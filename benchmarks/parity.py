@@ -22,7 +22,9 @@ if __name__ == '__main__':
   worst = 0.0
   for case in parity_cases.CASES:
     raw, _ = parity_cases.read_golden(case)
-    gap = parity_cases.gap(parity_cases.our_logits(raw, mesh_layout(), case.length), parity_cases.torch_logits(case))
+    gap = parity_cases.gap(
+      parity_cases.our_logits(raw, mesh_layout(), case.length), parity_cases.torch_logits(case)
+    )
     worst = max(worst, gap)
     print(f'{case!s:26} {gap:.2e}')
   print(f'{"worst":26} {worst:.2e}')

@@ -33,7 +33,14 @@ from opd_jax.sharding import mesh_layout
 from opd_jax.types import Prompts
 
 CALLS = 7
-TINY = {'vocab_size': 2048, 'width': 128, 'mlp_width': 256, 'num_heads': 4, 'num_kv_heads': 2, 'head_dim': 32}
+TINY = {
+  'vocab_size': 2048,
+  'width': 128,
+  'mlp_width': 256,
+  'num_heads': 4,
+  'num_kv_heads': 2,
+  'head_dim': 32,
+}
 
 
 def prompts_of(rows: int, length: int, vocab_size: int) -> Prompts:
@@ -64,17 +71,23 @@ def torch_model(config):
   import torch
   import transformers
 
-  from opd_jax.models import hub_config
+  from opd_jax.storage import huggingface_config
 
   raw = {
-    k: v for k, v in hub_config.write(config, dtype='float32').items() if k not in ('architectures', 'torch_dtype')
+    k: v
+    for k, v in huggingface_config.write(config, dtype='float32').items()
+    if k not in ('architectures', 'torch_dtype')
   }
   torch.manual_seed(0)
   settings = transformers.AutoConfig.for_model(raw.pop('model_type'), **raw)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  made = transformers.AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.param_dtype))
+  made = transformers.AutoModelForCausalLM.from_config(
+    settings, dtype=getattr(torch, config.param_dtype)
+  )
   model = made.eval().to(device)
-  model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None, bos_token_id=2)
+  model.generation_config = transformers.GenerationConfig(
+    pad_token_id=0, eos_token_id=None, bos_token_id=2
+  )
   return model
 
 
@@ -100,7 +113,9 @@ def tunix(tokens: int) -> list[float]:
     return []
   out = subprocess.run([python, script], capture_output=True, text=True, check=False).stdout
   rates = [
-    float(line.split()[-4 if line.endswith(')') else -2]) for line in out.splitlines() if line.startswith('sample')
+    float(line.split()[-4 if line.endswith(')') else -2])
+    for line in out.splitlines()
+    if line.startswith('sample')
   ]
   return [tokens / rate for rate in rates[1:]]
 
@@ -122,7 +137,10 @@ def line(name: str, seconds: list[float], tokens: int, base: float) -> None:
     print(f'{name:26} not installed here')
     return
   middle = statistics.median(seconds)
-  print(f'{name:26} {middle * 1e3:10.1f} ms  {tokens / middle:9.0f} tokens/s   {middle / base:6.2f} x ours', flush=True)
+  print(
+    f'{name:26} {middle * 1e3:10.1f} ms  {tokens / middle:9.0f} tokens/s   {middle / base:6.2f} x ours',
+    flush=True,
+  )
 
 
 def tiny() -> None:
@@ -133,7 +151,9 @@ def tiny() -> None:
     mine += ours(model, prompts, 64, CALLS)
     theirs += generate_hf(other, prompts, 64, CALLS) if other else []
     peers += tunix(512)
-  print(f'tiny: batch 8, prompt 32, 64 new tokens; medians of {len(mine)}, {len(theirs)} and {len(peers)} calls')
+  print(
+    f'tiny: batch 8, prompt 32, 64 new tokens; medians of {len(mine)}, {len(theirs)} and {len(peers)} calls'
+  )
   base = statistics.median(mine)
   line('ours', mine, 512, base)
   line('Hugging Face generate', theirs, 512, base)
@@ -148,7 +168,9 @@ def real() -> None:
     mine += ours(model, prompts, 64, calls)
     theirs += generate_hf(other, prompts, 64, calls) if other else []
   base = statistics.median(mine)
-  print(f'real: Qwen3-0.6B shape, batch 8, prompt 64, 64 new tokens, float32; medians of {len(mine)} calls')
+  print(
+    f'real: Qwen3-0.6B shape, batch 8, prompt 64, 64 new tokens, float32; medians of {len(mine)} calls'
+  )
   line('ours', mine, 512, base)
   line('Hugging Face generate', theirs, 512, base)
   prefill = statistics.median(ours(model, prompts, 1, calls))
@@ -165,7 +187,10 @@ def tail() -> None:
   """One stop token of probability 1/64 per step makes the lengths geometric; a blank head makes draws uniform."""
   config = presets.tiny(vocab_size=64, width=128, mlp_width=512, num_layers=4)
   model = model_of(config)
-  params = {**model.params, 'final_norm': {'scale': jnp.zeros_like(model.params['final_norm']['scale'])}}
+  params = {
+    **model.params,
+    'final_norm': {'scale': jnp.zeros_like(model.params['final_norm']['scale'])},
+  }
   model, prompts = model._replace(params=params), prompts_of(256, 32, 64)
   decoding = Decoding(stop_tokens=(0,))
   print('tail: 256 rows, geometric lengths, mean 64, budget 512, 16 slots')
@@ -179,7 +204,9 @@ def tail() -> None:
     middle = statistics.median(seconds[1:])
     rates[name] = useful / middle
     rate, share = useful / middle, useful / steps
-    print(f'{name:20} {useful} tokens  {middle:7.2f} s  {rate:9.0f} tokens/s  slot occupancy {share:.1%}')
+    print(
+      f'{name:20} {useful} tokens  {middle:7.2f} s  {rate:9.0f} tokens/s  slot occupancy {share:.1%}'
+    )
   print(f'refilling gives {rates["refilled"] / rates["in batches of 16"]:.2f} x')
 
 
@@ -204,7 +231,9 @@ def batches(model, prompts, decoding) -> tuple[int, int]:
 
 def agreement() -> None:
   """The same rows with 1, 3 and 16 slots, and as the scorer sees them."""
-  print('agreement: 16 rows of 64 tokens; rows of equal text, and |log-prob - log-prob| of equal prefixes')
+  print(
+    'agreement: 16 rows of 64 tokens; rows of equal text, and |log-prob - log-prob| of equal prefixes'
+  )
   for dtype in ('float32', 'bfloat16'):
     config = presets.tiny(dtype=dtype, width=256, mlp_width=1024, num_layers=8, vocab_size=2048)
     model, prompts = model_of(config), prompts_of(16, 32, 2048)
@@ -214,10 +243,18 @@ def agreement() -> None:
       other = sample(slots)
       same = np.cumprod(other.response == base.response, axis=1).astype(bool)
       gaps = np.abs(other.logp - base.logp)[same]
-      print(f'{dtype:9} {slots:2} slots against 16: {same.all(axis=1).sum():2} of 16 rows equal, {_spread(gaps)}')
-    params = transformer.init(config, mesh_layout(), jax.random.key(0))  # those of `model_of`, stacked
-    scores = scorer.score(params, prompts.tokens, prompts.length, base.response, config=config, layout=mesh_layout())
-    print(f'{dtype:9} sampler against scorer: {_spread(np.abs(base.logp - scores.logp))}', flush=True)
+      print(
+        f'{dtype:9} {slots:2} slots against 16: {same.all(axis=1).sum():2} of 16 rows equal, {_spread(gaps)}'
+      )
+    params = transformer.init(
+      config, mesh_layout(), jax.random.key(0)
+    )  # those of `model_of`, stacked
+    scores = scorer.score(
+      params, prompts.tokens, prompts.length, base.response, config=config, layout=mesh_layout()
+    )
+    print(
+      f'{dtype:9} sampler against scorer: {_spread(np.abs(base.logp - scores.logp))}', flush=True
+    )
 
 
 def _sample(model, prompts, slots: int):
@@ -229,7 +266,9 @@ def _spread(gaps: np.ndarray) -> str:
   return f'mean {gaps.mean():.1e}  99 % {np.quantile(gaps, 0.99):.1e}  max {gaps.max():.1e}'
 
 
-def decode(preset: str = 'qwen3_1p7b', prompt: str = '512', new: str = '512', *batches: str) -> None:
+def decode(
+  preset: str = 'qwen3_1p7b', prompt: str = '512', new: str = '512', *batches: str
+) -> None:
   """Bytes read per step (weights once, the cache of each row) over time, against the measured bandwidth."""
   config = presets.every()[preset](param_dtype='bfloat16', dtype='bfloat16')
   model, length, tokens = model_of(config), int(prompt), int(new)

@@ -21,7 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / 'experiments'
-SAMPLED, WHOLE = (3e-5, 1e-4, 3e-4), (3e-4, 1e-3, 3e-3)  # what is learned: a sampled advantage; whole distributions
+SAMPLED, WHOLE = (
+  (3e-5, 1e-4, 3e-4),
+  (3e-4, 1e-3, 3e-3),
+)  # what is learned: a sampled advantage; whole distributions
 RATES = {
   'opd': SAMPLED, 'exopd': SAMPLED, 'iw_opd': SAMPLED, 'opd_plus': SAMPLED, 'aopd': WHOLE, 'gkd': WHOLE, 'seqkd': WHOLE
 }  # fmt: skip
@@ -44,18 +47,22 @@ def built(files: Sequence[str], bindings: Sequence[str], seed: int):
 
 def trained(experiment, config: str, workdir: Path) -> None:
   """A run with its student beside it, unless that is there."""
-  from opd_jax.models import native
+  from opd_jax.storage import orbax_folder
   from opd_jax.training import loop
 
   if (workdir / 'student').exists():
     return
   began = time.monotonic()
-  ears = loop.Ears(say=lambda text: None)
+  ears = loop.Listener(say=lambda text: None)
   outcome = loop.train(experiment, workdir, config=config, skip_preflight=True, ears=ears)
   shutil.rmtree(workdir / 'part', ignore_errors=True)
-  native.save(workdir / 'part', experiment.model, outcome.state.params)
+  orbax_folder.save(workdir / 'part', experiment.model, outcome.state.params)
   (workdir / 'part').rename(workdir / 'student')
-  print(f'{workdir}: {time.monotonic() - began:.0f} s, {ends(workdir)[1]:.1%}', file=sys.stderr, flush=True)
+  print(
+    f'{workdir}: {time.monotonic() - began:.0f} s, {ends(workdir)[1]:.1%}',
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def ends(workdir: Path) -> tuple[float, float]:
@@ -80,7 +87,9 @@ def sft(workdir: Path, seed: int, steps: int) -> None:
 def distil(folder: Path, student: str, method: str, rate: float, seed: int) -> None:
   bindings = _judged(folder), f'WEIGHTS = "{folder}/{student}{seed}/student"', f'RATE = {rate}'
   files = f'methods/{method}.gin', 'judges/teacher.gin'
-  trained(*built(files, [*bindings, f'STEPS = {STEPS}'], seed), where(folder, student, method, rate, seed))
+  trained(
+    *built(files, [*bindings, f'STEPS = {STEPS}'], seed), where(folder, student, method, rate, seed)
+  )
 
 
 def where(folder: Path, student: str, method: str, rate: float, seed: int) -> Path:
@@ -111,11 +120,23 @@ def methods(folder: Path, seeds: int, pool) -> None:
   apart = seeds + 1, seeds + 2  # seeds that only choose rates
   everywhere(
     pool,
-    [(sft, folder / f'{name}{seed}', seed, steps) for name, steps in STUDENTS.items() for seed in range(1, seeds + 3)],
+    [
+      (sft, folder / f'{name}{seed}', seed, steps)
+      for name, steps in STUDENTS.items()
+      for seed in range(1, seeds + 3)
+    ],
   )
-  trials = [(student, method, rate) for student in STUDENTS for method, rates in RATES.items() for rate in rates]
+  trials = [
+    (student, method, rate)
+    for student in STUDENTS
+    for method, rates in RATES.items()
+    for rate in rates
+  ]
   everywhere(pool, [(distil, folder, *trial, seed) for trial in trials for seed in apart])
-  tried = {trial: statistics.fmean(ends(where(folder, *trial, seed))[1] for seed in apart) for trial in trials}
+  tried = {
+    trial: statistics.fmean(ends(where(folder, *trial, seed))[1] for seed in apart)
+    for trial in trials
+  }
   best = {
     (student, method): max(rates, key=lambda rate: tried[student, method, rate])
     for student in STUDENTS
@@ -129,7 +150,9 @@ def methods(folder: Path, seeds: int, pool) -> None:
   )
   for student in STUDENTS:
     of = {
-      method: [where(folder, student, method, best[student, method], seed) for seed in range(1, seeds + 1)]
+      method: [
+        where(folder, student, method, best[student, method], seed) for seed in range(1, seeds + 1)
+      ]
       for method in RATES
     }
     before = [ends(run)[0] for run in of['opd']]
@@ -166,9 +189,13 @@ def precision(folder: Path, seeds: int, pool) -> None:
 
   everywhere(pool, [(sft, folder / 'teacher', 0, TEACHER_STEPS)])
   types = 'float32', 'bfloat16'
-  everywhere(pool, [(two_stages, folder, dtype, seed) for seed in range(1, seeds + 1) for dtype in types])
+  everywhere(
+    pool, [(two_stages, folder, dtype, seed) for seed in range(1, seeds + 1) for dtype in types]
+  )
   of = {dtype: [folder / f'{dtype}{seed}' for seed in range(1, seeds + 1)] for dtype in types}
-  print(f'sums: {WARM} steps of SFT, then {DISTILLED} of AOPD; float32 masters; {PROBLEMS} problems; {seeds} seeds')
+  print(
+    f'sums: {WARM} steps of SFT, then {DISTILLED} of AOPD; float32 masters; {PROBLEMS} problems; {seeds} seeds'
+  )
   points = lambda values: ' '.join(f'{100 * value:.1f}' for value in values)
   after = {dtype: [ends(run)[1] for run in of[dtype]] for dtype in types}
   console.table(
@@ -185,7 +212,9 @@ def precision(folder: Path, seeds: int, pool) -> None:
 
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  what = {'methods': methods, 'precision': precision}[sys.argv[1] if len(sys.argv) > 1 else 'methods']
+  what = {'methods': methods, 'precision': precision}[
+    sys.argv[1] if len(sys.argv) > 1 else 'methods'
+  ]
   place = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp())
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(place / 'cache'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

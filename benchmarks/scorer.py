@@ -23,7 +23,9 @@ MIB = 2**20
 
 
 def status(field: str) -> int:
-  found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), flags=re.MULTILINE)
+  found = re.search(
+    rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), flags=re.MULTILINE
+  )
   assert found
   return int(found[1]) * 1024
 
@@ -42,11 +44,16 @@ def memory(tokens: int) -> None:
   batch = arguments(tokens // 512, 512)
   compiled = scorer.score.lower(params, *batch, config=config, layout=layout, needs=needs).compile()
   temporaries = compiled.memory_analysis().temp_size_in_bytes
-  jax.block_until_ready(scorer.score(params, *arguments(1, 512), config=config, layout=layout, needs=needs))
+  jax.block_until_ready(
+    scorer.score(params, *arguments(1, 512), config=config, layout=layout, needs=needs)
+  )
   before = status('VmHWM')
   jax.block_until_ready(scorer.score(params, *batch, config=config, layout=layout, needs=needs))
   extra, dense = status('VmHWM') - before, tokens * VOCABULARY * 4
-  print(f'{tokens:8} {temporaries / MIB:12.0f} MiB {extra / MIB:18.0f} MiB {dense / MIB:14.0f} MiB', flush=True)
+  print(
+    f'{tokens:8} {temporaries / MIB:12.0f} MiB {extra / MIB:18.0f} MiB {dense / MIB:14.0f} MiB',
+    flush=True,
+  )
 
 
 def speed(preset: str, rows: int, length: int) -> None:
@@ -65,7 +72,9 @@ def speed(preset: str, rows: int, length: int) -> None:
   attention = 4 * config.num_layers * config.num_heads * config.head_dim * length / 2
   rate = tokens * (2 * transformer.count(config, layout) + attention) / second / 1e12
   device = jax.devices()[0].device_kind
-  print(f'{preset} {rows} x {length}, {device}: {tokens / second:,.0f} tokens/s, {rate:.1f} TFLOP/s')
+  print(
+    f'{preset} {rows} x {length}, {device}: {tokens / second:,.0f} tokens/s, {rate:.1f} TFLOP/s'
+  )
 
 
 if __name__ == '__main__':
@@ -75,6 +84,8 @@ if __name__ == '__main__':
     memory(int(sys.argv[1]))
   else:
     print(f'V = {VOCABULARY}, float32, width 64, entropy and top-8')
-    print(f'{"tokens":>8} {"temporaries":>16} {"beyond 512 tokens":>22} {"[tokens, V]":>18}', flush=True)
+    print(
+      f'{"tokens":>8} {"temporaries":>16} {"beyond 512 tokens":>22} {"[tokens, V]":>18}', flush=True
+    )
     for tokens in (1024, 4096, 16_384):
       subprocess.run([sys.executable, __file__, str(tokens)], check=True)

@@ -19,18 +19,20 @@ import jax
 import numpy as np
 
 from opd_jax import host, teachers
-from opd_jax.data.tasks import Problem, Source, Task, asked
+from opd_jax.data.problems import Problem, Task, question
+from opd_jax.data.sources import Source
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import CharacterTokenizer
 from opd_jax.inference.decoding import Decoding, forbid
 from opd_jax.inference.sampler import Sampling
 from opd_jax.losses import divergences
 from opd_jax.methods.gkd import gkd
-from opd_jax.models import native, presets, transformer
+from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import orbax_folder
 from opd_jax.training import optimisers
 from opd_jax.training.bench import Bench, begin
-from opd_jax.training.checkpoints import Place
+from opd_jax.training.checkpoints import RunPosition
 from opd_jax.training.experiment import Experiment, Stage
 
 V, BATCH, PROMPT, NEW = 2048, 8, 32, 64
@@ -62,23 +64,27 @@ def ours(steps: int) -> dict[str, list[float]]:
   """Seconds of each verb in every step."""
   with tempfile.TemporaryDirectory() as folder:
     config, layout = model(256, 4), mesh_layout()
-    native.save(f'{folder}/teacher', config, transformer.init(config, layout, jax.random.key(1)))
+    orbax_folder.save(
+      f'{folder}/teacher', config, transformer.init(config, layout, jax.random.key(1))
+    )
     never = V - 1
     stage = Stage(
-      method=gkd(divergence=divergences.reverse_kl(), student_share=1.0),
-      task=Task(name='words', source=Words(), read=lambda row: Problem(asked(row['text']))),
+      method=gkd(divergence=divergences.reverse_kl(), student_fraction=1.0),
+      task=Task(name='words', source=Words(), read=lambda row: Problem(question(row['text']))),
       steps=steps, prompts=BATCH, optimiser=optimisers.adamw(rate=1e-6), template=Template(chat=False),
       sampling=Sampling(decoding=Decoding(rules=(forbid((never,)),), stop_tokens=(never,)), budget=NEW, slots=BATCH),
       judges={'teacher': teachers.frozen(f'{folder}/teacher')},
     )  # fmt: skip
     tokenizer = CharacterTokenizer(ALPHABET)
-    experiment = Experiment(model=model(128, 2), layout=layout, stages=(stage,), tokenizer=tokenizer)
+    experiment = Experiment(
+      model=model(128, 2), layout=layout, stages=(stage,), tokenizer=tokenizer
+    )
     bench = Bench(experiment, stage)
   state = begin(experiment, stage, transformer.init(experiment.model, layout, jax.random.key(0)))
   seconds: dict[str, list[float]] = {'sample': [], 'score': [], 'weigh': [], 'update': []}
   for number in range(steps):
     bench.look_at(state)
-    place = Place(step=number, rows=number * BATCH)
+    place = RunPosition(step=number, rows=number * BATCH)
     clock = [time.perf_counter()]
     written = bench.sample(place, bench.stream.take(BATCH))
     clock.append(time.perf_counter())
@@ -165,9 +171,14 @@ if __name__ == '__main__':
   print(f'ours                     {whole * 1e3:8.1f} ms a step    ({split})')
   script = os.environ.get('PEER_TRL', str(Path('trl_distill_cpu.py')))
   others = {
-    'TRL DistillationTrainer': peer('TRL', 'TRL_PYTHON', [script, 'distill'], r'step s \[(.*?)\]', STEPS=str(count)),
+    'TRL DistillationTrainer': peer(
+      'TRL', 'TRL_PYTHON', [script, 'distill'], r'step s \[(.*?)\]', STEPS=str(count)
+    ),
     'Tunix, glued by hand': peer(
-      'Tunix', 'TUNIX_PYTHON', ['-c', TUNIX, *map(str, (V, BATCH, PROMPT, NEW, count))], r'steps (.*)'
+      'Tunix',
+      'TUNIX_PYTHON',
+      ['-c', TUNIX, *map(str, (V, BATCH, PROMPT, NEW, count))],
+      r'steps (.*)',
     ),
   }
   for name, each in others.items():

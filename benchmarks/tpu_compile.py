@@ -30,7 +30,9 @@ def measure(name: str, config, layout) -> None:
 
     return jax.value_and_grad(loss)(params)
 
-  batch = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32, sharding=layout.sharding('batch', 'length'))
+  batch = jax.ShapeDtypeStruct(
+    (BATCH, LENGTH), jnp.int32, sharding=layout.sharding('batch', 'length')
+  )
   start = jax.ShapeDtypeStruct((BATCH,), jnp.int32, sharding=layout.sharding('batch'))
   gradients = jax.tree.map(lambda leaf: leaf.sharding, params)
   try:
@@ -38,7 +40,10 @@ def measure(name: str, config, layout) -> None:
   except jax.errors.JaxRuntimeError as error:
     print(f'{name:42} does not fit: {str(error).splitlines()[0][:110]}', flush=True)
     return
-  memory, attention = compiled.memory_analysis(), 'splash' if 'splash' in compiled.as_text() else 'xla'
+  memory, attention = (
+    compiled.memory_analysis(),
+    'splash' if 'splash' in compiled.as_text() else 'xla',
+  )
   held, scratch = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
   print(f'{name:42} {attention:8} {held:9.2f} GiB {scratch:9.2f} GiB', flush=True)
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax.losses import divergences, supports, terms, vocabulary
-from opd_jax.losses.columns import Target
-from opd_jax.losses.vocabulary import Share
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.sharding import mesh_layout
 
 V, TOP = 151_936, 32
@@ -29,7 +29,9 @@ TERMS = {
   'reverse KL': terms.divergence(divergences.reverse_kl(), supports.full()),
   'forward KL': terms.divergence(divergences.forward_kl(), supports.full()),
   'JSD': terms.divergence(divergences.jensen_shannon(beta=0.5), supports.full()),
-  f'top {TOP}': terms.divergence(divergences.forward_kl(), supports.teacher_top_k(TOP, close=supports.tail())),
+  f'top {TOP}': terms.divergence(
+    divergences.forward_kl(), supports.teacher_top_k(TOP, close=supports.tail())
+  ),
 }
 
 
@@ -67,8 +69,10 @@ def program(label: str, tokens: int, *, tile: int | None):
       log_p = jax.nn.log_softmax(hidden[0] @ head)
       log_q = jax.lax.stop_gradient(jax.nn.log_softmax(target.hidden[0] @ target.head))
       return plain(log_p, log_q, label).mean()
-    shares = (Share(TERMS[label], jnp.full(response.shape, 1 / tokens), {}),)
-    return vocabulary.weighted_sum(hidden, head, response, target, shares, layout=LAYOUT, tile=tile)[0]
+    weighted_terms = (WeightedTerm(TERMS[label], jnp.full(response.shape, 1 / tokens), {}),)
+    return vocabulary.weighted_sum(
+      hidden, head, response, target, weighted_terms, layout=LAYOUT, tile=tile
+    )[0]
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
@@ -97,7 +101,8 @@ def products(hidden, head, response, target) -> float:
 
 def row(name: str, seconds: float, temporaries: float, *, whole: float, note: str = '') -> None:
   print(
-    f'  {name:28s}{seconds:8.2f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}', flush=True
+    f'  {name:28s}{seconds:8.2f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}',
+    flush=True,
   )
 
 
@@ -136,21 +141,29 @@ call = lambda: jax.block_until_ready(gradient(hidden, head))
 """
 
 
-def peer(name: str, python: str, setup: str, tokens: int, width: int, whole: float, *, calls: int) -> None:
+def peer(
+  name: str, python: str, setup: str, tokens: int, width: int, whole: float, *, calls: int
+) -> None:
   if not os.environ.get(python):
     print(f'  {name}: not measured; {python} names an interpreter that has it')
     return
   code = PEER.format(setup=setup, calls=calls)
-  done = subprocess.run([os.environ[python], '-c', code, *map(str, (V, tokens, width))], capture_output=True, text=True)
+  done = subprocess.run(
+    [os.environ[python], '-c', code, *map(str, (V, tokens, width))], capture_output=True, text=True
+  )
   found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith('measured')]
   if not found:
     print(f'  {name}: failed: {(done.stderr.strip().splitlines() or ["killed"])[-1]}')
     return
   seconds, growth = map(float, found[0])
-  row(name, seconds, growth, whole=whole, note='(growth of its resident memory, gradients included)')
+  row(
+    name, seconds, growth, whole=whole, note='(growth of its resident memory, gradients included)'
+  )
 
 
-def compare(name: str, width: int, teacher_width: int, tokens: int, labels=tuple(TERMS), repeats: int = 5) -> None:
+def compare(
+  name: str, width: int, teacher_width: int, tokens: int, labels=tuple(TERMS), repeats: int = 5
+) -> None:
   arguments = inputs(tokens, width, teacher_width)
   bare = products(*arguments)
   tile = vocabulary.tile_of(width, V)
@@ -161,9 +174,17 @@ def compare(name: str, width: int, teacher_width: int, tokens: int, labels=tuple
     whole = whole or seconds  # reverse KL
     row(f'{label}, whole logits', seconds, temporaries, whole=seconds)
     ours, temporaries = measured(program(label, tokens, tile=tile), arguments, repeats)
-    row(f'{label}, ours', ours, temporaries, whole=seconds, note=f'four bare products take {bare / ours:.0%} of it')
+    row(
+      f'{label}, ours',
+      ours,
+      temporaries,
+      whole=seconds,
+      note=f'four bare products take {bare / ours:.0%} of it',
+    )
   peer('reverse KL, TRL tiled', 'TRL_PYTHON', TRL, tokens, width, whole, calls=repeats)
-  peer('forward KL, EasyDeL chunked', 'EASYDEL_PYTHON', EASYDEL, tokens, width, whole, calls=repeats)
+  peer(
+    'forward KL, EasyDeL chunked', 'EASYDEL_PYTHON', EASYDEL, tokens, width, whole, calls=repeats
+  )
 
 
 def frontier(width: int, teacher_width: int, tokens: int = 1024) -> None:

@@ -66,7 +66,9 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
   from opd_jax.training.experiment import Experiment
 
   if not files:
-    raise Refusal('no experiment given. Name at least one --gin_file, e.g. experiments/models/tiny.gin.')
+    raise Refusal(
+      'no experiment given. Name at least one --gin_file, e.g. experiments/models/tiny.gin.'
+    )
   gin.clear_config()
   where = 'gin'
   try:
@@ -80,7 +82,15 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
     where = 'experiment'
     gin.finalize()
     experiment = gin.get_configurable(Experiment)()
-  except (ValueError, AttributeError, TypeError, SyntaxError, ImportError, NameError, KeyError) as error:
+  except (
+    ValueError,
+    AttributeError,
+    TypeError,
+    SyntaxError,
+    ImportError,
+    NameError,
+    KeyError,
+  ) as error:
     raise Refusal(f'{where}: {_gin_message(error)}') from error
   except tokenize.TokenError as error:
     raise Refusal(f'{where}: a value does not end ({error}). Check brackets and quotes.') from error
@@ -93,7 +103,9 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> 'tuple[Experiment, s
   return experiment, operative
 
 
-def _with_includes(files: Iterable[str | Path], by: Path | None = None, seen: set | None = None) -> Iterator[Path]:
+def _with_includes(
+  files: Iterable[str | Path], by: Path | None = None, seen: set | None = None
+) -> Iterator[Path]:
   """Each file once, after what it includes: read again, a base would take back what was set over it.
 
   An include is looked for from the working directory and from every folder above its includer.
@@ -115,7 +127,9 @@ def _with_includes(files: Iterable[str | Path], by: Path | None = None, seen: se
 
 def _dead(written: str, operative: str) -> list[str]:
   """Bindings that were written and never read. Reading through a macro puts its scope in front of a name."""
-  bound, read = (re.findall(r'^([\w./]+) = ', text, flags=re.MULTILINE) for text in (written, operative))
+  bound, read = (
+    re.findall(r'^([\w./]+) = ', text, flags=re.MULTILINE) for text in (written, operative)
+  )
   return sorted(name for name in bound if not any(f'/{used}'.endswith(f'/{name}') for used in read))
 
 
@@ -127,7 +141,9 @@ def _gin_message(error: Exception) -> str:
       f'{name} is required and nobody set it. Add a --gin_file that does (experiments/{name.lower()}s/), '
       f"or --gin_bindings '{name} = …'."
     )
-  if required := re.search(r'Required bindings for `([\w.]+)` not provided in config: (\[.*?\])', text):
+  if required := re.search(
+    r'Required bindings for `([\w.]+)` not provided in config: (\[.*?\])', text
+  ):
     return f'{required[1]} needs {required[2]} and nobody set it. Bind it in a gin file or with --gin_bindings.'
   if "doesn't have a parameter named" in text or 'has no field' in text:
     return f'{text}\nCheck the spelling against the function that is named.'
@@ -144,9 +160,15 @@ def methods(args: argparse.Namespace) -> None:
 
   found = discover()
   if args.json:
-    print(json.dumps([{'name': m.name, 'summary': m.summary, 'paper': m.paper} for m in found], indent=2))
+    print(
+      json.dumps(
+        [{'name': m.name, 'summary': m.summary, 'paper': m.paper} for m in found], indent=2
+      )
+    )
   elif found:
-    console.table(('method', 'what it does', 'paper'), [(m.name, m.summary, m.paper) for m in found])
+    console.table(
+      ('method', 'what it does', 'paper'), [(m.name, m.summary, m.paper) for m in found]
+    )
   else:
     print('No methods yet: each is a file in opd_jax/methods with a function of the same name.')
 
@@ -160,24 +182,30 @@ def certify(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> None:
   import jax
 
-  jax.config.update('jax_platforms', 'cpu')  # host work: a model need not fit an accelerator to be converted
-  from opd_jax.models import hub, native
+  jax.config.update(
+    'jax_platforms', 'cpu'
+  )  # host work: a model need not fit an accelerator to be converted
   from opd_jax.sharding import mesh_layout
+  from opd_jax.storage import huggingface, orbax_folder
 
   layout, destination, started = mesh_layout(), Path(args.dst), time.monotonic()
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-    raise Refusal(f'{destination} exists and is not an empty folder. Choose another DST or remove it.')
-  source = hub.folder_of(args.src)
-  outwards = native.is_native(source)
+    raise Refusal(
+      f'{destination} exists and is not an empty folder. Choose another DST or remove it.'
+    )
+  source = huggingface.folder_of(args.src)
+  outwards = orbax_folder.is_native(source)
   if outwards:
-    config, params = native.load(source, layout)
+    config, params = orbax_folder.load(source, layout)
     with console.progress_bar('writing') as progress:
-      hub.save(destination, config, layout, params, companions=source, dtype=args.dtype, progress=progress)
+      huggingface.save(
+        destination, config, layout, params, companions=source, dtype=args.dtype, progress=progress
+      )
   else:
     with console.progress_bar('reading') as progress:
-      config, params = hub.load(source, layout, param_dtype=args.dtype, progress=progress)
+      config, params = huggingface.load(source, layout, param_dtype=args.dtype, progress=progress)
     print('writing …', file=sys.stderr)
-    native.save(destination, config, params, companions=source)
+    orbax_folder.save(destination, config, params, companions=source)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   print(
     f'{destination}: {config.family}, {count:,} parameters in {args.dtype or config.param_dtype}, '
@@ -203,11 +231,18 @@ def plan(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.gin').write_text(operative)
   if args.json:
-    told = {'model': dataclasses.asdict(experiment.model), 'mesh': where, **what._asdict(), 'stages': held}
+    told = {
+      'model': dataclasses.asdict(experiment.model),
+      'mesh': where,
+      **what._asdict(),
+      'stages': held,
+    }
     print(json.dumps(told, indent=2))
     return
   model = experiment.model
-  print(f'model    {model.family}, {model.num_layers} layers x {model.width}, {what.parameters:,} parameters')
+  print(
+    f'model    {model.family}, {model.num_layers} layers x {model.width}, {what.parameters:,} parameters'
+  )
   print(f'layout   {where}')
   total, each = console.memory(what.bytes_total), console.memory(what.bytes_per_device)
   print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
@@ -223,7 +258,9 @@ def train(args: argparse.Namespace) -> None:
   import jax
 
   if args.coordinator is not None:
-    jax.distributed.initialize(args.coordinator, num_processes=args.processes, process_id=args.process)
+    jax.distributed.initialize(
+      args.coordinator, num_processes=args.processes, process_id=args.process
+    )
   from opd_jax import host
   from opd_jax.commands.train import train
 
@@ -266,7 +303,14 @@ def sample(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
   from opd_jax.commands.score import score
 
-  score(model=args.model, file=args.file, seed=args.seed, dtype=args.dtype, rows=args.rows, as_json=args.json)
+  score(
+    model=args.model,
+    file=args.file,
+    seed=args.seed,
+    dtype=args.dtype,
+    rows=args.rows,
+    as_json=args.json,
+  )
 
 
 # --- flags ------------------------------------------------------------------------------------------
@@ -284,60 +328,110 @@ def parser() -> argparse.ArgumentParser:
   common = argparse.ArgumentParser(add_help=False)
   common.add_argument('--debug', action='store_true', help='show the traceback of a refusal')
   raw = argparse.RawDescriptionHelpFormatter
-  top = argparse.ArgumentParser(prog='opd', description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+  top = argparse.ArgumentParser(
+    prog='opd', description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
+  )
   top.add_argument('--version', action='version', version=f'opd_jax {opd_jax.__version__}')
   commands = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
 
-  def command(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+  def command(
+    function: Callable[[argparse.Namespace], int | None], text: str
+  ) -> argparse.ArgumentParser:
     made = commands.add_parser(function.__name__, help=text, description=text, parents=[common])
     made.set_defaults(run=function)
     return made
 
-  def speaker(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+  def speaker(
+    function: Callable[[argparse.Namespace], int | None], text: str
+  ) -> argparse.ArgumentParser:
     made = command(function, text)
-    made.add_argument('--model', required=True, metavar='SRC', help='preset (random weights), folder, or hub id')
-    made.add_argument('--dtype', choices=DTYPES, help='of parameters and activations; default: as the model is stored')
-    made.add_argument('--seed', type=seed, default=0, help='of the samples, and of the weights of a preset')
+    made.add_argument(
+      '--model', required=True, metavar='SRC', help='preset (random weights), folder, or hub id'
+    )
+    made.add_argument(
+      '--dtype',
+      choices=DTYPES,
+      help='of parameters and activations; default: as the model is stored',
+    )
+    made.add_argument(
+      '--seed', type=seed, default=0, help='of the samples, and of the weights of a preset'
+    )
     made.add_argument('--json', action='store_true', help='one object a line')
     return made
 
   one = speaker(sample, 'write with a model')
   one.add_argument('--prompt', action='append', default=[], metavar='TEXT', help='may be repeated')
-  one.add_argument('--prompts', metavar='FILE.jsonl', help='rows of {"text"}, {"messages"} or {"tokens"}')
+  one.add_argument(
+    '--prompts', metavar='FILE.jsonl', help='rows of {"text"}, {"messages"} or {"tokens"}'
+  )
   one.add_argument('--chat', action='store_true', help='send texts through the chat template')
   one.add_argument('--max_new_tokens', type=int, default=64, metavar='N')
   one.add_argument('--temperature', type=float, default=1.0, metavar='T', help='0 is greedy')
   one.add_argument('--top_k', type=int, metavar='K', help='draw from the K likeliest tokens')
-  one.add_argument('--top_p', type=float, metavar='P', help='draw from the likeliest tokens with mass P')
   one.add_argument(
-    '--min_p', type=float, metavar='P', help='draw from tokens at least P times as likely as the likeliest'
+    '--top_p', type=float, metavar='P', help='draw from the likeliest tokens with mass P'
+  )
+  one.add_argument(
+    '--min_p',
+    type=float,
+    metavar='P',
+    help='draw from tokens at least P times as likely as the likeliest',
   )
   one.add_argument('--samples', type=int, default=1, metavar='N', help='responses to each prompt')
-  one.add_argument('--slots', type=int, default=64, metavar='N', help='rows in flight; changes speed and memory only')
+  one.add_argument(
+    '--slots',
+    type=int,
+    default=64,
+    metavar='N',
+    help='rows in flight; changes speed and memory only',
+  )
 
   one = speaker(score, 'log-prob and entropy of every token of what `opd sample --json` wrote')
   one.add_argument('file', nargs='?', metavar='FILE.jsonl', help='default: standard input')
   one.add_argument('--rows', type=int, default=8, metavar='N', help='rows per batch')
 
-  one = command(convert, 'a published model folder into ours, or ours into a published one; SRC decides')
-  one.add_argument('src', metavar='SRC', help='folder of safetensors, hub id, or one of our folders')
+  one = command(
+    convert, 'a published model folder into ours, or ours into a published one; SRC decides'
+  )
+  one.add_argument(
+    'src', metavar='SRC', help='folder of safetensors, hub id, or one of our folders'
+  )
   one.add_argument('dst', metavar='DST', help='folder to make')
   one.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
 
-  def experimenter(function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+  def experimenter(
+    function: Callable[[argparse.Namespace], int | None], text: str
+  ) -> argparse.ArgumentParser:
     made = command(function, text)
-    made.add_argument('--gin_file', action='append', default=[], metavar='FILE', help='may be repeated')
-    made.add_argument('--gin_bindings', action='append', default=[], metavar='NAME=VALUE', help='may be repeated')
+    made.add_argument(
+      '--gin_file', action='append', default=[], metavar='FILE', help='may be repeated'
+    )
+    made.add_argument(
+      '--gin_bindings', action='append', default=[], metavar='NAME=VALUE', help='may be repeated'
+    )
     return made
 
-  one = experimenter(train, 'run an experiment; the same command goes on with one that was interrupted')
-  one.add_argument('--workdir', required=True, metavar='DIR', help='metrics, checkpoints, samples, the student')
-  one.add_argument('--skip_preflight', action='store_true', help='begin without looking at tokenizers and judges')
-  one.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where several processes make one run')
-  one.add_argument('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
+  one = experimenter(
+    train, 'run an experiment; the same command goes on with one that was interrupted'
+  )
+  one.add_argument(
+    '--workdir', required=True, metavar='DIR', help='metrics, checkpoints, samples, the student'
+  )
+  one.add_argument(
+    '--skip_preflight', action='store_true', help='begin without looking at tokenizers and judges'
+  )
+  one.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='of process 0, where several processes make one run'
+  )
+  one.add_argument(
+    '--processes', type=int, metavar='N', help='how many; default: what the cluster says'
+  )
   one.add_argument('--process', type=int, metavar='I', help='which of them this is')
 
-  one = command(demo, 'a teacher, a weak student, OPD and AOPD on sums, a table and a picture: minutes on two cores')
+  one = command(
+    demo,
+    'a teacher, a weak student, OPD and AOPD on sums, a table and a picture: minutes on two cores',
+  )
   one.add_argument('--workdir', default='runs/demo', metavar='DIR', help='default: runs/demo')
 
   one = command(export, 'the student of a finished run, as a folder for transformers')
@@ -346,15 +440,24 @@ def parser() -> argparse.ArgumentParser:
   one.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
 
   one = experimenter(plan, 'what an experiment would put on each device; allocates nothing')
-  one.add_argument('--workdir', metavar='DIR', help='write the configuration in force to DIR/config.gin')
+  one.add_argument(
+    '--workdir', metavar='DIR', help='write the configuration in force to DIR/config.gin'
+  )
   one.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
   one.add_argument('--json', action='store_true', help='for programs')
 
   one = command(
-    certify, 'bias, variance and fixed point of a gradient, by enumeration; exit status 1 when a claim fails'
+    certify,
+    'bias, variance and fixed point of a gradient, by enumeration; exit status 1 when a claim fails',
   )
-  one.add_argument('names', nargs='*', metavar='NAME', help='a method, "METHOD, VARIANT", an estimator or a term')
-  one.add_argument('--all', action='store_true', help='every method, estimator and term, also those known to be bad')
+  one.add_argument(
+    'names', nargs='*', metavar='NAME', help='a method, "METHOD, VARIANT", an estimator or a term'
+  )
+  one.add_argument(
+    '--all',
+    action='store_true',
+    help='every method, estimator and term, also those known to be bad',
+  )
   one.add_argument('--json', action='store_true', help='for programs')
 
   one = command(methods, 'the table of methods')

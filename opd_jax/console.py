@@ -16,7 +16,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
       task = bar.add_task(title)
-      yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f'{title} {name}')
+      yield lambda done, total, name: bar.update(
+        task, completed=done, total=total, description=f'{title} {name}'
+      )
     return
   last = time.monotonic()
 
@@ -42,7 +44,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def held(parts: Mapping[str, int]) -> str:
   """Sizes by name, largest first, and their sum."""
-  listed = ', '.join(f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size)
+  listed = ', '.join(
+    f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size
+  )
   return f'{memory(sum(parts.values()))} on each device ({listed}), and judges and activations'
 
 

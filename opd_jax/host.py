@@ -19,8 +19,12 @@ def keep_memory() -> bool:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None or not only_cpu():
     return False
-  large = mallopt(MMAP, LARGE) or mallopt(MOST_MMAPS, 0)  # older ones take no more than 32 MiB for the first
-  return bool(large) and all(mallopt(*each) for each in ((TRIM, 2 * LARGE - 1), (PAD, LARGE // 4), (ARENAS, 1)))
+  large = mallopt(MMAP, LARGE) or mallopt(
+    MOST_MMAPS, 0
+  )  # older ones take no more than 32 MiB for the first
+  return bool(large) and all(
+    mallopt(*each) for each in ((TRIM, 2 * LARGE - 1), (PAD, LARGE // 4), (ARENAS, 1))
+  )
 
 
 def only_cpu() -> bool:
@@ -28,4 +32,7 @@ def only_cpu() -> bool:
   asked = getattr(jax.config, 'jax_platforms', None)
   if asked:
     return asked == 'cpu'
-  return not importlib.metadata.entry_points(group='jax_plugins') and importlib.util.find_spec('libtpu') is None
+  return (
+    not importlib.metadata.entry_points(group='jax_plugins')
+    and importlib.util.find_spec('libtpu') is None
+  )

@@ -1,6 +1,6 @@
 """Floor 3. A method: who writes, what the judges must tell, and what their evidence is made into.
 
-`weigh` sees the whole batch as data, before any gradient exists, and returns `Share`s: terms with coefficients that
+`weigh` sees the whole batch as data, before any gradient exists, and returns `WeightedTerm`s: terms with coefficients that
 are already divided. The update only sums coefficient · term, so a loss cannot depend on how a batch is cut.
 """
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from opd_jax.inference import scorer
-from opd_jax.losses.columns import Target
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.supports import Support
-from opd_jax.losses.vocabulary import Share
-from opd_jax.rollouts import Writers
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.rollouts import RolloutMix
 from opd_jax.types import AnyArray, Rollout, Scores, TopK
 
-Shares = tuple[Share, ...]
+WeightedTerms = tuple[WeightedTerm, ...]
 
 
 class Evidence(NamedTuple):
@@ -26,7 +26,9 @@ class Evidence(NamedTuple):
 
   rollout: Rollout
   student: Scores
-  teacher: Any  # Scores; None where a run has no teacher, and then a method that reads it is refused
+  teacher: (
+    Any  # Scores; None where a run has no teacher, and then a method that reads it is refused
+  )
   others: Mapping[str, Scores]  # 'reference', 'teacher_base' …
   step: Int[AnyArray, '']
   key: PRNGKeyArray
@@ -53,7 +55,7 @@ class Method:
   """One paper.
 
   Args:
-    weigh: evidence in, shares out; traced once, on the whole batch.
+    weigh: evidence in, weighted_terms out; traced once, on the whole batch.
     paper: where it was published.
     rollout: who writes.
     needs: what the judges must tell.
@@ -62,9 +64,9 @@ class Method:
     optimum: (log q, log r) -> logits of the distribution it leads to; r is the reference, and the default is q.
   """
 
-  weigh: Callable[[Evidence], Shares]
+  weigh: Callable[[Evidence], WeightedTerms]
   paper: str
-  rollout: Writers
+  rollout: RolloutMix
   needs: Needs = Needs()
   descends: Divergence | None = None
   optimum: Callable[[Array, Array], Array] = lambda log_q, log_r: log_q
@@ -75,7 +77,9 @@ def needs_of(support: Support) -> Needs:
   asks = support.asks
   teacher = scorer.Needs(top_k=asks.top_k, hidden=asks.everything)
   return Needs(
-    teacher=teacher, at_student_top_k=asks.at_student_top_k, student=scorer.Needs(top_k=asks.at_student_top_k)
+    teacher=teacher,
+    at_student_top_k=asks.at_student_top_k,
+    student=scorer.Needs(top_k=asks.at_student_top_k),
   )
 
 
@@ -89,11 +93,18 @@ def target_of(evidence: Evidence, head: Array | None) -> Target:
   asked = None
   if teacher.at_ids is not None and student.top_k is not None:
     asked = TopK(ids=student.top_k.ids, logp=teacher.at_ids)
-  return Target(top_k=teacher.top_k, at_ids=asked, hidden=teacher.hidden, head=None if teacher.hidden is None else head)
+  return Target(
+    top_k=teacher.top_k,
+    at_ids=asked,
+    hidden=teacher.hidden,
+    head=None if teacher.hidden is None else head,
+  )
 
 
 def reference(evidence: Evidence, name: str) -> Scores:
   """A further judge by name."""
   if name not in evidence.others:
-    raise ValueError(f'method: it reads the judge {name!r}, and the evidence has {sorted(evidence.others)}. Score it.')
+    raise ValueError(
+      f'method: it reads the judge {name!r}, and the evidence has {sorted(evidence.others)}. Score it.'
+    )
   return evidence.others[name]

@@ -1,6 +1,6 @@
 """Floor 3. Who writes: which rows of a batch come from whom, and how long they may become.
 
-A `Writers` is what a method asks for; `write` does it: it knows the sampler, and nothing of losses or optimisers.
+A `RolloutMix` is what a method asks for; `write` does it: it knows the sampler, and nothing of losses or optimisers.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
 from opd_jax.data.prompts import left_padded, unpadded
-from opd_jax.data.templates import Lesson
+from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference import sampler
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.types import ENDINGS, AnyArray, Prompts, Rollout
@@ -36,8 +36,8 @@ class Ramp:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Writers:
-  """Shares of the rows; they sum to one.
+class RolloutMix:
+  """WeightedTerms of the rows; they sum to one.
 
   Args:
     student: written by the student as it is now.
@@ -58,7 +58,9 @@ class Writers:
     if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
       raise ValueError(f'rollouts: shares must not be negative and must sum to 1, got {shares}.')
 
-  def deal(self, rows: int) -> tuple[Bool[np.ndarray, ' B'], Bool[np.ndarray, ' B'], Bool[np.ndarray, ' B']]:
+  def deal(
+    self, rows: int
+  ) -> tuple[Bool[np.ndarray, ' B'], Bool[np.ndarray, ' B'], Bool[np.ndarray, ' B']]:
     """Which rows the student, the teacher and the data set have: spread evenly, the same in every batch."""
     spread = lambda count, share: np.diff(np.floor(np.arange(count + 1) * share + 1e-9)) > 0
     student, teacher = spread(rows, self.student), np.zeros(rows, bool)
@@ -67,27 +69,29 @@ class Writers:
     return student, teacher, rest & ~teacher
 
 
-def student(*, prefix: Ramp | None = None, stop_after: Ramp | None = None) -> Writers:
+def student(*, prefix: Ramp | None = None, stop_after: Ramp | None = None) -> RolloutMix:
   """Every row by the student: on-policy."""
-  return Writers(student=1.0, prefix=prefix, stop_after=stop_after)
+  return RolloutMix(student=1.0, prefix=prefix, stop_after=stop_after)
 
 
-def teacher() -> Writers:
+def teacher() -> RolloutMix:
   """Every row by the teacher."""
-  return Writers(teacher=1.0)
+  return RolloutMix(teacher=1.0)
 
 
-def dataset() -> Writers:
+def dataset() -> RolloutMix:
   """Every row from a data set."""
-  return Writers(dataset=1.0)
+  return RolloutMix(dataset=1.0)
 
 
-def mixture(*, student: float) -> Writers:
+def mixture(*, student: float) -> RolloutMix:
   """A share of the rows by the student, the rest from a data set (GKD's λ)."""
-  return Writers(student=student, dataset=1.0 - student)
+  return RolloutMix(student=student, dataset=1.0 - student)
 
 
-def given(prompts: Prompts, lessons: Sequence[Lesson], *, width: int, version: int = 0) -> Rollout:
+def given(
+  prompts: Prompts, lessons: Sequence[TaughtTokens], *, width: int, version: int = 0
+) -> Rollout:
   """A rollout of responses that somebody else wrote; their own log-probabilities are unknown: NaN."""
   rows = len(lessons)
   tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
@@ -112,7 +116,9 @@ def chosen(prompts: Prompts, rows: AnyArray) -> Prompts:
 
 def joined(parts: Sequence[Rollout]) -> Rollout:
   """One rollout of several, in the order of their rows; what only some of them recorded is dropped."""
-  parts = [part._replace(entropy=None, top_k=None) for part in parts] if len(parts) > 1 else list(parts)
+  parts = (
+    [part._replace(entropy=None, top_k=None) for part in parts] if len(parts) > 1 else list(parts)
+  )
   order = np.argsort(np.concatenate([part.prompt.row for part in parts]), kind='stable')
   return jax.tree.map(lambda *pieces: np.concatenate(pieces)[order], *parts)
 
@@ -135,9 +141,9 @@ def lengths(rollout: Rollout) -> np.ndarray:
 
 
 def write(
-  writers: Writers,
+  writers: RolloutMix,
   prompts: Prompts,
-  traces: Sequence[Lesson | None],
+  demonstrations: Sequence[TaughtTokens | None],
   key: PRNGKeyArray,
   *,
   student: Callable[[], Model],
@@ -151,7 +157,7 @@ def write(
   Args:
     writers: who has which share.
     prompts: left-padded.
-    traces: of the data set, one a row; None where there is none.
+    demonstrations: of the data set, one a row; None where there is none.
     key: of the run: a row's number fixes its random stream.
     student, teacher: hand out a model to sample from, and are only asked where one writes.
     sampling: rules and budget of both.
@@ -161,34 +167,65 @@ def write(
   parts = []
   by_student, by_teacher, by_data = writers.deal(len(prompts.row))
   if by_student.any():
-    parts.append(_by_student(writers, chosen(prompts, by_student), key, student, teacher, sampling, step, version))
+    parts.append(
+      _by_student(
+        writers, chosen(prompts, by_student), key, student, teacher, sampling, step, version
+      )
+    )
   if by_teacher.any():
-    rollout = sampler.generate(teacher(), chosen(prompts, by_teacher), key, sampling=sampling, version=version)
+    rollout = sampler.generate(
+      teacher(), chosen(prompts, by_teacher), key, sampling=sampling, version=version
+    )
     parts.append(rollout._replace(by_student=np.zeros_like(rollout.mask)))
   if by_data.any():
-    mine = [trace for trace, here in zip(traces, by_data, strict=True) if here]
-    if any(trace is None for trace in mine):
-      raise ValueError('rollouts: the method learns from responses of the data set, and some problems have none.')
-    known = [trace for trace in mine if trace is not None]
+    mine = [
+      demonstration for demonstration, here in zip(demonstrations, by_data, strict=True) if here
+    ]
+    if any(demonstration is None for demonstration in mine):
+      raise ValueError(
+        'rollouts: the method learns from responses of the data set, and some problems have none.'
+      )
+    known = [demonstration for demonstration in mine if demonstration is not None]
     parts.append(given(chosen(prompts, by_data), known, width=sampling.budget, version=version))
   return joined(parts)
 
 
-def _by_student(writers: Writers, prompts: Prompts, key, student, teacher, sampling: Sampling, step: int, version: int):
-  most = sampling.budget if writers.stop_after is None else min(writers.stop_after.at(step), sampling.budget)
+def _by_student(
+  writers: RolloutMix,
+  prompts: Prompts,
+  key,
+  student,
+  teacher,
+  sampling: Sampling,
+  step: int,
+  version: int,
+):
+  most = (
+    sampling.budget
+    if writers.stop_after is None
+    else min(writers.stop_after.at(step), sampling.budget)
+  )
   ahead = 0 if writers.prefix is None else min(writers.prefix.at(step), most)
   if not ahead:
     budgets = [most] * len(prompts.row)
-    return sampler.generate(student(), prompts, key, sampling=sampling, budgets=budgets, version=version)
+    return sampler.generate(
+      student(), prompts, key, sampling=sampling, budgets=budgets, version=version
+    )
   budgets = [ahead] * len(prompts.row)
   first = jax.random.fold_in(key, 1)
-  prefix = sampler.generate(teacher(), prompts, first, sampling=sampling, budgets=budgets, version=version)
+  prefix = sampler.generate(
+    teacher(), prompts, first, sampling=sampling, budgets=budgets, version=version
+  )
   front = [row[mask].tolist() for row, mask in zip(prefix.response, prefix.mask, strict=True)]
   longer = [a + b for a, b in zip(unpadded(prompts), front, strict=True)]
-  asked = left_padded(longer, width=max(map(len, longer)), pad=0)._replace(row=prompts.row, group=prompts.group)
+  asked = left_padded(longer, width=max(map(len, longer)), pad=0)._replace(
+    row=prompts.row, group=prompts.group
+  )
   over = np.asarray(prefix.ended_by) == ENDINGS.index('stop')
   budgets = np.where(over, 0, most - ahead).tolist()
-  rest = sampler.generate(student(), asked, key, sampling=sampling, budgets=budgets, version=version)
+  rest = sampler.generate(
+    student(), asked, key, sampling=sampling, budgets=budgets, version=version
+  )
   return _after(prefix, rest, over)
 
 

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -66,7 +64,9 @@ class Layout:
       raise ValueError(f'Layout: at most one mesh axis may be -1, got {dict(self.shape)}.')
     for name, size in self.shape:
       if not isinstance(size, int) or (size < 1 and size != -1):
-        raise ValueError(f'Layout: mesh axis {name!r} has size {size!r}; give a count, or -1 for the rest.')
+        raise ValueError(
+          f'Layout: mesh axis {name!r} has size {size!r}; give a count, or -1 for the rest.'
+        )
     for logical, entry in self.rules:
       for axis in _axes(entry):
         if axis not in names:
@@ -101,7 +101,9 @@ class Layout:
     """The mesh axes that cut one logical axis; () when none does."""
     rules = dict(self.rules)
     if logical not in rules:
-      raise ValueError(f'Layout: no rule for the logical axis {logical!r}; the rules know {sorted(rules)}.')
+      raise ValueError(
+        f'Layout: no rule for the logical axis {logical!r}; the rules know {sorted(rules)}.'
+      )
     return _axes(rules[logical])
 
   def size(self, logical: str) -> int:
@@ -137,7 +139,9 @@ class Layout:
       entries.pop()
     return NamedSharding(self.mesh, PartitionSpec(*entries))
 
-  def fitted(self, shape: Sequence[int], names: Sequence[str | None], *, what: str) -> NamedSharding:
+  def fitted(
+    self, shape: Sequence[int], names: Sequence[str | None], *, what: str
+  ) -> NamedSharding:
     """The sharding of an array that must divide evenly; `what` names it in the error."""
     for size, name in zip(shape, names, strict=True):
       pieces = 1 if name is None else self.size(name)
@@ -175,28 +179,10 @@ def mesh_layout(
   """
   known = [name for name, _ in RULES]
   if unknown := [name for name in replicate if name not in known]:
-    raise ValueError(f'mesh_layout: replicate names unknown logical axes {unknown}; known: {known}.')
+    raise ValueError(
+      f'mesh_layout: replicate names unknown logical axes {unknown}; known: {known}.'
+    )
   rules = tuple((name, None if name in replicate else entry) for name, entry in RULES)
-  return Layout(shape=(('data', data), ('fsdp', fsdp), ('tensor', tensor)), rules=rules, devices=devices)
-
-
-def fetched(tree: Any) -> Any:
-  """Arrays in the memory of this host, whole, wherever their pieces lie; every process calls it."""
-
-  def one(x: Any) -> Any:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return multihost_utils.process_allgather(x, tiled=True)
-    return jax.device_get(x)
-
-  return jax.tree.map(one, tree)
-
-
-def together(where: str) -> None:
-  """Every process waits here for the others."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
-
-
-def anywhere(here: bool) -> bool:
-  """Whether it is so in any process."""
-  return bool(multihost_utils.process_allgather(np.asarray(here)).any()) if jax.process_count() > 1 else here
+  return Layout(
+    shape=(('data', data), ('fsdp', fsdp), ('tensor', tensor)), rules=rules, devices=devices
+  )

@@ -17,16 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from opd_jax.data.problems import Problem
 from opd_jax.data.prompts import left_padded
-from opd_jax.data.tasks import Problem
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Message, Tokenizer
 from opd_jax.inference import sampler, scorer
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
-from opd_jax.models.fingerprint import digest
+from opd_jax.processes import to_host
 from opd_jax.rollouts import lengths
-from opd_jax.sharding import Layout, fetched
+from opd_jax.sharding import Layout
+from opd_jax.storage.fingerprint import digest
 from opd_jax.types import AnyArray, Params, Rollout, Scores, TopK
 
 
@@ -39,7 +40,9 @@ class Refresh:
 
   def __post_init__(self):
     if not 0 <= self.rate <= 1 or self.every < 1:
-      raise ValueError(f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.')
+      raise ValueError(
+        f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
+      )
 
   @property
   def is_live(self) -> bool:
@@ -76,7 +79,9 @@ def live() -> Refresh:
 @functools.partial(jax.jit, donate_argnames=('old',))
 def refreshed(old: Params, new: Params, rate: Float[Array, '']) -> Params:
   """The judge's weights after one refresh; with rate 1 exactly the student's."""
-  return jax.tree.map(lambda phi, theta: jnp.where(rate == 1, theta, phi + rate * (theta - phi)), old, new)
+  return jax.tree.map(
+    lambda phi, theta: jnp.where(rate == 1, theta, phi + rate * (theta - phi)), old, new
+  )
 
 
 # What a judge is shown: (problem, texts of its group, their rewards, its number) -> messages; None: no judgement.
@@ -107,7 +112,9 @@ class Judge:
 
   def __post_init__(self):
     if self.cache is not None and self.weights is None:
-      raise ValueError('Judge: a cache needs a judge that never changes; this one is the student itself.')
+      raise ValueError(
+        'Judge: a cache needs a judge that never changes; this one is the student itself.'
+      )
     if self.layout is not None and self.weights is None:
       raise ValueError(
         'Judge: the student lies where it is trained; only a judge with weights of its own has a layout.'
@@ -151,7 +158,9 @@ class Seat:
   def head(self) -> Array:
     return _head(self.params(), config=self.config, layout=self.layout)
 
-  def prompts(self, problems: Sequence[Problem], texts: Sequence[str], rewards: Sequence[float], groups) -> list:
+  def prompts(
+    self, problems: Sequence[Problem], texts: Sequence[str], rewards: Sequence[float], groups
+  ) -> list:
     """Tokens that each row's judge reads before the response; None where it does not judge."""
     shown, context = [], self.judge.context
     for number, problem in enumerate(problems):
@@ -202,15 +211,21 @@ class Seat:
     for row, n in enumerate(length):
       asked = [batch.tokens[row][-batch.length[row] :], rollout.response[row][:n]]
       asked += [] if ids is None else [np.asarray(ids[row])[:n]]
-      key = hashlib.sha256(repr((self.identity, needs, [part.tolist() for part in asked])).encode()).hexdigest()
+      key = hashlib.sha256(
+        repr((self.identity, needs, [part.tolist() for part in asked])).encode()
+      ).hexdigest()
       files.append(Path(str(self.judge.cache)) / key[:2] / f'{key}.npz')
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
       rows = np.resize(missing, len(files))  # one program, however many are missing
       asked = None if ids is None else np.asarray(ids)[rows]
-      told = fetched(self._scored(batch.tokens[rows], batch.length[rows], rollout.response[rows], asked, needs))
+      told = to_host(
+        self._scored(batch.tokens[rows], batch.length[rows], rollout.response[rows], asked, needs)
+      )
       for number, row in enumerate(missing):
-        _store(files[row], jax.tree.map(lambda x, number=number, n=length[row]: x[number, :n], told))
+        _store(
+          files[row], jax.tree.map(lambda x, number=number, n=length[row]: x[number, :n], told)
+        )
     return jax.tree.map(lambda *pieces: np.stack(pieces), *[_load(file, size) for file in files])
 
 
@@ -226,7 +241,11 @@ def _store(file: Path, scores: Scores) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   part = file.with_suffix(f'.{os.getpid()}.part')
   with open(part, 'wb') as stream:
-    np.savez(stream, allow_pickle=False, **{name: value for name, value in flat.items() if value is not None})
+    np.savez(
+      stream,
+      allow_pickle=False,
+      **{name: value for name, value in flat.items() if value is not None},
+    )
   part.rename(file)  # whole or not at all
 
 
@@ -236,7 +255,9 @@ def _load(file: Path, size: int) -> Scores:
     told: dict[str, np.ndarray] = dict(stored)
   for name in {'hidden', 'layers'} & told.keys():
     told[name] = told[name].view(jnp.dtype(str(told.pop(f'{name}_type'))))
-  told = {name: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1))) for name, x in told.items()}
+  told = {
+    name: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1))) for name, x in told.items()
+  }
   top = TopK(ids=told['top_ids'], logp=told['top_logp']) if 'top_ids' in told else None
   return Scores(
     logp=told['logp'], entropy=told.get('entropy'), top_k=top, at_ids=told.get('at_ids'), hidden=told.get('hidden'),

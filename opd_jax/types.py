@@ -69,5 +69,7 @@ class Scores(NamedTuple):
   entropy: Float[AnyArray, 'B R'] | None
   top_k: TopK | None  # [B, R, C]
   at_ids: Float[AnyArray, 'B R C'] | None  # log-probabilities of the tokens that were asked about
-  hidden: Float[AnyArray, 'B R D'] | None  # states that predict each token; with the head, the whole distribution
+  hidden: (
+    Float[AnyArray, 'B R D'] | None
+  )  # states that predict each token; with the head, the whole distribution
   layers: Float[AnyArray, 'B R J D'] | None  # the same after chosen layers

@@ -9,8 +9,9 @@ import pytest
 from conftest import FAMILIES
 
 from opd_jax import cli
-from opd_jax.models import hub, native, presets
+from opd_jax.models import presets
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import huggingface, orbax_folder
 
 TINY = 'experiments/models/tiny.gin'
 
@@ -90,7 +91,12 @@ def test_debug_shows_where_a_refusal_came_from(opd):
 
 
 def test_plan_counts_before_anything_is_allocated(opd, tmp_path):
-  files = ['--gin_file', 'experiments/models/qwen3_8b.gin', '--gin_file', 'experiments/layouts/fsdp_tensor.gin']
+  files = [
+    '--gin_file',
+    'experiments/models/qwen3_8b.gin',
+    '--gin_file',
+    'experiments/layouts/fsdp_tensor.gin',
+  ]
   status, out, _ = opd('plan', *files, '--workdir', tmp_path, '--json')
   plan = json.loads(out)
   assert status == 0 and plan['parameters'] == 8_190_735_360
@@ -107,13 +113,18 @@ def test_plan_tells_what_a_stage_holds_without_touching_a_judge(opd):
   status, out, _ = opd('plan', *files, '--gin_bindings', 'TEACHER = "nobody/nothing"', '--json')
   plan = json.loads(out)
   held = plan['stages']['train']
-  assert status == 0 and held['parameters'] == held['gradient'] == held['selves'] == plan['bytes_per_device']
+  assert (
+    status == 0
+    and held['parameters'] == held['gradient'] == held['selves'] == plan['bytes_per_device']
+  )
   assert held['optimiser'] == pytest.approx(2 * held['parameters'], rel=1e-6)  # Adam
   assert held['writer'] == held['parameters'] / 2  # bfloat16
 
 
 def test_a_binding_that_is_read_through_a_macro_is_not_called_dead(opd):
-  status, out, _ = opd('plan', '--gin_file', TINY, '--gin_bindings', 'presets.tiny.num_layers = 4', '--json')
+  status, out, _ = opd(
+    'plan', '--gin_file', TINY, '--gin_bindings', 'presets.tiny.num_layers = 4', '--json'
+  )
   assert status == 0 and json.loads(out)['model']['num_layers'] == 4
 
 
@@ -126,12 +137,14 @@ def test_gin_files_are_found_from_any_folder(opd, tmp_path, monkeypatch, pytestc
 @pytest.mark.parametrize('name', FAMILIES)
 def test_convert_there_and_back_is_byte_equal(opd, tmp_path, name, params_of):
   config = FAMILIES[name](param_dtype='bfloat16')
-  hub.save(tmp_path / 'published', config, mesh_layout(), params_of(config), max_file_bytes=100_000)
+  huggingface.save(
+    tmp_path / 'published', config, mesh_layout(), params_of(config), max_file_bytes=100_000
+  )
   (tmp_path / 'published' / 'tokenizer.json').write_text('{}')
   status, out, _ = opd('convert', tmp_path / 'published', tmp_path / 'ours')
-  assert status == 0 and 'our folder' in out and native.is_native(tmp_path / 'ours')
+  assert status == 0 and 'our folder' in out and orbax_folder.is_native(tmp_path / 'ours')
   assert opd('convert', tmp_path / 'ours', tmp_path / 'again')[0] == 0
-  first, second = (hub.tensors_of(tmp_path / folder) for folder in ('published', 'again'))
+  first, second = (huggingface.tensors_of(tmp_path / folder) for folder in ('published', 'again'))
   assert first.keys() == second.keys()
   assert all((first[name].read() == second[name].read()).all() for name in first)
   assert (tmp_path / 'again' / 'tokenizer.json').read_text() == '{}'
@@ -139,17 +152,17 @@ def test_convert_there_and_back_is_byte_equal(opd, tmp_path, name, params_of):
 
 def test_convert_changes_the_type_both_ways(opd, tmp_path, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
+  huggingface.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
   opd('convert', tmp_path / 'a', tmp_path / 'b', '--dtype', 'bfloat16')
-  assert native.read_config(tmp_path / 'b').param_dtype == 'bfloat16'
+  assert orbax_folder.read_config(tmp_path / 'b').param_dtype == 'bfloat16'
   opd('convert', tmp_path / 'b', tmp_path / 'c', '--dtype', 'float32')
-  assert {tensor.dtype for tensor in hub.tensors_of(tmp_path / 'c').values()} == {'F32'}
+  assert {tensor.dtype for tensor in huggingface.tensors_of(tmp_path / 'c').values()} == {'F32'}
   assert json.loads((tmp_path / 'c' / 'config.json').read_text())['torch_dtype'] == 'float32'
 
 
 def test_convert_refuses_before_it_works(opd, tmp_path, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
+  huggingface.save(tmp_path / 'a', config, mesh_layout(), params_of(config))
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'file').touch()
   assert 'not an empty folder' in opd('convert', tmp_path / 'a', tmp_path / 'full')[2]
@@ -162,14 +175,28 @@ def test_convert_refuses_before_it_works(opd, tmp_path, params_of):
 
 
 def test_sample_writes_something_reproducible(opd):
-  arguments = ('sample', '--model', 'tiny', '--prompt', 'a', '--prompt', 'longer', '--max_new_tokens', '5')
+  arguments = (
+    'sample',
+    '--model',
+    'tiny',
+    '--prompt',
+    'a',
+    '--prompt',
+    'longer',
+    '--max_new_tokens',
+    '5',
+  )
   first, second, other = opd(*arguments), opd(*arguments), opd(*arguments, '--seed', '1')
   assert first[0] == 0 and first[1] == second[1] != other[1]
   assert first[1].count('--- row') == 2 and 'tokens/s' in first[2]
 
 
 def test_sample_and_score_agree_about_every_token(opd, tmp_path):
-  rows = [{'text': 'one'}, {'messages': [{'role': 'user', 'content': 'two'}]}, {'tokens': [1, 2, 3]}]
+  rows = [
+    {'text': 'one'},
+    {'messages': [{'role': 'user', 'content': 'two'}]},
+    {'tokens': [1, 2, 3]},
+  ]
   (tmp_path / 'prompts.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
   flags = [
     '--prompts',
@@ -186,8 +213,18 @@ def test_sample_and_score_agree_about_every_token(opd, tmp_path):
   written = [json.loads(line) for line in out.splitlines()]
   assert status == 0 and sorted(row['row'] for row in written) == list(range(6))
   for row in written:
-    assert row.keys() == {'row', 'prompt_tokens', 'tokens', 'logps', 'behaviour_logps', 'ended_by', 'text'}
-    assert all(drawn >= plain for drawn, plain in zip(row['behaviour_logps'], row['logps'], strict=True))
+    assert row.keys() == {
+      'row',
+      'prompt_tokens',
+      'tokens',
+      'logps',
+      'behaviour_logps',
+      'ended_by',
+      'text',
+    }
+    assert all(
+      drawn >= plain for drawn, plain in zip(row['behaviour_logps'], row['logps'], strict=True)
+    )
   (tmp_path / 'written.jsonl').write_text(out)
   status, scored, _ = opd('score', '--model', 'tiny', '--json', tmp_path / 'written.jsonl')
   assert status == 0
@@ -195,13 +232,16 @@ def test_sample_and_score_agree_about_every_token(opd, tmp_path):
     scores = json.loads(line)
     assert scores['score_logps'] == pytest.approx(row['logps'], abs=1e-5)
     assert len(scores['entropies']) == len(row['tokens']) and scores['row'] == row['row']
-  assert '--rows must be at least 1' in opd('score', '--model', 'tiny', '--rows', '0', tmp_path / 'written.jsonl')[2]
+  assert (
+    '--rows must be at least 1'
+    in opd('score', '--model', 'tiny', '--rows', '0', tmp_path / 'written.jsonl')[2]
+  )
   assert 'perplexity' in opd('score', '--model', 'tiny', tmp_path / 'written.jsonl')[1]
 
 
 def test_token_prompts_need_no_tokenizer_and_texts_say_that_they_do(opd, tmp_path, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'bare', config, mesh_layout(), params_of(config))
+  huggingface.save(tmp_path / 'bare', config, mesh_layout(), params_of(config))
   (tmp_path / 'prompts.jsonl').write_text('{"tokens": [1, 2]}')
   arguments = ('sample', '--model', tmp_path / 'bare', '--max_new_tokens', '3', '--json')
   status, out, _ = opd(*arguments, '--prompts', tmp_path / 'prompts.jsonl')
@@ -259,7 +299,9 @@ def test_methods_prints_a_table_or_json(opd):
 def test_help_names_every_command_and_needs_no_jax():
   """`opd --help` answers at once: nothing heavy is imported for it."""
   code = "import sys; from opd_jax import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False)
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False
+  )
   assert done.returncode == 0, done.stderr
   for command in ('sample', 'score', 'convert', 'plan', 'methods'):
     assert command in done.stdout
@@ -276,7 +318,16 @@ def test_help_names_every_command_and_needs_no_jax():
 )
 def test_without_the_shape_hook_a_value_of_another_kind_is_a_readable_refusal(binding, words):
   """Under the hook the annotation refuses first, so this one runs in a plain interpreter."""
-  command = [sys.executable, '-m', 'opd_jax.cli', 'plan', '--gin_file', TINY, '--gin_bindings', binding]
+  command = [
+    sys.executable,
+    '-m',
+    'opd_jax.cli',
+    'plan',
+    '--gin_file',
+    TINY,
+    '--gin_bindings',
+    binding,
+  ]
   done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
   assert done.returncode == 2, done.stderr
   assert words in done.stderr and 'Traceback' not in done.stderr

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 import pytest
 
 from opd_jax.losses import divergences, supports, terms, vocabulary
-from opd_jax.losses.columns import Target
-from opd_jax.losses.vocabulary import Share
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.sharding import mesh_layout
 
 B, R, D, V, TILE = 8, 128, 4, 4096, 16
 TERMS = {
   'reverse full': terms.divergence(divergences.reverse_kl(), supports.full()),
   'jsd full': terms.divergence(divergences.jensen_shannon(beta=0.5), supports.full()),
-  'student top': terms.divergence(divergences.forward_kl(), supports.student_top_k(8, close=supports.tail())),
+  'student top': terms.divergence(
+    divergences.forward_kl(), supports.student_top_k(8, close=supports.tail())
+  ),
   'policy gradient': terms.policy_gradient(),
 }
-COLLECTIVE = re.compile(r' = \(?(.*?)\)? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)')
+COLLECTIVE = re.compile(
+  r' = \(?(.*?)\)? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)'
+)
 
 
 def compiled(layout, term):
@@ -27,8 +31,10 @@ def compiled(layout, term):
   target = Target(hidden=shape(B, R, 2 * D), head=shape(2 * D, V))
 
   def loss(hidden, head, response, target, coefficient):
-    shares = (Share(term, coefficient, {}),)
-    return vocabulary.weighted_sum(hidden, head, response, target, shares, layout=layout, tile=TILE)
+    weighted_terms = (WeightedTerm(term, coefficient, {}),)
+    return vocabulary.weighted_sum(
+      hidden, head, response, target, weighted_terms, layout=layout, tile=TILE
+    )
 
   program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
   response = jax.ShapeDtypeStruct((B, R), jnp.int32)
@@ -36,11 +42,15 @@ def compiled(layout, term):
 
 
 def sizes(text):
-  return [math.prod(map(int, dims.split(','))) for dims in re.findall(r'[a-z]+\d+\[([\d,]+)\]', text)]
+  return [
+    math.prod(map(int, dims.split(','))) for dims in re.findall(r'[a-z]+\d+\[([\d,]+)\]', text)
+  ]
 
 
 @pytest.mark.parametrize('name', TERMS)
-@pytest.mark.parametrize('shape', [{}, {'data': 2, 'tensor': 4}], ids=['one device', '2 x 4 devices'])
+@pytest.mark.parametrize(
+  'shape', [{}, {'data': 2, 'tensor': 4}], ids=['one device', '2 x 4 devices']
+)
 def test_nothing_of_tokens_times_vocabulary_is_made_or_sent(name, shape):
   layout = mesh_layout(**shape)
   program = compiled(layout, TERMS[name])
@@ -62,13 +72,20 @@ def test_memory_does_not_grow_with_tokens():
     shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
 
     def loss(hidden, head, target):
-      shares = (Share(term, jnp.ones((rows, R)), {}),)
+      weighted_terms = (WeightedTerm(term, jnp.ones((rows, R)), {}),)
       response = jnp.zeros((rows, R), jnp.int32)
-      return vocabulary.weighted_sum(hidden, head, response, target, shares, layout=layout, tile=TILE)[0]
+      return vocabulary.weighted_sum(
+        hidden, head, response, target, weighted_terms, layout=layout, tile=TILE
+      )[0]
 
     target = Target(hidden=shape(rows, R, 2 * D), head=shape(2 * D, V))
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    return program.lower(shape(rows, R, D), shape(D, V), target).compile().memory_analysis().temp_size_in_bytes
+    return (
+      program.lower(shape(rows, R, D), shape(D, V), target)
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
 
   few, many = temporaries(2), temporaries(8)
   assert many - few < 6 * R * (4 * D) * 4 * 2

@@ -28,7 +28,9 @@ FAMILIES = {
   'qwen3_moe': lambda **overrides: presets.tiny(
     family='qwen3_moe', experts=Experts(count=8, per_token=2, width=32, normalise=True), **overrides
   ),
-  'qwen2': lambda **overrides: presets.tiny(family='qwen2', qk_norm=False, qkv_bias=True, **overrides),
+  'qwen2': lambda **overrides: presets.tiny(
+    family='qwen2', qk_norm=False, qkv_bias=True, **overrides
+  ),
   'llama': lambda **overrides: presets.tiny(
     family='llama',
     qk_norm=False,

@@ -35,13 +35,15 @@ def batch(name):
 
 def program(params, batch, *, config, layout, microbatches=1, tile=None):
   """Loss, gradient, and the contribution of every position."""
-  total, readings = gradient(params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile)
+  total, readings = gradient(
+    params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile
+  )
   shape = batch.rollout.response.shape
   told = np.zeros(shape)
   for rows, reading in readings:
-    for share, value in zip(batch.shares, reading.values, strict=True):
+    for weighted, value in zip(batch.weighted_terms, reading.values, strict=True):
       width = value.shape[1]
-      told[rows, :width] += np.asarray(share.coefficient)[rows, :width] * np.asarray(value)
+      told[rows, :width] += np.asarray(weighted.coefficient)[rows, :width] * np.asarray(value)
   return total.loss, total.slope, told
 
 
@@ -52,7 +54,9 @@ def plain(name):
 
 
 def norm(tree):
-  return np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree)))
+  return np.sqrt(
+    sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree))
+  )
 
 
 def close(got, want, tolerance=1e-6):
@@ -82,7 +86,9 @@ def test_eight_devices_give_the_same_gradient(name, shape):
   config, params = prepared()[0]
   layout = mesh_layout(**shape)
   placed = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
-  got = program(jax.device_put(params, placed), jax.device_get(batch(name)), config=config, layout=layout)
+  got = program(
+    jax.device_put(params, placed), jax.device_get(batch(name)), config=config, layout=layout
+  )
   close(got, plain(name))
 
 
@@ -93,14 +99,27 @@ def test_an_empty_batch_and_extreme_padding_are_inert(name, single):
   mask = whole.rollout.mask
   junk = np.where(mask, whole.rollout.response, config.vocab_size - 1)
   dirty = lambda x: jnp.where(
-    mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x
+    mask.reshape(mask.shape + (1,) * (x.ndim - 2)),
+    x,
+    jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x,
   )
-  soiled = jax.tree.map(lambda x: dirty(x) if jnp.ndim(x) >= 2 else x, evidence(name)._replace(rollout=None))
+  soiled = jax.tree.map(
+    lambda x: dirty(x) if jnp.ndim(x) >= 2 else x, evidence(name)._replace(rollout=None)
+  )
   soiled = soiled._replace(rollout=whole.rollout._replace(response=junk), key=evidence(name).key)
-  got = program(params, worlds.batch_of(METHODS[name], soiled, prepared()[1], single), config=config, layout=single)
+  got = program(
+    params,
+    worlds.batch_of(METHODS[name], soiled, prepared()[1], single),
+    config=config,
+    layout=single,
+  )
   close(got, plain(name))
-  silent = tuple(share._replace(coefficient=0 * share.coefficient) for share in whole.shares)
-  loss, slope, _ = program(params, whole._replace(shares=silent), config=config, layout=single)
+  silent = tuple(
+    weighted._replace(coefficient=0 * weighted.coefficient) for weighted in whole.weighted_terms
+  )
+  loss, slope, _ = program(
+    params, whole._replace(weighted_terms=silent), config=config, layout=single
+  )
   assert loss == 0 and all(not leaf.any() for leaf in jax.tree.leaves(slope))
 
 
@@ -136,7 +155,9 @@ def test_each_program_is_compiled_once(name, single):
   before = step.compiles()
   fresh = next(entry.make() for entry in discover() if entry.name == name)
   again = worlds.evidence_of(fresh, *prepared(), single)
-  program(params, worlds.batch_of(fresh, again, prepared()[1], single), config=config, layout=single)
+  program(
+    params, worlds.batch_of(fresh, again, prepared()[1], single), config=config, layout=single
+  )
   assert step.compiles() == before
 
 
@@ -150,9 +171,13 @@ def test_the_teacher_answers_for_the_position_it_was_asked_about(name, single):
   token = int(response[row, at])
   moved = {**params, 'embed': {'table': params['embed']['table'].at[token].add(1.0)}}
   after = worlds.evidence_of(METHODS[name], student, (config, moved), reference, single)
-  felt = lambda one, other: np.abs(np.asarray(one) - np.asarray(other)).reshape(*mask.shape, -1).max(axis=-1) > 1e-7
+  felt = lambda one, other: (
+    np.abs(np.asarray(one) - np.asarray(other)).reshape(*mask.shape, -1).max(axis=-1) > 1e-7
+  )
   seen = np.cumsum(np.concatenate([prompts.tokens == token, response == token], axis=1), axis=1)
-  before = seen[:, prompts.tokens.shape[1] - 1 : -1] > 0  # whether the token stands before each position
+  before = (
+    seen[:, prompts.tokens.shape[1] - 1 : -1] > 0
+  )  # whether the token stands before each position
   assert before[row, at + 1] and not before[row, at]
   fields = zip(told.teacher, after.teacher, strict=True)
   for moved_at in [felt(*map(_numbers, pair)) for pair in fields if pair[0] is not None]:
@@ -160,7 +185,9 @@ def test_the_teacher_answers_for_the_position_it_was_asked_about(name, single):
   if name != 'iw_opd':  # whose weights look back over the whole row
     batches = [worlds.batch_of(METHODS[name], each, (config, judge), single)
                for each, judge in ((told, params), (after, moved))]  # fmt: skip
-    moved_at = felt(*(program(student[1], each, config=student[0], layout=single)[2] for each in batches))
+    moved_at = felt(
+      *(program(student[1], each, config=student[0], layout=single)[2] for each in batches)
+    )
     np.testing.assert_array_equal(moved_at & mask, before & mask)
 
 

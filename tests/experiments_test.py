@@ -8,9 +8,12 @@ from opd_jax import cli
 
 ROOT = Path(__file__).parent.parent / 'experiments'
 TINY, SUMS, OPD, TEACHER = (
-  str(ROOT / name) for name in ('models/tiny.gin', 'data/sums.gin', 'methods/opd.gin', 'judges/teacher.gin')
+  str(ROOT / name)
+  for name in ('models/tiny.gin', 'data/sums.gin', 'methods/opd.gin', 'judges/teacher.gin')
 )
-FILES = pytest.mark.parametrize('file', sorted(ROOT.rglob('*.gin')), ids=lambda file: str(file.relative_to(ROOT)))
+FILES = pytest.mark.parametrize(
+  'file', sorted(ROOT.rglob('*.gin')), ids=lambda file: str(file.relative_to(ROOT))
+)
 
 
 @FILES

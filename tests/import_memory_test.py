@@ -1,4 +1,4 @@
-"""The promise of `hub.load`, measured by the process itself: one tensor on the host, no copy of a stack."""
+"""The promise of `huggingface.load`, measured by the process itself: one tensor on the host, no copy of a stack."""
 
 import re
 import subprocess
@@ -7,17 +7,22 @@ from pathlib import Path
 
 import jax
 
-from opd_jax.models import hub, presets, transformer
+from opd_jax.models import presets, transformer
+from opd_jax.storage import huggingface
 
 SCRIPT = Path(__file__).parent.parent / 'benchmarks' / 'import_memory.py'
 
 
 def test_import_peaks_at_one_tensor_above_its_arrays(tmp_path, single, params_of):
   """A stack is 96 MiB here and the largest tensor 39: a stack that is copied once breaks the bound."""
-  config = presets.tiny(vocab_size=40_000, width=512, mlp_width=8192, num_layers=12, param_dtype='bfloat16')
-  hub.save(tmp_path / 'model', config, single, transformer.init(config, single, jax.random.key(0)))
+  config = presets.tiny(
+    vocab_size=40_000, width=512, mlp_width=8192, num_layers=12, param_dtype='bfloat16'
+  )
+  huggingface.save(
+    tmp_path / 'model', config, single, transformer.init(config, single, jax.random.key(0))
+  )
   tiny = presets.tiny(param_dtype='bfloat16')
-  hub.save(tmp_path / 'tiny', tiny, single, params_of(tiny))
+  huggingface.save(tmp_path / 'tiny', tiny, single, params_of(tiny))
   command = [sys.executable, str(SCRIPT), 'read', str(tmp_path / 'model'), str(tmp_path / 'tiny')]
   done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
   assert done.returncode == 0, done.stderr

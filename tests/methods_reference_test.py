@@ -11,7 +11,16 @@ from opd_jax.methods import discover
 from opd_jax.methods.aopd import aopd, below, below_where_wrong, zero
 from opd_jax.methods.exopd import exopd
 from opd_jax.methods.gkd import gkd
-from opd_jax.methods.iw_opd import cumulative, first, fixed_prefix, iw_opd, last, linear, mean_one, signed
+from opd_jax.methods.iw_opd import (
+  cumulative,
+  first,
+  fixed_prefix,
+  iw_opd,
+  last,
+  linear,
+  mean_one,
+  signed,
+)
 from opd_jax.methods.opd import opd
 from opd_jax.methods.opd_plus import opd_plus
 from opd_jax.methods.seqkd import seqkd
@@ -32,11 +41,13 @@ def float64():
 def ours(method, student=STUDENT, teacher=TEACHER, layout=None):
   """Loss and its gradient with respect to the student's logits."""
   evidence, target = worlds.from_logits(student, teacher, REFERENCE, RESPONSE, method.needs)
-  shares = jax.jit(method.weigh)(evidence)
+  weighted_terms = jax.jit(method.weigh)(evidence)
   head = jnp.eye(V)
 
   def loss(logits):
-    return vocabulary.weighted_sum(logits, head, jnp.asarray(RESPONSE), target, shares, layout=layout)[0]
+    return vocabulary.weighted_sum(
+      logits, head, jnp.asarray(RESPONSE), target, weighted_terms, layout=layout
+    )[0]
 
   return jax.value_and_grad(loss)(jnp.asarray(student))
 
@@ -48,8 +59,12 @@ def paper(formula):
   reward = np.array([1, 0, 1, 0, np.nan, 1, 0, 0])
 
   def loss(logits):
-    logs = [jax.nn.log_softmax(each) for each in (logits, jnp.asarray(TEACHER), jnp.asarray(REFERENCE))]
-    picked = [jnp.take_along_axis(log, jnp.asarray(RESPONSE)[..., None], -1)[..., 0] for log in logs]
+    logs = [
+      jax.nn.log_softmax(each) for each in (logits, jnp.asarray(TEACHER), jnp.asarray(REFERENCE))
+    ]
+    picked = [
+      jnp.take_along_axis(log, jnp.asarray(RESPONSE)[..., None], -1)[..., 0] for log in logs
+    ]
     return formula(*logs, *picked, jnp.asarray(mask), reward, stop)
 
   return jax.value_and_grad(loss)(jnp.asarray(STUDENT))
@@ -118,7 +133,9 @@ def iw(weight):
 
 
 def plus(advantage):
-  return lambda P, Q, Rf, lp, lq, lr, m, reward, stop: by_token(m, -stop(advantage(jnp.exp(lq - lp))) * lp)
+  return lambda P, Q, Rf, lp, lq, lr, m, reward, stop: by_token(
+    m, -stop(advantage(jnp.exp(lq - lp))) * lp
+  )
 
 
 def aopd_formula(gate, *, both=True):
@@ -137,7 +154,10 @@ FORMULAS = {
   'opd': (opd(), lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, -stop(lq - lp) * lp)),
   'aopd': (aopd(k=K), aopd_formula(le(0.0))),
   'aopd 0.1': (aopd(k=K, intervene=below(delta=0.1)), aopd_formula(le(0.1))),
-  'aopd teacher only': (aopd(k=K, close=supports.teacher_only()), aopd_formula(le(0.0), both=False)),
+  'aopd teacher only': (
+    aopd(k=K, close=supports.teacher_only()),
+    aopd_formula(le(0.0), both=False),
+  ),
   'aopd zero': (
     aopd(k=K, intervene=zero(tolerance=0.3)),
     aopd_formula(lambda lp, lq, reward: abs(lq - lp) <= 0.3),
@@ -149,9 +169,12 @@ FORMULAS = {
   'iw_opd': (iw_opd(), iw(iw_weight)),
   'iw_opd signed': (iw_opd(weight=signed()), iw(lambda gap, m: iw_weight(gap, m, use=lambda x: x))),
   'iw_opd linear': (iw_opd(weight=linear()), iw(lambda gap, m: spread(m))),
-  'iw_opd prefix': (iw_opd(weight=fixed_prefix()), iw(lambda gap, m: 1 + 0.5 * part(m, share=0.3, front=1))),
-  'iw_opd first': (iw_opd(weight=first()), iw(lambda gap, m: part(m, share=0.3, front=1))),
-  'iw_opd last': (iw_opd(weight=last()), iw(lambda gap, m: part(m, share=0.3, front=0))),
+  'iw_opd prefix': (
+    iw_opd(weight=fixed_prefix()),
+    iw(lambda gap, m: 1 + 0.5 * part(m, fraction=0.3, front=1)),
+  ),
+  'iw_opd first': (iw_opd(weight=first()), iw(lambda gap, m: part(m, fraction=0.3, front=1))),
+  'iw_opd last': (iw_opd(weight=last()), iw(lambda gap, m: part(m, fraction=0.3, front=0))),
   'iw_opd mean one': (
     iw_opd(weight=mean_one()),
     iw(lambda gap, m: iw_weight(gap, m) / (iw_weight(gap, m)[np.asarray(m)].mean())),
@@ -164,7 +187,9 @@ FORMULAS = {
   ),
   'exopd': (
     exopd(),
-    lambda P, Q, Rf, lp, lq, lr, m, w, stop: weight_sum(m, 1.0, stop(lq - lp) + 0.25 * (lq - lr), lp, stop),
+    lambda P, Q, Rf, lp, lq, lr, m, w, stop: weight_sum(
+      m, 1.0, stop(lq - lp) + 0.25 * (lq - lr), lp, stop
+    ),
   ),
   'gkd': (
     gkd(),
@@ -175,7 +200,10 @@ FORMULAS = {
     ),
   ),
   'gkd top': (
-    gkd(divergence=divergences.forward_kl(), support=supports.teacher_top_k(K, close=supports.renorm())),
+    gkd(
+      divergence=divergences.forward_kl(),
+      support=supports.teacher_top_k(K, close=supports.renorm()),
+    ),
     lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, top_kl(P, Q, both=True)),
   ),
   'sft': (sft(), lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_token(m, -lp)),
@@ -202,7 +230,9 @@ def test_special_cases_collapse_as_the_papers_say(single):
   np.testing.assert_allclose(run(opd(coefficient=2.0))[1], 2 * plain[1], atol=1e-14)
   by_row = paper(lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_sequence(m, -stop(lq - lp) * lp))
   same(run(aopd(k=K, intervene=below(delta=-1.0 - 1e-6))), by_row)
-  everywhere = paper(lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_sequence(m, top_kl(P, Q, both=True)))
+  everywhere = paper(
+    lambda P, Q, Rf, lp, lq, lr, m, w, stop: by_sequence(m, top_kl(P, Q, both=True))
+  )
   same(run(aopd(k=K, intervene=below(delta=1.0))), everywhere)
   mask = np.arange(worlds.R) < np.array(worlds.LENGTHS)[:, None]
   _, slope = run(aopd(k=V, intervene=below(delta=1.0)))  # all entries: p - q
@@ -222,13 +252,17 @@ def test_a_student_that_is_its_teacher_stays(name, single):
 
 
 @pytest.mark.parametrize('name', FORMULAS)
-def test_moving_one_logit_of_the_teacher_moves_its_own_position_and_no_later_weightless_one(name, single):
+def test_moving_one_logit_of_the_teacher_moves_its_own_position_and_no_later_weightless_one(
+  name, single
+):
   """Alignment: with weights that do not look across positions, exactly one row of d logits changes."""
   if name.startswith(('iw_opd', 'seqkd', 'sft')):
     pytest.skip('weights look across positions' if name.startswith('iw_opd') else 'asks no teacher')
   row, at = 3, 2
   moved = TEACHER.copy()
   moved[row, at, RESPONSE[row, at]] += 0.7
-  before, after = (ours(FORMULAS[name][0], teacher=each, layout=single)[1] for each in (TEACHER, moved))
+  before, after = (
+    ours(FORMULAS[name][0], teacher=each, layout=single)[1] for each in (TEACHER, moved)
+  )
   changed = np.argwhere(np.abs(after - before).max(-1) > 1e-12)
   assert changed.tolist() == [[row, at]]

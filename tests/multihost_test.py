@@ -7,7 +7,8 @@ import sys
 import jax
 import numpy as np
 
-from opd_jax.models import hub, native, presets, transformer
+from opd_jax.models import presets, transformer
+from opd_jax.storage import huggingface, orbax_folder
 
 WORKER = """
 import sys
@@ -20,11 +21,12 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=number)
 from jax.experimental import multihost_utils
-from opd_jax.models import hub, native, transformer
+from opd_jax.models import transformer
+from opd_jax.storage import huggingface, orbax_folder
 from opd_jax.sharding import mesh_layout
 
 layout = mesh_layout(fsdp=2, tensor=2)
-config, params = hub.load(f'{folder}/model', layout)
+config, params = huggingface.load(f'{folder}/model', layout)
 assert not params['embed']['table'].is_fully_addressable
 
 @jax.jit
@@ -36,9 +38,9 @@ tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
 logits = multihost_utils.process_allgather(run(params, tokens), tiled=True)
 if number == 0:
   np.save(f'{folder}/logits.npy', logits)
-hub.save(f'{folder}/exported', config, layout, params)
-native.save(f'{folder}/ours', config, params)
-again = native.load(f'{folder}/ours', layout)[1]
+huggingface.save(f'{folder}/exported', config, layout, params)
+orbax_folder.save(f'{folder}/ours', config, params)
+again = orbax_folder.load(f'{folder}/ours', layout)[1]
 jax.tree.map(lambda a, b: [np.testing.assert_array_equal(x.data, y.data) for x, y in
   zip(a.addressable_shards, b.addressable_shards, strict=True)], params, again)
 """
@@ -52,11 +54,16 @@ def free_port() -> int:
 
 def test_two_hosts_load_run_and_save_one_model(tmp_path, single, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'model', config, single, params_of(config))
+  huggingface.save(tmp_path / 'model', config, single, params_of(config))
   command = [sys.executable, '-c', WORKER]
   arguments = str(free_port()), str(tmp_path)
   workers = [
-    subprocess.Popen([*command, str(number), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    subprocess.Popen(
+      [*command, str(number), *arguments],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
     for number in range(2)
   ]
   try:
@@ -76,6 +83,6 @@ def test_two_hosts_load_run_and_save_one_model(tmp_path, single, params_of):
   np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), want, atol=1e-5)
   original = (tmp_path / 'model' / 'model.safetensors').read_bytes()
   assert (tmp_path / 'exported' / 'model.safetensors').read_bytes() == original
-  loaded = native.load(tmp_path / 'ours', single)[1]
+  loaded = orbax_folder.load(tmp_path / 'ours', single)[1]
   jax.tree.map(np.testing.assert_array_equal, loaded, params_of(config))
   assert not list(tmp_path.glob('.*')), 'nothing half-written is left'

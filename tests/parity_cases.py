@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from opd_jax.models import hub_config, names, transformer
+from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
+from opd_jax.storage import huggingface_config, parameter_names
 
 GOLDEN = Path(__file__).parent / 'golden' / 'parity.npz'
 VOCABULARY, START = 64, np.array([0, 5], np.int32)  # row 0 unpadded, row 1 left-padded
@@ -29,7 +30,12 @@ COMMON = {
 }
 FAMILIES = {
   'qwen3': {'head_dim': 16},
-  'qwen3_moe': {'head_dim': 16, 'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 16},
+  'qwen3_moe': {
+    'head_dim': 16,
+    'num_experts': 8,
+    'num_experts_per_tok': 2,
+    'moe_intermediate_size': 16,
+  },
   'qwen2': {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}},
   'llama': {
     'rope_parameters': {
@@ -59,10 +65,19 @@ class Case:
     extra = {'norm_topk_prob': self.group != 2} if self.family == 'qwen3_moe' else {}
     heads = {'num_key_value_heads': COMMON['num_attention_heads'] // self.group}
     table = {'max_position_embeddings': max(64, self.length)}
-    return {**COMMON, **FAMILIES[self.family], **heads, **extra, **table, 'tie_word_embeddings': self.tied}
+    return {
+      **COMMON,
+      **FAMILIES[self.family],
+      **heads,
+      **extra,
+      **table,
+      'tie_word_embeddings': self.tied,
+    }
 
 
-CASES = [Case(family, tied, group) for family in FAMILIES for tied in (True, False) for group in (1, 2, 4)]
+CASES = [
+  Case(family, tied, group) for family in FAMILIES for tied in (True, False) for group in (1, 2, 4)
+]
 # Errors of the rotary table grow with the position: long rows see them, short ones do not.
 CASES += [Case('qwen2', True, 2, length=4096), Case('llama', True, 2, length=4096)]
 
@@ -74,7 +89,9 @@ def tokens(length: int) -> np.ndarray:
 def weight_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
   """The same numbers for the same published name, wherever they are made."""
   stream = np.random.RandomState(zlib.crc32(name.encode()))
-  values = stream.uniform(0.5, 1.5, shape) if 'norm' in name else 0.3 * stream.standard_normal(shape)
+  values = (
+    stream.uniform(0.5, 1.5, shape) if 'norm' in name else 0.3 * stream.standard_normal(shape)
+  )
   return values.astype(np.float32)
 
 
@@ -98,12 +115,16 @@ def _fused(name: str, shape: tuple[int, ...]) -> np.ndarray:
   if last == 'gate_up_proj':
     half = (shape[1] // 2, shape[2])
     parts = [
-      np.concatenate([weight_of(f'{prefix}.experts.{e}.{part}_proj.weight', half) for part in ('gate', 'up')])
+      np.concatenate(
+        [weight_of(f'{prefix}.experts.{e}.{part}_proj.weight', half) for part in ('gate', 'up')]
+      )
       for e in range(shape[0])
     ]
     return np.stack(parts)
   if last == 'down_proj':
-    return np.stack([weight_of(f'{prefix}.experts.{e}.down_proj.weight', shape[1:]) for e in range(shape[0])])
+    return np.stack(
+      [weight_of(f'{prefix}.experts.{e}.down_proj.weight', shape[1:]) for e in range(shape[0])]
+    )
   return weight_of(name, shape)
 
 
@@ -123,16 +144,16 @@ def torch_logits(case: Case) -> np.ndarray:
 
 def our_params(config: ModelConfig, layout: Layout) -> dict:
   filled: dict[str, np.ndarray] = {}
-  for path, leaf in names.flat(transformer.abstract(config, layout)).items():
+  for path, leaf in parameter_names.flat(transformer.abstract(config, layout)).items():
     filled[path] = np.zeros(leaf.shape, np.float32)
-  for piece in names.pieces(config, layout):
+  for piece in parameter_names.pieces(config, layout):
     filled[piece.path][piece.at] = piece.ours(weight_of(piece.name, piece.published_shape))
-  return names.nested(filled)
+  return parameter_names.nested(filled)
 
 
 def our_logits(raw: dict, layout: Layout, length: int) -> np.ndarray:
   """Our logits for the config.json `raw`."""
-  config = hub_config.parse(raw)
+  config = huggingface_config.parse(raw)
 
   @jax.jit
   def run(params, tokens, start):

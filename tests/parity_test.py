@@ -7,7 +7,9 @@ import parity_cases
 import pytest
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
-live = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install -e '.[parity]' runs this live")
+live = pytest.mark.skipif(
+  not HAS_TORCH, reason="torch is not installed: pip install -e '.[parity]' runs this live"
+)
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')
 
 
@@ -24,7 +26,9 @@ def test_logits_equal_those_of_transformers(case, single):
   theirs = parity_cases.torch_logits(case)
   assert np.abs(theirs).max() > 1.0
   assert (
-    parity_cases.gap(parity_cases.our_logits(parity_cases.read_golden(case)[0], single, case.length), theirs)
+    parity_cases.gap(
+      parity_cases.our_logits(parity_cases.read_golden(case)[0], single, case.length), theirs
+    )
     <= parity_cases.TOLERANCE
   )
 
@@ -36,16 +40,18 @@ def test_a_model_of_transformers_and_ours_cross_over_both_ways(case, single, tmp
   import torch
   import transformers
 
-  from opd_jax.models import hub
+  from opd_jax.storage import huggingface
 
   theirs = parity_cases.torch_model(case)
   theirs.save_pretrained(tmp_path / 'theirs', max_shard_size='30KB')
-  config, params = hub.load(tmp_path / 'theirs', single)
+  config, params = huggingface.load(tmp_path / 'theirs', single)
   expected = parity_cases.our_params(config, single)
-  for path, leaf in hub.names.flat(params).items():
-    np.testing.assert_array_equal(leaf, hub.names.flat(expected)[path])
-  hub.save(tmp_path / 'ours', config, single, params, max_file_bytes=30_000)
-  back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'ours', attn_implementation='eager')
+  for path, leaf in huggingface.names.flat(params).items():
+    np.testing.assert_array_equal(leaf, huggingface.names.flat(expected)[path])
+  huggingface.save(tmp_path / 'ours', config, single, params, max_file_bytes=30_000)
+  back = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'ours', attn_implementation='eager'
+  )
   assert type(back) is type(theirs)
   mine, other = theirs.state_dict(), back.state_dict()
   assert mine.keys() == other.keys()

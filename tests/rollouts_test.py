@@ -6,7 +6,7 @@ import pytest
 
 from opd_jax import rollouts
 from opd_jax.data.prompts import left_padded
-from opd_jax.data.templates import Lesson
+from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
@@ -18,18 +18,20 @@ SAMPLING = Sampling(budget=10, slots=4)
 @pytest.fixture(scope='module')
 def models():
   config = presets.tiny(width=32, num_layers=1, vocab_size=24)
-  make = lambda seed: Model(config, mesh_layout(), transformer.init(config, mesh_layout(), jax.random.key(seed)))
+  make = lambda seed: Model(
+    config, mesh_layout(), transformer.init(config, mesh_layout(), jax.random.key(seed))
+  )
   return make(0), make(1)
 
 
 def lessons(rows):
-  return [Lesson(row, [True] * len(row)) for row in rows]
+  return [TaughtTokens(row, [True] * len(row)) for row in rows]
 
 
-def write(writers, models, traces=None, step=0):
+def write(writers, models, demonstrations=None, step=0):
   prompts = left_padded(ROWS, width=4, pad=0)
   return rollouts.write(
-    writers, prompts, traces or [None] * len(ROWS), jax.random.key(3), student=lambda: models[0],
+    writers, prompts, demonstrations or [None] * len(ROWS), jax.random.key(3), student=lambda: models[0],
     teacher=lambda: models[1], sampling=SAMPLING, step=step,
   )  # fmt: skip
 
@@ -38,21 +40,24 @@ def write(writers, models, traces=None, step=0):
   'shares', [(1.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.25, 0.25, 0.5), (0.0, 1.0, 0.0), (0.3, 0.7, 0.0)]
 )
 def test_every_row_has_one_writer_and_shares_are_kept(shares):
-  writers = rollouts.Writers(student=shares[0], teacher=shares[1], dataset=shares[2])
+  writers = rollouts.RolloutMix(student=shares[0], teacher=shares[1], dataset=shares[2])
   dealt = np.stack(writers.deal(40))
   np.testing.assert_array_equal(dealt.sum(axis=0), 1)
   np.testing.assert_allclose(dealt.mean(axis=1), shares, atol=0.026)
 
 
 def test_rows_of_several_writers_are_joined_in_order(models):
-  traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], [9]]
-  got = write(rollouts.mixture(student=0.5), models, lessons(traces))
+  demonstrations = [[1, 2], [3], [4, 5, 6], [7], [8, 8], [9]]
+  got = write(rollouts.mixture(student=0.5), models, lessons(demonstrations))
   alone = write(rollouts.student(), models)
   student = got.by_student.any(axis=1)
   assert student.sum() == 3
   np.testing.assert_array_equal(got.response[student], alone.response[student])
   for row in np.flatnonzero(~student):
-    assert got.response[row][got.mask[row]].tolist() == traces[row] and np.isnan(got.logp[row]).all()
+    assert (
+      got.response[row][got.mask[row]].tolist() == demonstrations[row]
+      and np.isnan(got.logp[row]).all()
+    )
 
 
 def test_the_teacher_writes_where_it_is_asked_to(models):
@@ -85,12 +90,14 @@ def test_an_early_stop_shortens_what_is_written(models):
 
 
 def test_trimming_and_cutting_keep_every_token():
-  traces = [[1, 2], [3], [4, 5, 6], [7], [8, 8], []]
+  demonstrations = [[1, 2], [3], [4, 5, 6], [7], [8, 8], []]
   prompts = left_padded(ROWS, width=60, pad=0)
-  whole = rollouts.given(prompts, lessons(traces), width=40)
+  whole = rollouts.given(prompts, lessons(demonstrations), width=40)
   got = rollouts.trimmed(whole)
   assert got.response.shape == (6, 8) and got.prompt.tokens.shape == (6, 8)
-  assert [row[mask].tolist() for row, mask in zip(got.response, got.mask, strict=True)] == traces
+  assert [
+    row[mask].tolist() for row, mask in zip(got.response, got.mask, strict=True)
+  ] == demonstrations
   parts = rollouts.microbatches_of(got, 3, devices=2)
   assert sorted(np.concatenate(parts).tolist()) == list(range(6)) and parts[0][0] == 2
   with pytest.raises(ValueError, match='6 rows cannot be dealt'):
@@ -99,7 +106,7 @@ def test_trimming_and_cutting_keep_every_token():
 
 def test_refusals(models):
   with pytest.raises(ValueError, match='sum to 1'):
-    rollouts.Writers(student=0.5)
+    rollouts.RolloutMix(student=0.5)
   with pytest.raises(ValueError, match='some problems have none'):
     write(rollouts.dataset(), models)
   with pytest.raises(ValueError, match='never cut silently'):

@@ -47,7 +47,11 @@ def test_too_few_devices_say_how_many_are_here():
 def test_an_axis_that_does_not_divide_is_named_with_its_remedy():
   with pytest.raises(ValueError, match=r"the head has 3 along 'heads'.*replicate"):
     mesh_layout(tensor=2).fitted((3,), ('heads',), what='the head')
-  assert mesh_layout(tensor=2, replicate=('heads',)).fitted((3,), ('heads',), what='the head').is_fully_replicated
+  assert (
+    mesh_layout(tensor=2, replicate=('heads',))
+    .fitted((3,), ('heads',), what='the head')
+    .is_fully_replicated
+  )
 
 
 def test_layouts_hash_and_may_live_on_other_devices():
@@ -56,7 +60,9 @@ def test_layouts_hash_and_may_live_on_other_devices():
     mesh_layout(fsdp=4, devices=tuple(jax.devices()[4:])),
   )
   assert hash(mine) != hash(other) and mine == mesh_layout(fsdp=4, devices=tuple(jax.devices()[:4]))
-  moved = jax.device_put(jax.device_put(jax.numpy.arange(8.0), mine.sharding('embed')), other.sharding('embed'))
+  moved = jax.device_put(
+    jax.device_put(jax.numpy.arange(8.0), mine.sharding('embed')), other.sharding('embed')
+  )
   assert moved.sharding.device_set == set(jax.devices()[4:])
 
 

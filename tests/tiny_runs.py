@@ -8,30 +8,35 @@ import jax
 import numpy as np
 
 from opd_jax import teachers
-from opd_jax.data import worlds
+from opd_jax.data.tiny_worlds import sums
 from opd_jax.inference.sampler import Sampling
 from opd_jax.methods import aopd, sft
-from opd_jax.models import native, presets, transformer
-from opd_jax.models.fingerprint import digest
+from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import orbax_folder
+from opd_jax.storage.fingerprint import digest
 from opd_jax.training import loop, metrics, optimisers
 from opd_jax.training.experiment import Evaluation, Experiment, Stage
 
 CONFIG = presets.tiny(width=32, num_layers=1, vocab_size=24)
-QUIET = loop.Ears(say=lambda text: None)
+QUIET = loop.Listener(say=lambda text: None)
 
 
 def teacher_folder(folder: Path, seed: int = 5, **overrides) -> str:
   config = dataclasses.replace(CONFIG, **overrides)
   if not (folder / 'teacher').exists():
-    native.save(folder / 'teacher', config, transformer.init(config, mesh_layout(), jax.random.key(seed)))
+    orbax_folder.save(
+      folder / 'teacher', config, transformer.init(config, mesh_layout(), jax.random.key(seed))
+    )
   return str(folder / 'teacher')
 
 
-def experiment(folder: Path, *, distil: dict[str, Any] | None = None, prompts: int = 4, **changes: Any) -> Experiment:
+def experiment(
+  folder: Path, *, distil: dict[str, Any] | None = None, prompts: int = 4, **changes: Any
+) -> Experiment:
   """Three steps on given text, then three of AOPD, with an evaluation and checkpoints on the way."""
   warm = Stage(
-    name='warm', method=sft.sft(), steps=3, task=worlds.sums(), prompts=prompts, rows=2 * prompts,
+    name='warm', method=sft.sft(), steps=3, task=sums.sums(), prompts=prompts, rows=2 * prompts,
     optimiser=optimisers.adamw(rate=1e-3), sampling=Sampling(budget=40, slots=prompts),
   )  # fmt: skip
   judges = {'teacher': teachers.frozen(teacher_folder(folder))}
@@ -39,9 +44,9 @@ def experiment(folder: Path, *, distil: dict[str, Any] | None = None, prompts: i
   known = Experiment(
     model=CONFIG,
     layout=mesh_layout(),
-    tokenizer=worlds.sums_tokenizer(),
+    tokenizer=sums.tokenizer(),
     stages=(warm, dataclasses.replace(second, **(distil or {}))),
-    evaluation=Evaluation(task=worlds.sums(split='heldout'), problems=prompts, every=2),
+    evaluation=Evaluation(task=sums.sums(split='heldout'), problems=prompts, every=2),
     checkpoint_every=2,
     samples_every=2,
   )
@@ -49,7 +54,9 @@ def experiment(folder: Path, *, distil: dict[str, Any] | None = None, prompts: i
 
 
 def run(experiment: Experiment, workdir: Path, **options) -> loop.Outcome:
-  return loop.train(experiment, workdir, ears=options.pop('ears', QUIET), **{'skip_preflight': True, **options})
+  return loop.train(
+    experiment, workdir, ears=options.pop('ears', QUIET), **{'skip_preflight': True, **options}
+  )
 
 
 def told(workdir: Path) -> list[dict]:
@@ -68,5 +75,6 @@ def closeness(one, other) -> float:
   """Largest difference of two trees, relative to the largest entry."""
   pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
   return max(
-    float(np.abs(np.asarray(a) - np.asarray(b)).max() / max(np.abs(np.asarray(b)).max(), 1e-6)) for a, b in pairs
+    float(np.abs(np.asarray(a) - np.asarray(b)).max() / max(np.abs(np.asarray(b)).max(), 1e-6))
+    for a, b in pairs
   )

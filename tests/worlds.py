@@ -7,7 +7,7 @@ import numpy as np
 from opd_jax.certify.bigram import scores_of
 from opd_jax.data.prompts import left_padded
 from opd_jax.inference import scorer
-from opd_jax.losses.columns import Target
+from opd_jax.losses.vocab_shard import Target
 from opd_jax.method import Evidence, target_of
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
@@ -38,7 +38,9 @@ def rollout_of(prompts, response, student_logp) -> Rollout:
 
 def prompts_of(seed: int, vocabulary: int):
   rng = np.random.RandomState(seed)
-  return left_padded([rng.randint(0, vocabulary, 1 + number % 4).tolist() for number in range(ROWS)], width=4, pad=0)
+  return left_padded(
+    [rng.randint(0, vocabulary, 1 + number % 4).tolist() for number in range(ROWS)], width=4, pad=0
+  )
 
 
 def from_logits(student, teacher, reference, response, needs) -> tuple[Evidence, Target]:
@@ -60,16 +62,28 @@ def models():
   """A student, a teacher of another width and a reference, all tiny."""
   configs = presets.tiny(), presets.tiny(width=32, tied=False), presets.tiny()
   keys = jax.random.split(jax.random.key(7), 3)
-  return [(config, transformer.init(config, mesh_layout(), key)) for config, key in zip(configs, keys, strict=True)]
+  return [
+    (config, transformer.init(config, mesh_layout(), key))
+    for config, key in zip(configs, keys, strict=True)
+  ]
 
 
 def evidence_of(method, student, teacher, reference, layout, seed: int = 0) -> Evidence:
   """Evidence from models, scored as a run scores it."""
   (config, params), (judge, judge_params) = student, teacher
   prompts = prompts_of(seed, config.vocab_size)
-  response = np.random.RandomState(seed + 1).randint(0, config.vocab_size, (ROWS, R)).astype(np.int32)
+  response = (
+    np.random.RandomState(seed + 1).randint(0, config.vocab_size, (ROWS, R)).astype(np.int32)
+  )
   ask = lambda model, needs, ids=None: scorer.score(
-    model[1], prompts.tokens, prompts.length, response, ids, config=model[0], layout=layout, needs=needs
+    model[1],
+    prompts.tokens,
+    prompts.length,
+    response,
+    ids,
+    config=model[0],
+    layout=layout,
+    needs=needs,
   )
   needs = method.needs
   mine = ask((config, params), needs.student)
@@ -86,4 +100,8 @@ def evidence_of(method, student, teacher, reference, layout, seed: int = 0) -> E
 
 def batch_of(method, evidence: Evidence, teacher, layout) -> Batch:
   head = transformer.bind(teacher[0], layout, teacher[1]).head()
-  return Batch(rollout=evidence.rollout, target=target_of(evidence, head), shares=jax.jit(method.weigh)(evidence))
+  return Batch(
+    rollout=evidence.rollout,
+    target=target_of(evidence, head),
+    weighted_terms=jax.jit(method.weigh)(evidence),
+  )

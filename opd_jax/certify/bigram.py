@@ -18,19 +18,21 @@ import optax
 
 from opd_jax.inference import scorer
 from opd_jax.losses import divergences, vocabulary
-from opd_jax.losses.columns import Target
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.terms import Term
-from opd_jax.losses.vocabulary import Share
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.method import Evidence, Method, target_of
-from opd_jax.rollouts import Writers
+from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import mesh_layout
 from opd_jax.types import Prompts, Rollout, Scores, TopK
 
 V, T = 5, 3  # tokens, positions
 STEPS, RATE = 3000, 0.05  # of the search for the fixed point
 
-Gradient = Callable[[Any, 'World', Any], Any]  # (table, world, response [1, T]) -> gradient of the table
+Gradient = Callable[
+  [Any, 'World', Any], Any
+]  # (table, world, response [1, T]) -> gradient of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,9 @@ class World:
 
   @property
   def responses(self):
-    return jnp.asarray(np.stack(np.meshgrid(*[range(V)] * T, indexing='ij'), axis=-1).reshape(-1, T), jnp.int32)
+    return jnp.asarray(
+      np.stack(np.meshgrid(*[range(V)] * T, indexing='ij'), axis=-1).reshape(-1, T), jnp.int32
+    )
 
 
 def world(seed: int = 0) -> World:
@@ -65,20 +69,22 @@ def _log_chance(table, responses):
   return jnp.take_along_axis(log, responses[..., None], axis=-1)[..., 0].sum(axis=1)
 
 
-def _chances(writers: Writers, student, world: World):
+def _chances(writers: RolloutMix, student, world: World):
   """Probability of every response under whoever writes; a data set is the teacher's text."""
   responses = world.responses
   mine, others = (jnp.exp(_log_chance(table, responses)) for table in (student, world.teacher))
   return writers.student * mine + (1 - writers.student) * others
 
 
-def exact(divergence: Divergence, writers: Writers, table, world: World, target=None):
+def exact(divergence: Divergence, writers: RolloutMix, table, world: World, target=None):
   """Gradient of the objective J with respect to the table; `target` replaces the teacher's log-probabilities."""
   contexts = contexts_of(world.responses)
   chances = _chances(writers, table, world)[:, None]
   visits = jnp.zeros(table.shape[0]).at[contexts].add(jnp.broadcast_to(chances, contexts.shape)) / T
   log_q = jax.nn.log_softmax(world.teacher if target is None else target)
-  return jax.grad(lambda table: (visits * divergence(jax.nn.log_softmax(table), log_q)).sum())(table)
+  return jax.grad(lambda table: (visits * divergence(jax.nn.log_softmax(table), log_q)).sum())(
+    table
+  )
 
 
 def scores_of(logits, response, needs: scorer.Needs = scorer.Needs(), ids=None) -> Scores:
@@ -117,10 +123,12 @@ def _evidence(method: Method, table, world: World, response) -> Evidence:
   )
 
 
-def _pass(table, response, target: Target, shares: Sequence[Share]):
+def _pass(table, response, target: Target, weighted_terms: Sequence[WeightedTerm]):
   """Loss of one response through the vocabulary pass; the head is the identity, so states are logits."""
   states = table[contexts_of(response)]
-  return vocabulary.weighted_sum(states, jnp.eye(V), response, target, shares, layout=mesh_layout())[0]
+  return vocabulary.weighted_sum(
+    states, jnp.eye(V), response, target, weighted_terms, layout=mesh_layout()
+  )[0]
 
 
 def by_method(method: Method) -> Gradient:
@@ -128,8 +136,8 @@ def by_method(method: Method) -> Gradient:
 
   def gradient(table, world: World, response):
     evidence = _evidence(method, jax.lax.stop_gradient(table), world, response)
-    target, shares = target_of(evidence, jnp.eye(V)), method.weigh(evidence)
-    return jax.grad(lambda table: _pass(table, response, target, shares))(table)
+    target, weighted_terms = target_of(evidence, jnp.eye(V)), method.weigh(evidence)
+    return jax.grad(lambda table: _pass(table, response, target, weighted_terms))(table)
 
   return gradient
 
@@ -140,9 +148,9 @@ def by_term(term: Term) -> Gradient:
   def gradient(table, world: World, response):
     contexts = contexts_of(response)
     logp = scores_of(world.teacher[contexts], response).logp
-    share = Share(term, jnp.full(response.shape, 1 / T), {'teacher_logp': logp})
+    weighted = WeightedTerm(term, jnp.full(response.shape, 1 / T), {'teacher_logp': logp})
     target = Target(hidden=world.teacher[contexts], head=jnp.eye(V))
-    return jax.grad(lambda table: _pass(table, response, target, (share,)))(table)
+    return jax.grad(lambda table: _pass(table, response, target, (weighted,)))(table)
 
   return gradient
 
@@ -170,14 +178,14 @@ def by_loss(loss: Callable[[Any, Any], Any]) -> Gradient:
   return gradient
 
 
-def _each(gradient: Gradient, writers: Writers, table, world: World):
+def _each(gradient: Gradient, writers: RolloutMix, table, world: World):
   """Probability of every response while the student is `table`, and the gradient there."""
   chances = _chances(writers, table, world)
   return chances, jax.vmap(lambda response: gradient(table, world, response[None]))(world.responses)
 
 
 @functools.partial(jax.jit, static_argnames=('gradient', 'writers'))
-def _moments(gradient: Gradient, writers: Writers, tables):
+def _moments(gradient: Gradient, writers: RolloutMix, tables):
   """Expectation of a gradient over every response, and its variance."""
   here = World(*tables)
   chances, each = _each(gradient, writers, here.student, here)
@@ -185,7 +193,7 @@ def _moments(gradient: Gradient, writers: Writers, tables):
   return mean, (chances * jnp.square(each - mean).sum(axis=(1, 2))).sum()
 
 
-def moments(gradient, writers: Writers, world: World) -> tuple[Any, Any]:
+def moments(gradient, writers: RolloutMix, world: World) -> tuple[Any, Any]:
   return _moments(gradient, writers, (world.student, world.teacher, world.reference))
 
 
@@ -206,7 +214,9 @@ def fixed_point(method: Method, world: World) -> float:
 
     def step(_, carry):
       table, state = carry
-      updates, state = optimiser.update(jnp.tensordot(*_each(gradient, method.rollout, table, here), axes=1), state)
+      updates, state = optimiser.update(
+        jnp.tensordot(*_each(gradient, method.rollout, table, here), axes=1), state
+      )
       return optax.apply_updates(table, updates), state
 
     return jax.lax.fori_loop(0, STEPS, step, (here.student, optimiser.init(here.student)))[0]

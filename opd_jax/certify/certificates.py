@@ -15,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.certify import bigram
-from opd_jax.certify.bigram import T, V, World, by_advantage, by_loss, by_method, by_term, compared, exact, moments
+from opd_jax.certify.bigram import (
+  T,
+  V,
+  World,
+  by_advantage,
+  by_loss,
+  by_method,
+  by_term,
+  compared,
+  exact,
+  moments,
+)
 from opd_jax.certify.estimators import (
   ALL_DIVERGENCES,
   Estimator,
@@ -27,20 +38,20 @@ from opd_jax.certify.estimators import (
   student_top,
 )
 from opd_jax.losses import advantages, divergences, supports, terms, vocabulary
-from opd_jax.losses.columns import Target
 from opd_jax.losses.terms import Term
-from opd_jax.losses.vocabulary import Share
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.method import Method
 from opd_jax.methods import discover
 from opd_jax.methods.aopd import zero
 from opd_jax.methods.iw_opd import fixed_prefix, linear, mean_one, signed
-from opd_jax.rollouts import Writers
+from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import mesh_layout
 
 EXACT = 1e-9  # relative: what counts as equal in float64
 PLAIN = 1e-3  # relative: what counts as different
 FIXED = 1e-3  # nats from the closed form
-ON_POLICY = Writers(student=1.0)
+ON_POLICY = RolloutMix(student=1.0)
 
 
 class Line(NamedTuple):
@@ -52,7 +63,9 @@ class Line(NamedTuple):
   bias: float | None
   cosine: float | None
   deviation: float | None  # of one response's gradient
-  fixed_point: float | None  # KL in nats between where it ends and the closed form, at the worst context
+  fixed_point: (
+    float | None
+  )  # KL in nats between where it ends and the closed form, at the worst context
   holds: bool
 
 
@@ -68,7 +81,9 @@ def makers() -> Mapping[str, Callable[[], Method]]:
   for weight in (signed, linear, fixed_prefix, mean_one):
     found[f'iw_opd, {weight.__name__}'] = functools.partial(iw_opd, weight=weight())
   found['opd_plus, forward_kl'] = functools.partial(opd_plus, divergence=forward)
-  found['gkd, forward_kl on-policy'] = functools.partial(gkd, divergence=forward, student_share=1.0)
+  found['gkd, forward_kl on-policy'] = functools.partial(
+    gkd, divergence=forward, student_fraction=1.0
+  )
   return found
 
 
@@ -77,7 +92,13 @@ def certify_method(name: str, make: Callable[[], Method], world: World) -> Line:
   method = make()
   claimed = method.descends
   log_q, log_r = (jax.nn.log_softmax(table) for table in (world.teacher, world.reference))
-  truth = exact(claimed or divergences.reverse_kl(), method.rollout, world.student, world, method.optimum(log_q, log_r))
+  truth = exact(
+    claimed or divergences.reverse_kl(),
+    method.rollout,
+    world.student,
+    world,
+    method.optimum(log_q, log_r),
+  )
   bias, cosine, deviation = compared(*moments(by_method(method), method.rollout, world), truth)
   end = bigram.fixed_point(method, world)
   holds = end <= FIXED and (bias <= EXACT if claimed else cosine > 0)
@@ -90,7 +111,9 @@ def certify_estimator(estimator: Estimator, world: World) -> Line:
   kind, name, claimed, gradient = estimator
   truth = exact(claimed, ON_POLICY, world.student, world)
   bias, cosine, deviation = compared(*moments(gradient, ON_POLICY, world), truth)
-  return Line(kind, name, f'unbiased for {claimed.name}', bias, cosine, deviation, None, bias <= EXACT)
+  return Line(
+    kind, name, f'unbiased for {claimed.name}', bias, cosine, deviation, None, bias <= EXACT
+  )
 
 
 def _bad(name: str, claim: str, numbers: tuple[float, float, float], holds: bool) -> Line:
@@ -100,8 +123,14 @@ def _bad(name: str, claim: str, numbers: tuple[float, float, float], holds: bool
 def known_bad(world: World) -> Iterator[Line]:
   """The field's public mistakes, each held to *how* it is wrong."""
   truth = {each: exact(each, ON_POLICY, world.student, world) for each in ALL_DIVERGENCES}
-  reverse, forward, half = divergences.reverse_kl(), divergences.forward_kl(), divergences.jensen_shannon(beta=0.5)
-  run = lambda gradient, divergence: compared(*moments(gradient, ON_POLICY, world), truth[divergence])
+  reverse, forward, half = (
+    divergences.reverse_kl(),
+    divergences.forward_kl(),
+    divergences.jensen_shannon(beta=0.5),
+  )
+  run = lambda gradient, divergence: compared(
+    *moments(gradient, ON_POLICY, world), truth[divergence]
+  )
   mean = lambda gradient: moments(gradient, ON_POLICY, world)[0]
 
   numbers = run(by_term(terms.likelihood()), reverse)  # ∇ k1 = ∇ log p: the teacher has gone
@@ -124,9 +153,13 @@ def known_bad(world: World) -> Iterator[Line]:
     yield _bad(name, 'no gradient at all', numbers, float(jnp.linalg.norm(mean(gradient))) < EXACT)
   clamped = divergences.clamped_per_entry(forward, most=0.05)
   first = jnp.zeros((1 + V, 1)).at[0].set(1.0)  # the printed test vector is the first context
-  both = [mean(by_term(terms.divergence(each, supports.full()))) * first for each in (clamped, forward)]
+  both = [
+    mean(by_term(terms.divergence(each, supports.full()))) * first for each in (clamped, forward)
+  ]
   numbers = compared(both[0], 0.0, both[1])
-  yield _bad('forward_kl, clamped per entry', 'turned against the true gradient', numbers, numbers[1] < 0)
+  yield _bad(
+    'forward_kl, clamped per entry', 'turned against the true gradient', numbers, numbers[1] < 0
+  )
 
 
 def check_term(name: str, term: Term, world: World) -> Line:
@@ -135,12 +168,20 @@ def check_term(name: str, term: Term, world: World) -> Line:
   number = lambda *shape: jnp.asarray(rng.randn(*shape))
   response = jnp.asarray([[0, 3, 1], [2, 2, 4]], jnp.int32)
   target = Target(hidden=number(2, T, V), head=number(V, V))
-  known = {'advantage': number(2, T), 'teacher_logp': -1 + 0 * number(2, T), 'hidden': number(2, T, 4)}
+  known = {
+    'advantage': number(2, T),
+    'teacher_logp': -1 + 0 * number(2, T),
+    'hidden': number(2, T, 4),
+  }
   known['behaviour_logp'] = known['teacher_logp'] - 0.6
-  share = Share(term, jnp.abs(number(2, T)) + 0.1, {name: known[name] for name in term.reads})
+  weighted = WeightedTerm(
+    term, jnp.abs(number(2, T)) + 0.1, {name: known[name] for name in term.reads}
+  )
 
   def loss(states, head):
-    return vocabulary.weighted_sum(states, head, response, target, (share,), layout=mesh_layout())[0]
+    return vocabulary.weighted_sum(
+      states, head, response, target, (weighted,), layout=mesh_layout()
+    )[0]
 
   try:
     chex.assert_numerical_grads(
@@ -152,7 +193,9 @@ def check_term(name: str, term: Term, world: World) -> Line:
   return Line('term', name, 'finite differences agree', None, None, None, None, holds)
 
 
-def certificates(names: Sequence[str] | None, progress: Callable[[int, int, str], None]) -> list[Line]:
+def certificates(
+  names: Sequence[str] | None, progress: Callable[[int, int, str], None]
+) -> list[Line]:
   """Some certificates by name, or all of them.
 
   Args:
@@ -166,9 +209,13 @@ def certificates(names: Sequence[str] | None, progress: Callable[[int, int, str]
     }
     work |= {each.name: functools.partial(certify_estimator, each, here) for each in estimators()}
     work['known bad'] = lambda: list(known_bad(here))
-    work |= {name: functools.partial(check_term, name, term, here) for name, term in checked_terms()}
+    work |= {
+      name: functools.partial(check_term, name, term, here) for name, term in checked_terms()
+    }
     if unknown := [name for name in names or () if name not in work]:
-      near = sorted({found for name in unknown for found in work if name.split(',')[0].lower() in found.lower()})
+      near = sorted(
+        {found for name in unknown for found in work if name.split(',')[0].lower() in found.lower()}
+      )
       raise ValueError(
         f'certify: nothing is called {", ".join(map(repr, unknown))}; '
         + (f'near it: {"; ".join(near)}.' if near else f'there are {"; ".join(work)}.')

@@ -57,7 +57,9 @@ def kept_mass(log_p, log_q):
 def detached_jsd(log_p, log_q):
   fixed = jax.lax.stop_gradient(log_p)
   log_m = jnp.logaddexp(fixed, log_q) - jnp.log(2.0)
-  return 0.5 * (jnp.exp(fixed) * (log_p - log_m)).sum(axis=-1) + 0.5 * (jnp.exp(log_q) * (log_q - log_m)).sum(axis=-1)
+  return 0.5 * (jnp.exp(fixed) * (log_p - log_m)).sum(axis=-1) + 0.5 * (
+    jnp.exp(log_q) * (log_q - log_m)
+  ).sum(axis=-1)
 
 
 def checked_terms() -> tuple[tuple[str, Term], ...]:
@@ -69,9 +71,24 @@ def checked_terms() -> tuple[tuple[str, Term], ...]:
   found += [terms.divergence(each, supports.full()) for each in ALL_DIVERGENCES]
   found += [terms.divergence(divergences.forward_kl(), top(close)) for close in closings]
   sides = supports.union_top_k, supports.student_top_k, supports.intersection_top_k
-  found += [terms.divergence(divergences.jensen_shannon(beta=0.5), side(2, close=supports.tail())) for side in sides]
-  found += [terms.divergence(divergences.jensen_shannon(beta=0.5), supports.union_top_k(2, close=supports.renorm()))]
-  found += [terms.divergence(divergences.reverse_kl(), supports.columns((0, 3), close=supports.tail()))]
-  found += [terms.divergence(divergences.clamped_per_entry(divergences.forward_kl(), most=0.05), supports.full())]
+  found += [
+    terms.divergence(divergences.jensen_shannon(beta=0.5), side(2, close=supports.tail()))
+    for side in sides
+  ]
+  found += [
+    terms.divergence(
+      divergences.jensen_shannon(beta=0.5), supports.union_top_k(2, close=supports.renorm())
+    )
+  ]
+  found += [
+    terms.divergence(divergences.reverse_kl(), supports.columns((0, 3), close=supports.tail()))
+  ]
+  found += [
+    terms.divergence(
+      divergences.clamped_per_entry(divergences.forward_kl(), most=0.05), supports.full()
+    )
+  ]
   found += [terms.divergence(divergences.forward_kl(), supports.full(), most_per_token=0.5)]
-  return tuple((term.name if isinstance(term, OnSupport) else term.name.split('(')[0], term) for term in found)
+  return tuple(
+    (term.name if isinstance(term, OnSupport) else term.name.split('(')[0], term) for term in found
+  )

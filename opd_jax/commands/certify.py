@@ -33,11 +33,18 @@ def certify(names: list[str], *, everything: bool, as_json: bool) -> bool:
   if as_json:
     print(json.dumps([line._asdict() for line in lines], indent=2))
   else:
-    number = lambda x: '' if x is None else '0' if x == 0 else f'{x:.1e}' if math.fabs(x) < 1e-3 else f'{x:.3f}'
+    number = lambda x: (
+      '' if x is None else '0' if x == 0 else f'{x:.1e}' if math.fabs(x) < 1e-3 else f'{x:.3f}'
+    )
     console.table(
       ('', 'estimator', 'certified', 'bias', 'cosine', 'deviation', 'fixed point'),
-      [('ok' if line.holds else 'FAILS', line.name, line.claim, *map(number, line[3:7])) for line in _screen(lines)],
+      [
+        ('ok' if line.holds else 'FAILS', line.name, line.claim, *map(number, line[3:7]))
+        for line in _screen(lines)
+      ],
     )
     failed = sum(not line.holds for line in lines)
-    print(f'{len(lines)} certificates, {failed or "none"} failed. Relative to the exact gradient; fixed point in nats.')
+    print(
+      f'{len(lines)} certificates, {failed or "none"} failed. Relative to the exact gradient; fixed point in nats.'
+    )
   return all(line.holds for line in lines)

@@ -55,7 +55,9 @@ def _report(told: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: fl
   begun = ends('student')[-1]['eval/accuracy']
   for name in RATES:
     gain = ends(name)[-1]['eval/accuracy'] - begun
-    print(f'{name}: {gain:+.1%} in {STEPS} steps on what the student wrote itself, scored by the teacher')
+    print(
+      f'{name}: {gain:+.1%} in {STEPS} steps on what the student wrote itself, scored by the teacher'
+    )
   picture = _draw(told, workdir / 'demo.png')
   print(f'{seconds:.0f} s. Everything lies in {workdir}/{picture}')
 
@@ -70,7 +72,10 @@ def _draw(told: Mapping[str, list[dict[str, Any]]], file: Path) -> str:
 
   figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
   for axis, key, title in zip(
-    axes, ('eval/accuracy', 'entropy', 'grad_norm'), ('accuracy', 'entropy, nats', 'gradient norm'), strict=True
+    axes,
+    ('eval/accuracy', 'entropy', 'grad_norm'),
+    ('accuracy', 'entropy, nats', 'gradient norm'),
+    strict=True,
   ):
     for name, rows in told.items():
       points = [(row['step'], row[key]) for row in rows if key in row]

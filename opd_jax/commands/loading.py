@@ -4,19 +4,23 @@ import jax
 
 from opd_jax import console
 from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer, Tokenizer
-from opd_jax.models import source
 from opd_jax.sharding import Layout, mesh_layout
+from opd_jax.storage import load
 
 
-def load(name: str, *, seed: int, dtype: str | None) -> tuple[source.Loaded, Tokenizer | None, Layout]:
+def with_tokenizer(
+  name: str, *, seed: int, dtype: str | None
+) -> tuple[load.Loaded, Tokenizer | None, Layout]:
   """The model, its tokenizer (bytes for a preset; None where the folder has none), and one device."""
   layout = mesh_layout(devices=(jax.local_devices()[0],))
   types = {} if dtype is None else {'param_dtype': dtype, 'dtype': dtype}
   with console.progress_bar('reading') as progress:
-    loaded = source.load(name, layout, seed=seed, progress=progress, **types)
+    loaded = load.model(name, layout, seed=seed, progress=progress, **types)
   if loaded.folder is None:
     return loaded, ByteTokenizer(), layout
-  found = any((loaded.folder / file).is_file() for file in ('tokenizer.json', 'tokenizer.model', 'vocab.json'))
+  found = any(
+    (loaded.folder / file).is_file() for file in ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+  )
   if not found:
     return loaded, None, layout
   tokenizer: Tokenizer = HubTokenizer(loaded.folder)

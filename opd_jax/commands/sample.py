@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from opd_jax import console
-from opd_jax.commands.loading import load
+from opd_jax.commands.loading import with_tokenizer
 from opd_jax.data.prompts import left_padded, read_rows, tokens_of
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import decoding, sampler
@@ -17,7 +17,9 @@ from opd_jax.inference.sampler import Model, Run, Sampling
 from opd_jax.types import ENDINGS
 
 
-def rules(*, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> tuple:
+def rules(
+  *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> tuple:
   """The usual order: temperature, then what is cut off. Temperature 0 is greedy."""
   first = decoding.greedy() if temperature == 0 else decoding.temperature(temperature)
   chosen = [] if temperature == 1.0 else [first]
@@ -27,7 +29,9 @@ def rules(*, temperature: float, top_k: int | None, top_p: float | None, min_p: 
   return tuple(chosen)
 
 
-def read_prompts(texts: Sequence[str], file: str | None, *, chat: bool) -> list[tuple[str, dict[str, Any]]]:
+def read_prompts(
+  texts: Sequence[str], file: str | None, *, chat: bool
+) -> list[tuple[str, dict[str, Any]]]:
   """Prompt rows with the name of the place each comes from: flags, a file, or standard input."""
   kind = lambda text: {'messages': [{'role': 'user', 'content': text}]} if chat else {'text': text}
   rows = [(f'--prompt number {number}', kind(text)) for number, text in enumerate(texts, start=1)]
@@ -38,9 +42,15 @@ def read_prompts(texts: Sequence[str], file: str | None, *, chat: bool) -> list[
     if sys.stdin.isatty():
       print('a prompt a line, end with ctrl-d:', file=sys.stderr)
     lines = enumerate(sys.stdin, start=1)
-    rows = [(f'standard input, line {number}', kind(line.rstrip('\n'))) for number, line in lines if line.strip()]
+    rows = [
+      (f'standard input, line {number}', kind(line.rstrip('\n')))
+      for number, line in lines
+      if line.strip()
+    ]
   if not rows:
-    raise ValueError('sample: no prompt. Give --prompt, --prompts FILE.jsonl, or lines on standard input.')
+    raise ValueError(
+      'sample: no prompt. Give --prompt, --prompts FILE.jsonl, or lines on standard input.'
+    )
   return rows
 
 
@@ -62,9 +72,13 @@ def sample(
   if samples < 1:
     raise ValueError(f'sample: --samples must be at least 1, got {samples}.')
   asked = read_prompts(prompts, prompts_file, chat=chat)
-  loaded, tokenizer, layout = load(model, seed=seed, dtype=dtype)
+  loaded, tokenizer, layout = with_tokenizer(model, seed=seed, dtype=dtype)
   size = loaded.config.vocab_size
-  rows = [tokens_of(row, tokenizer, name=name, vocab_size=size) for name, row in asked for _ in range(samples)]
+  rows = [
+    tokens_of(row, tokenizer, name=name, vocab_size=size)
+    for name, row in asked
+    for _ in range(samples)
+  ]
   batch = left_padded(
     rows,
     width=max(map(len, rows)),
@@ -77,7 +91,9 @@ def sample(
     batch,
     jax.random.key(seed),
     sampling=Sampling(
-      decoding=decoding.Decoding(rules=settings, stop_tokens=tuple(token for token in stops if token < size)),
+      decoding=decoding.Decoding(
+        rules=settings, stop_tokens=tuple(token for token in stops if token < size)
+      ),
       budget=max_new_tokens,
       slots=slots,
     ),
@@ -99,10 +115,15 @@ def sample(
       done, tokens = done + len(progress.finished), progress.tokens
       bar(done, len(rows), f'{tokens / (time.monotonic() - started):,.0f} tokens/s')
   seconds = time.monotonic() - started
-  print(f'{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s with compilation', file=sys.stderr)
+  print(
+    f'{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s with compilation',
+    file=sys.stderr,
+  )
 
 
-def _print(written: Run, row: int, prompt: list[int], tokenizer: Tokenizer | None, *, as_json: bool) -> None:
+def _print(
+  written: Run, row: int, prompt: list[int], tokenizer: Tokenizer | None, *, as_json: bool
+) -> None:
   rollout = written.rollout
   length = int(rollout.mask[row].sum())
   tokens = rollout.response[row, :length].tolist()

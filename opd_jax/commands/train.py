@@ -10,8 +10,8 @@ import jax
 
 from opd_jax import console
 from opd_jax.data.tokenizers import HubTokenizer
-from opd_jax.models import native
-from opd_jax.sharding import together
+from opd_jax.processes import barrier
+from opd_jax.storage import orbax_folder
 from opd_jax.teachers import Routed
 from opd_jax.training import loop, memory, metrics
 from opd_jax.training.experiment import Experiment, Stage
@@ -38,8 +38,12 @@ def header(experiment: Experiment, *, skip_preflight: bool) -> str:
 def _stage(stage: Stage) -> list[str]:
   rows = stage.prompts * stage.samples
   table = lambda judge: judge.table if isinstance(judge, Routed) else (('', judge),)
-  name = lambda route, judge: (f'{route}: ' if route else '') + (judge.weights or 'the student itself')
-  judges = {who: ', '.join(name(*each) for each in table(judge)) for who, judge in stage.judges.items()}
+  name = lambda route, judge: (
+    (f'{route}: ' if route else '') + (judge.weights or 'the student itself')
+  )
+  judges = {
+    who: ', '.join(name(*each) for each in table(judge)) for who, judge in stage.judges.items()
+  }
   return [
     f'stage    {stage.name}: {stage.steps} steps of {stage.prompts} prompts x {stage.samples}, at most '
     f'{stage.sampling.budget} tokens each: {stage.steps * rows * stage.sampling.budget:,} tokens at most',
@@ -57,18 +61,20 @@ def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflig
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
   with console.progress_bar('training') as bar:
-    ears = loop.Ears(say=say, progress=bar if chief else loop.Ears().progress)
-    outcome = loop.train(experiment, workdir, config=operative, ears=ears, skip_preflight=skip_preflight)
+    ears = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
+    outcome = loop.train(
+      experiment, workdir, config=operative, ears=ears, skip_preflight=skip_preflight
+    )
   if not outcome.finished:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
     return False
   folder = workdir / STUDENT
   if chief and folder.exists():
     shutil.rmtree(folder)
-  together('the student before this one has left')
+  barrier('the student before this one has left')
   tokenizer = experiment.tokenizer
   companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
-  native.save(folder, experiment.model, outcome.state.params, companions=companions)
+  orbax_folder.save(folder, experiment.model, outcome.state.params, companions=companions)
   if chief:
     _last_words(workdir, time.monotonic() - began)
   return True
@@ -78,11 +84,17 @@ def _last_words(workdir: Path, seconds: float) -> None:
   rows = metrics.read(workdir)
   tests = [row for row in rows if 'eval/accuracy' in row]
   if tests:
-    print(f'accuracy {tests[0]["eval/accuracy"]:.1%} before, {tests[-1]["eval/accuracy"]:.1%} after')
+    print(
+      f'accuracy {tests[0]["eval/accuracy"]:.1%} before, {tests[-1]["eval/accuracy"]:.1%} after'
+    )
   trained = [row for row in rows if 'loss' in row]
   if trained:
     verbs = ('sample', 'score', 'weigh', 'update')
     spent = {verb: sum(row[f'time/{verb}'] for row in trained) for verb in verbs}
     whole = max(sum(spent.values()), 1e-9)
-    print(f'{len(trained)} steps; ' + ', '.join(f'{verb} {spent[verb] / whole:.0%}' for verb in verbs))
-  print(f'{seconds:.0f} s. {workdir / "metrics.jsonl"}, {workdir / "samples.jsonl"}, the student: {workdir / STUDENT}')
+    print(
+      f'{len(trained)} steps; ' + ', '.join(f'{verb} {spent[verb] / whole:.0%}' for verb in verbs)
+    )
+  print(
+    f'{seconds:.0f} s. {workdir / "metrics.jsonl"}, {workdir / "samples.jsonl"}, the student: {workdir / STUDENT}'
+  )

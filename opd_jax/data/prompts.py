@@ -1,7 +1,6 @@
-"""Floor 1. Prompts: from rows of a file to tokens, from tokens to one left-padded batch."""
+"""Floor 1. Prompts: from a row to tokens, from tokens to one left-padded batch."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.types import Prompts
 
 
-def left_padded(rows: Sequence[Sequence[int]], *, width: int, pad: int, groups: Sequence[int] | None = None) -> Prompts:
+def left_padded(
+  rows: Sequence[Sequence[int]], *, width: int, pad: int, groups: Sequence[int] | None = None
+) -> Prompts:
   """Prompts of `width` columns; every response will start in column `width`.
 
   Args:
@@ -40,38 +41,14 @@ def left_padded(rows: Sequence[Sequence[int]], *, width: int, pad: int, groups: 
 
 def unpadded(prompts: Prompts) -> list[list[int]]:
   """The tokens of each prompt, without what `left_padded` put in front."""
-  return [row[len(row) - n :].tolist() for row, n in zip(prompts.tokens, prompts.length, strict=True)]
+  return [
+    row[len(row) - n :].tolist() for row, n in zip(prompts.tokens, prompts.length, strict=True)
+  ]
 
 
-def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  """JSON objects of a stream of lines with their line numbers, from 1; blank lines are skipped.
-
-  Args:
-    lines: one object a line.
-    name: of the file, for errors.
-  """
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    try:
-      row = parsed(line)
-    except ValueError as error:
-      raise ValueError(f'{name}, line {number}: {error}') from error
-    yield number, row
-
-
-def parsed(line: str) -> dict[str, Any]:
-  """The object that a line of JSON holds."""
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f'not JSON ({error}). One object a line is expected.') from error
-  if not isinstance(row, dict):
-    raise ValueError(f'{type(row).__name__} instead of an object.')
-  return row
-
-
-def tokens_of(row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str, vocab_size: int) -> list[int]:
+def tokens_of(
+  row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str, vocab_size: int
+) -> list[int]:
   """Tokens of a prompt row: {"tokens": […]}, {"text": "…"} or {"messages": […]}.
 
   Args:
@@ -82,7 +59,9 @@ def tokens_of(row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str,
   """
   kinds = [kind for kind in ('tokens', 'text', 'messages') if kind in row]
   if len(kinds) != 1:
-    raise ValueError(f'{name}: a prompt has one of "tokens", "text", "messages"; this one has {sorted(row)}.')
+    raise ValueError(
+      f'{name}: a prompt has one of "tokens", "text", "messages"; this one has {sorted(row)}.'
+    )
   if kinds == ['tokens']:
     return token_list(row, 'tokens', name=name, vocab_size=vocab_size)
   if tokenizer is None:
@@ -97,6 +76,10 @@ def tokens_of(row: Mapping[str, Any], tokenizer: Tokenizer | None, *, name: str,
 def token_list(row: Mapping[str, Any], key: str, *, name: str, vocab_size: int) -> list[int]:
   """The token ids under `key`, each one in the vocabulary."""
   tokens = row.get(key)
-  if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens):
-    raise ValueError(f'{name}: {key!r} must be a list of token ids from 0 to {vocab_size - 1}, got {str(tokens)[:80]}.')
+  if not isinstance(tokens, list) or not all(
+    isinstance(token, int) and 0 <= token < vocab_size for token in tokens
+  ):
+    raise ValueError(
+      f'{name}: {key!r} must be a list of token ids from 0 to {vocab_size - 1}, got {str(tokens)[:80]}.'
+    )
   return tokens

@@ -1,16 +1,19 @@
 """Floor 1. Readers of published data sets, by the columns that their authors document.
 
-Each returns a `Reader` for `tasks.Task.read`; a row without its columns is a bad row, named by file and number.
+Each returns a `Reader` for `problems.Task.read`; a row without its columns is a bad row, named by file and number.
 """
 
 import json
 
-from opd_jax.data.tasks import Problem, Raw, Reader, asked, roles
+from opd_jax.data.problems import Problem, Reader, question, roles
+from opd_jax.data.sources import Raw
 
 BOXED = '\nPlease reason step by step, and put your final answer within \\boxed{}.'
 
 
-def deepmath(*, least_difficulty: float = -1.0, suffix: str = BOXED, solution: int | None = None) -> Reader:
+def deepmath(
+  *, least_difficulty: float = -1.0, suffix: str = BOXED, solution: int | None = None
+) -> Reader:
   """DeepMath-103K (zwhe99/DeepMath-103K): question, final_answer, difficulty, r1_solution_1 to _3.
 
   Args:
@@ -22,8 +25,13 @@ def deepmath(*, least_difficulty: float = -1.0, suffix: str = BOXED, solution: i
   def read(row: Raw) -> Problem | None:
     if float(row['difficulty']) < least_difficulty:
       return None
-    trace = None if solution is None else str(row[f'r1_solution_{solution}'])
-    return Problem(asked(str(row['question']) + suffix), answer=str(row['final_answer']), trace=trace, route='maths')
+    demonstration = None if solution is None else str(row[f'r1_solution_{solution}'])
+    return Problem(
+      question(str(row['question']) + suffix),
+      answer=str(row['final_answer']),
+      demonstration=demonstration,
+      route='maths',
+    )
 
   return read
 
@@ -38,7 +46,9 @@ def openthoughts(*, suffix: str = '') -> Reader:
       raise ValueError('its conversation is not a question and an answer')
     system = [{'role': 'system', 'content': str(row['system'])}] if row.get('system') else []
     question = {**turns[0], 'content': turns[0]['content'] + suffix}
-    return Problem((*system, question), trace=turns[1]['content'], route=str(row.get('domain', '')))
+    return Problem(
+      (*system, question), demonstration=turns[1]['content'], route=str(row.get('domain', ''))
+    )
 
   return read
 
@@ -85,7 +95,12 @@ def toolalpaca() -> Reader:
       question=row['instruction'],
     )
     shown = row.get('golden_response')
-    trace = '\n'.join(shown) if isinstance(shown, list) else shown
-    return Problem(asked(text), answer=json.dumps(row['golden_answer']), trace=trace, route='tools')
+    demonstration = '\n'.join(shown) if isinstance(shown, list) else shown
+    return Problem(
+      question(text),
+      answer=json.dumps(row['golden_answer']),
+      demonstration=demonstration,
+      route='tools',
+    )
 
   return read

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from opd_jax.data.tokenizers import Message, Tokenizer
 
 
-class Lesson(NamedTuple):
+class TaughtTokens(NamedTuple):
   """What stands behind a prompt, and which of its tokens a model is taught to write."""
 
   tokens: Sequence[int]
@@ -33,17 +33,23 @@ class Template:
 
   def __post_init__(self):
     if not self.chat and (self.thinking is not None or self.system is not None):
-      raise ValueError('Template: thinking and system belong to chats; with chat=False leave them at None.')
+      raise ValueError(
+        'Template: thinking and system belong to chats; with chat=False leave them at None.'
+      )
 
   def render(self, tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> list[int]:
     """Tokens of a question (text, or messages) up to where the answer begins."""
     if not self.chat:
       if not isinstance(prompt, str):
         if len(prompt) != 1:
-          raise ValueError('Template: several messages need chat=True; with chat=False a prompt is one text.')
+          raise ValueError(
+            'Template: several messages need chat=True; with chat=False a prompt is one text.'
+          )
         prompt = prompt[0]['content']
       return tokenizer.encode(prompt + self.suffix, begin=True)
-    turns: list[Message] = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else list(prompt)
+    turns: list[Message] = (
+      [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else list(prompt)
+    )
     if not turns:
       raise ValueError('Template: a conversation without a message cannot be answered.')
     return self._chat(tokenizer, self._suffixed(turns))
@@ -52,30 +58,47 @@ class Template:
     return [*turns[:-1], {**turns[-1], 'content': turns[-1]['content'] + self.suffix}]
 
   def _chat(self, tokenizer: Tokenizer, turns: list[Message]) -> list[int]:
-    system: list[Message] = [] if self.system is None else [{'role': 'system', 'content': self.system}]
+    system: list[Message] = (
+      [] if self.system is None else [{'role': 'system', 'content': self.system}]
+    )
     return tokenizer.chat([*system, *turns], thinking=self.thinking)
 
-  def response(self, tokenizer: Tokenizer, trace: str | Sequence[Message], prompt: Sequence[Message] = ()) -> Lesson:
+  def response(
+    self,
+    tokenizer: Tokenizer,
+    demonstration: str | Sequence[Message],
+    prompt: Sequence[Message] = (),
+  ) -> TaughtTokens:
     """An answer to imitate, with the token that ends it; of a conversation, everything that the assistant says.
 
     Args:
       tokenizer: of the model that is taught.
-      trace: a text; or turns that begin and end with the assistant.
+      demonstration: a text; or turns that begin and end with the assistant.
       prompt: the messages before; a conversation needs them.
     """
-    if not isinstance(trace, str):
-      return self._conversation(tokenizer, list(prompt), trace)
-    tokens = [*tokenizer.encode(trace), tokenizer.turn_end if self.chat else min(tokenizer.stop_tokens)]
-    return Lesson(tokens, [True] * len(tokens))
+    if not isinstance(demonstration, str):
+      return self._conversation(tokenizer, list(prompt), demonstration)
+    tokens = [
+      *tokenizer.encode(demonstration),
+      tokenizer.turn_end if self.chat else min(tokenizer.stop_tokens),
+    ]
+    return TaughtTokens(tokens, [True] * len(tokens))
 
-  def _conversation(self, tokenizer: Tokenizer, said: list[Message], turns: Sequence[Message]) -> Lesson:
+  def _conversation(
+    self, tokenizer: Tokenizer, said: list[Message], turns: Sequence[Message]
+  ) -> TaughtTokens:
     """What the template puts between two answers is what it shows behind the first and before the second."""
     speakers = [turn['role'] == 'assistant' for turn in turns]
-    if not self.chat or not turns or not (speakers[0] and speakers[-1]) or (True, True) in itertools.pairwise(speakers):
+    if (
+      not self.chat
+      or not turns
+      or not (speakers[0] and speakers[-1])
+      or (True, True) in itertools.pairwise(speakers)
+    ):
       raise ValueError('Template: a conversation to imitate needs chat=True, and an assistant who has the first, the '
                        'last and never two words in a row.')  # fmt: skip
     said = self._suffixed(said)
-    before, lesson, answer = self._chat(tokenizer, said), Lesson([], []), ''
+    before, lesson, answer = self._chat(tokenizer, said), TaughtTokens([], []), ''
     for number, turn in enumerate(turns):
       said = [*said, turn]
       if speakers[number]:
@@ -88,7 +111,7 @@ class Template:
         counts = [False] * len(tokens)
       else:
         continue
-      lesson = Lesson([*lesson.tokens, *tokens], [*lesson.taught, *counts])
+      lesson = TaughtTokens([*lesson.tokens, *tokens], [*lesson.taught, *counts])
     return lesson
 
 
@@ -97,5 +120,7 @@ def _behind(answer: str, before: list[int], after: list[int], tokenizer: Tokeniz
   begin = len(before)
   end = after.index(tokenizer.turn_end, begin) if tokenizer.turn_end in after[begin:] else begin
   if after[:begin] != before or tokenizer.decode(after[begin:end]).strip() != answer.strip():
-    raise ValueError('the chat template rewrites earlier turns of a conversation; make each answer a row')
+    raise ValueError(
+      'the chat template rewrites earlier turns of a conversation; make each answer a row'
+    )
   return after[end + 1 :]

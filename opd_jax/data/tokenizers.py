@@ -50,7 +50,16 @@ class CharacterTokenizer:
   ([1, 10, 1, 11, 2], '1+1=2')
   """
 
-  SPECIALS = ('<pad>', '<begin>', '<end>', '<system>', '<user>', '<assistant>', '<think>', '</think>')
+  SPECIALS = (
+    '<pad>',
+    '<begin>',
+    '<end>',
+    '<system>',
+    '<user>',
+    '<assistant>',
+    '<think>',
+    '</think>',
+  )
 
   def __init__(self, alphabet: str):
     if len(set(alphabet)) != len(alphabet):
@@ -76,13 +85,21 @@ class CharacterTokenizer:
   def chat(self, messages: Sequence[Message], *, thinking: bool | None = None) -> list[int]:
     turns = [self._special['<begin>']]
     for message in messages:
-      turns += [self._role(message['role']), *self.encode(message['content']), self._special['<end>']]
+      turns += [
+        self._role(message['role']),
+        *self.encode(message['content']),
+        self._special['<end>'],
+      ]
     turns.append(self._special['<assistant>'])
-    return turns + ([self._special['<think>'], self._special['</think>']] if thinking is False else [])
+    return turns + (
+      [self._special['<think>'], self._special['</think>']] if thinking is False else []
+    )
 
   def _role(self, role: str) -> int:
     if f'<{role}>' not in ('<system>', '<user>', '<assistant>'):
-      raise ValueError(f"CharacterTokenizer: unknown role {role!r}; use 'system', 'user' or 'assistant'.")
+      raise ValueError(
+        f"CharacterTokenizer: unknown role {role!r}; use 'system', 'user' or 'assistant'."
+      )
     return self._special[f'<{role}>']
 
   def strings(self) -> tuple[str | None, ...]:
@@ -118,20 +135,26 @@ class HubTokenizer:
 
     try:
       # Mistaken for code only when told to be: `auto_map` in a folder is ignored.
-      self._inner: Any = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+      self._inner: Any = transformers.AutoTokenizer.from_pretrained(
+        str(folder), trust_remote_code=False
+      )
     except Exception as error:
       raise ValueError(
         f'tokenizer: {folder} does not give one without running foreign code ({type(error).__name__}: {error}). '
         'It needs tokenizer.json and tokenizer_config.json.'
       ) from error
-    self.stop_tokens = self._named(stop_tokens) if stop_tokens is not None else self._declared(Path(folder))
+    self.stop_tokens = (
+      self._named(stop_tokens) if stop_tokens is not None else self._declared(Path(folder))
+    )
     if not self.stop_tokens:
       raise ValueError(
         f'tokenizer: {folder} declares no token that ends a text. Pass stop_tokens, e.g. stop_tokens=("<|im_end|>",).'
       )
     self.folder = Path(folder)
     self._turn_end: int | None = None
-    self.pad = self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
+    self.pad = (
+      self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
+    )
 
   @property
   def turn_end(self) -> int:
@@ -155,7 +178,9 @@ class HubTokenizer:
       try:
         listed = json.loads(file.read_text()).get('eos_token_id') if file.is_file() else None
       except ValueError as error:
-        raise ValueError(f'tokenizer: {file} is not valid JSON ({error}). Download it again.') from error
+        raise ValueError(
+          f'tokenizer: {file} is not valid JSON ({error}). Download it again.'
+        ) from error
       ends |= set(listed) if isinstance(listed, list) else {listed}
     return frozenset(ends - {None})
 
@@ -184,9 +209,13 @@ class HubTokenizer:
       )
     options = {} if thinking is None else {'enable_thinking': thinking}
     try:
-      text = self._inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+      text = self._inner.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True, **options
+      )
     except jinja2.TemplateError as error:  # how templates refuse roles out of order
-      raise ValueError(f'tokenizer: the chat template refuses this conversation: {error}') from error
+      raise ValueError(
+        f'tokenizer: the chat template refuses this conversation: {error}'
+      ) from error
     return self.encode(text)  # the template writes the begin token itself
 
   def strings(self) -> tuple[str | None, ...]:
@@ -197,7 +226,11 @@ class HubTokenizer:
     return tuple(names)
 
   def specials(self) -> Mapping[str, int]:
-    return {str(token): number for number, token in self._inner.added_tokens_decoder.items() if token.special}
+    return {
+      str(token): number
+      for number, token in self._inner.added_tokens_decoder.items()
+      if token.special
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,12 +255,16 @@ class Comparison:
     if problems:
       raise ValueError(
         'tokenizers: student and teacher do not share a vocabulary, so their probabilities cannot be compared '
-        'token by token: ' + '; '.join(problems) + '. Use a teacher of the same family, pass the same stop_tokens '
+        'token by token: '
+        + '; '.join(problems)
+        + '. Use a teacher of the same family, pass the same stop_tokens '
         'to both, or a method for unlike tokenizers.'
       )
 
 
-def compare(student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teacher_rows: int) -> Comparison:
+def compare(
+  student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teacher_rows: int
+) -> Comparison:
   """Holds two tokenizers against each other: strings, ids, special tokens, padded rows.
 
   Args:
@@ -238,21 +275,31 @@ def compare(student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teache
   differences = []
   for who, strings, rows in (('student', ours, student_rows), ('teacher', theirs, teacher_rows)):
     if len(strings) > rows:
-      differences.append(f'the tokenizer of the {who} has {len(strings)} tokens, its model only {rows} rows')
+      differences.append(
+        f'the tokenizer of the {who} has {len(strings)} tokens, its model only {rows} rows'
+      )
   unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
   if unlike:
     examples = ', '.join(f'{i}: {ours[i]!r} against {theirs[i]!r}' for i in unlike[:3])
     differences.append(f'{len(unlike)} ids stand for other strings (id {examples})')
   longer, who = (ours, 'student') if len(ours) > len(theirs) else (theirs, 'teacher')
   if extra := [name for name in longer[min(len(ours), len(theirs)) :] if name is not None]:
-    differences.append(f'{len(extra)} tokens only the {who} has ({", ".join(map(repr, extra[:3]))})')
+    differences.append(
+      f'{len(extra)} tokens only the {who} has ({", ".join(map(repr, extra[:3]))})'
+    )
   mine, yours = student.specials(), teacher.specials()
-  if special := sorted(name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)):
-    differences.append(f'{len(special)} tokens are special on one side or with another id ({", ".join(special[:3])})')
+  if special := sorted(
+    name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)
+  ):
+    differences.append(
+      f'{len(special)} tokens are special on one side or with another id ({", ".join(special[:3])})'
+    )
   stop_difference = None
   if student.stop_tokens != teacher.stop_tokens:
     name = lambda strings, i: str(strings[i]) if i < len(strings) else f'id {i}'
-    named = [sorted(name(s, i) for i in t.stop_tokens) for s, t in ((ours, student), (theirs, teacher))]
+    named = [
+      sorted(name(s, i) for i in t.stop_tokens) for s, t in ((ours, student), (theirs, teacher))
+    ]
     stop_difference = f'the student ends a text with {named[0]}, the teacher with {named[1]}'
   return Comparison(
     shared=min(len(ours), len(theirs)) - len(unlike),

@@ -31,7 +31,9 @@ class temperature:
 
   def __post_init__(self):
     good = 0 < self.value < math.inf
-    _require(good, 'temperature', 'must be above 0 and finite (for the limit use greedy())', self.value)
+    _require(
+      good, 'temperature', 'must be above 0 and finite (for the limit use greedy())', self.value
+    )
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
     return scores / self.value
@@ -82,15 +84,17 @@ class top_p:
 
 @dataclasses.dataclass(frozen=True)
 class min_p:
-  """Tokens at least `share` times as likely as the likeliest."""
+  """Tokens at least `fraction` times as likely as the likeliest."""
 
-  share: float
+  fraction: float
 
   def __post_init__(self):
-    _require(0 < self.share <= 1, 'min_p', 'share must lie in (0, 1]', self.share)
+    _require(0 < self.fraction <= 1, 'min_p', 'fraction must lie in (0, 1]', self.fraction)
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
-    return jnp.where(scores >= scores.max(axis=-1, keepdims=True) + math.log(self.share), scores, -jnp.inf)
+    return jnp.where(
+      scores >= scores.max(axis=-1, keepdims=True) + math.log(self.fraction), scores, -jnp.inf
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,9 @@ class blend:
 
   def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
     if len(models) < 2:
-      raise ValueError('blend: it mixes two models and one is sampling; pass the second to the sampler as well.')
+      raise ValueError(
+        'blend: it mixes two models and one is sampling; pass the second to the sampler as well.'
+      )
     mine, other = jax.nn.log_softmax(scores), jax.nn.log_softmax(models[1])
     # At the ends one side is absent, and 0 · (-inf) must not turn up.
     if self.beta in (0, 1):
@@ -122,7 +128,9 @@ class blend:
     return (1 - self.beta) * mine + self.beta * other
 
 
-def _members(ids: Int[Array, 'B C'], keep: Bool[Array, 'B C'], scores: Scores) -> Bool[Array, 'B V']:
+def _members(
+  ids: Int[Array, 'B C'], keep: Bool[Array, 'B C'], scores: Scores
+) -> Bool[Array, 'B V']:
   """True at the ids that are kept."""
   rows = jnp.arange(ids.shape[0])[:, None]
   return jnp.zeros(scores.shape, bool).at[rows, ids].set(keep)
@@ -140,7 +148,12 @@ class RepetitionStop:
 
   def __post_init__(self):
     good = self.times >= 2 and len(self.periods) > 0 and min(self.periods) >= 1
-    _require(good, 'RepetitionStop', 'wants periods of at least 1 and at least 2 times', (self.periods, self.times))
+    _require(
+      good,
+      'RepetitionStop',
+      'wants periods of at least 1 and at least 2 times',
+      (self.periods, self.times),
+    )
 
   @property
   def window(self) -> int:

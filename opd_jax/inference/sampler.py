@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from opd_jax.inference import slots as slotting
+from opd_jax.inference import decode_programs as slotting
+from opd_jax.inference.decode_programs import Admission, Prefilled, Recording, Slots
 from opd_jax.inference.decoding import Decoding
-from opd_jax.inference.slots import Admission, Prefilled, Recording, Slots
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
@@ -136,7 +136,9 @@ class Run:
     self.key, self.sampling = key, sampling
     self.rows, self.lengths = np.asarray(prompts.row), np.asarray(prompts.length)
     tokens = np.asarray(prompts.tokens)
-    self.prompts = [tuple(row[len(row) - n :].tolist()) for row, n in zip(tokens, self.lengths, strict=True)]
+    self.prompts = [
+      tuple(row[len(row) - n :].tolist()) for row, n in zip(tokens, self.lengths, strict=True)
+    ]
     self.table = min(config.max_positions for config, _ in self.specs)
     self.budgets, self.context_bound = self._checked_budgets(budgets)
     self.rollout = _blank(prompts, sampling, version)
@@ -149,7 +151,9 @@ class Run:
     most = self.sampling.budget
     asked = np.full(len(self.rows), most) if budgets is None else np.asarray(budgets)
     if asked.shape != self.rows.shape or (asked < 0).any() or (asked > most).any():
-      raise ValueError(f'sampler: budgets must be {len(self.rows)} numbers from 0 to {most} (the budget), got {asked}.')
+      raise ValueError(
+        f'sampler: budgets must be {len(self.rows)} numbers from 0 to {most} (the budget), got {asked}.'
+      )
     for number, length in zip(self.rows.tolist(), self.lengths.tolist(), strict=True):
       if not 0 < length <= self.table:
         raise ValueError(
@@ -159,10 +163,14 @@ class Run:
     size = min(config.vocab_size for config, _ in self.specs)
     if any(config.vocab_size != size for config, _ in self.specs):
       sizes = [config.vocab_size for config, _ in self.specs]
-      raise ValueError(f'sampler: models that write together need one vocabulary, these have {sizes} rows.')
+      raise ValueError(
+        f'sampler: models that write together need one vocabulary, these have {sizes} rows.'
+      )
     for number, prompt in zip(self.rows.tolist(), self.prompts, strict=True):
       if not (min(prompt) >= 0 and max(prompt) < size):
-        raise ValueError(f'sampler: the prompt of row {number} holds token ids outside 0 to {size - 1}.')
+        raise ValueError(
+          f'sampler: the prompt of row {number} holds token ids outside 0 to {size - 1}.'
+        )
     room = self.table - self.lengths
     return np.minimum(asked, room).astype(np.int32), asked > room
 
@@ -192,7 +200,9 @@ class Run:
       self._keep(record, int(count), held)
       over = (held >= 0) & (ended != slotting.RUNNING)
       finished, code = held[over], ended[over]
-      self.rollout.ended_by[finished] = np.where(code == slotting.BUDGET, self.rollout.ended_by[finished], code)
+      self.rollout.ended_by[finished] = np.where(
+        code == slotting.BUDGET, self.rollout.ended_by[finished], code
+      )
       held = np.where(over, -1, held)
       steps, slot_steps = steps + int(count), slot_steps + int(count) * len(held)
       yield Progress(tuple(finished.tolist()), int(self.written.sum()), steps, slot_steps)
@@ -205,12 +215,16 @@ class Run:
     can_shrink = len(held) > self.pieces
     return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))
 
-  def _fitted(self, slots: Slots | None, held: np.ndarray, *, shrink: bool) -> tuple[Slots, np.ndarray]:
+  def _fitted(
+    self, slots: Slots | None, held: np.ndarray, *, shrink: bool
+  ) -> tuple[Slots, np.ndarray]:
     """Slots with room for another segment of every row; half as many where half are enough."""
     rows, size = held[held >= 0], len(held)
     while shrink and size % 2 == 0 and (size // 2) % self.pieces == 0 and size // 2 >= len(rows):
       size //= 2
-    ahead = np.minimum(self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets)[rows]
+    ahead = np.minimum(
+      self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets
+    )[rows]
     need = max(int(ahead.max()), *map(self._width, self.lengths[rows].tolist()))
     columns = bucket(need, least=64, most=max(self.table, 2))
     if slots is None:
@@ -221,7 +235,9 @@ class Run:
     if size == len(held) and columns == slots.caches[0].columns:
       return slots, held
     kept = np.argsort(held < 0, kind='stable')[:size] if size < len(held) else np.arange(size)
-    return slotting.reshaped(slots, kept.astype(np.int32), specs=self.specs, columns=columns), held[kept]
+    return slotting.reshaped(slots, kept.astype(np.int32), specs=self.specs, columns=columns), held[
+      kept
+    ]
 
   def _admit(self, slots: Slots, arriving: np.ndarray, held: np.ndarray) -> Slots:
     """Puts every arriving row into its slot. A prompt is read once, for all of its samples."""
@@ -229,8 +245,12 @@ class Run:
     wanted = dict.fromkeys(self.prompts[row] for row in arriving.tolist())
     if unread := [prompt for prompt in wanted if prompt not in self.read]:
       self.read = {prompt: self.read[prompt] for prompt in wanted if prompt in self.read}
-      for width in sorted({self._width(len(prompt)) for prompt in unread}):  # a long prompt does not widen the others
-        self.read |= self._prefill([prompt for prompt in unread if self._width(len(prompt)) == width])
+      for width in sorted(
+        {self._width(len(prompt)) for prompt in unread}
+      ):  # a long prompt does not widen the others
+        self.read |= self._prefill(
+          [prompt for prompt in unread if self._width(len(prompt)) == width]
+        )
     batches: dict[int, list[int]] = {}
     for row in arriving.tolist():
       batches.setdefault(id(self.read[self.prompts[row]][0]), []).append(row)
@@ -245,7 +265,9 @@ class Run:
       return bucket(length, least=16, most=min(chunk, self.table))
     return min(-(-length // chunk) * chunk, self.table)
 
-  def _prefill(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[Prefilled, int]]:
+  def _prefill(
+    self, prompts: list[tuple[int, ...]]
+  ) -> dict[tuple[int, ...], tuple[Prefilled, int]]:
     rows = bucket(len(prompts), least=1, most=1 << 30)
     rows = -(-rows // self.pieces) * self.pieces
     width = max(self._width(len(prompt)) for prompt in prompts)
@@ -277,7 +299,9 @@ class Run:
       active = record.written[step]
       rows = held[active]
       at = rows, self.written[rows]
-      sound = np.isfinite(record.behaviour_logp[step, active]) & ~np.isnan(record.logp[step, active])
+      sound = np.isfinite(record.behaviour_logp[step, active]) & ~np.isnan(
+        record.logp[step, active]
+      )
       if not sound.all():
         row = rows[np.argmin(sound)]
         raise ValueError(

@@ -45,7 +45,9 @@ class Needs:
     if not 0 <= self.top_k <= config.vocab_size:
       raise ValueError(f'scorer: top_k={self.top_k} of a vocabulary of {config.vocab_size}.')
     if bad := [layer for layer in self.layers if not 0 <= layer < config.num_layers]:
-      raise ValueError(f'scorer: layers {bad} do not exist; the model has layers 0 to {config.num_layers - 1}.')
+      raise ValueError(
+        f'scorer: layers {bad} do not exist; the model has layers 0 to {config.num_layers - 1}.'
+      )
 
 
 def tile_of(config: ModelConfig, tokens: int) -> int:
@@ -53,7 +55,9 @@ def tile_of(config: ModelConfig, tokens: int) -> int:
   return max(1, min(tokens, TILE_BYTES // (4 * config.vocab_size)))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'layout', 'needs'), compiler_options=SAME_ROUNDING)
+@functools.partial(
+  jax.jit, static_argnames=('config', 'layout', 'needs'), compiler_options=SAME_ROUNDING
+)
 def score(
   params: Params,
   prompt: Int[Array, 'B P'],
@@ -120,7 +124,9 @@ def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):
   tile = tile_of(config, size)
   flat = lambda x: None if x is None else x.reshape(size, *x.shape[2:])
   pieces = jax.tree.map(
-    lambda x: jnp.pad(x, ((0, -size % tile), *((0, 0),) * (x.ndim - 1))).reshape(-1, tile, *x.shape[1:]),
+    lambda x: jnp.pad(x, ((0, -size % tile), *((0, 0),) * (x.ndim - 1))).reshape(
+      -1, tile, *x.shape[1:]
+    ),
     (flat(states), flat(response), flat(ids)),
   )
 
@@ -130,14 +136,20 @@ def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     pick = lambda which: jnp.take_along_axis(logits, which, axis=-1) - total
     gap = total - logits
-    entropy = jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1) if needs.entropy else None
+    entropy = (
+      jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1)
+      if needs.entropy
+      else None
+    )
     best = jax.lax.top_k(logits, needs.top_k) if needs.top_k else None
     top_k = None if best is None else TopK(ids=best[1], logp=best[0] - total)
     return pick(token[:, None])[:, 0], entropy, top_k, None if asked is None else pick(asked)
 
   with jax.named_scope('head'):
     tiles = jax.lax.map(one, pieces)
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]), tiles)
+  return jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]), tiles
+  )
 
 
 def score_rows(
@@ -167,7 +179,9 @@ def score_rows(
   found: list[Scores | None] = [None] * len(prompts)
   by_bucket: dict[tuple[int, int], list[int]] = {}
   for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-    by_bucket.setdefault(_buckets(len(prompt), max(len(response), 1), config.max_positions), []).append(number)
+    by_bucket.setdefault(
+      _buckets(len(prompt), max(len(response), 1), config.max_positions), []
+    ).append(number)
   for (left, right), members in sorted(by_bucket.items()):
     for begin in range(0, len(members), rows):
       part = members[begin : begin + rows]
@@ -178,7 +192,9 @@ def score_rows(
   return [each for each in found if each is not None]
 
 
-def check_row(prompt: Sequence[int], response: Sequence[int], *, name: str, config: ModelConfig) -> None:
+def check_row(
+  prompt: Sequence[int], response: Sequence[int], *, name: str, config: ModelConfig
+) -> None:
   """Refuses what cannot be scored, by name."""
   total = len(prompt) + len(response)
   if not prompt or total > config.max_positions:
@@ -203,7 +219,11 @@ def _padded(prompts, responses, rows: int, left: int, right: int):
   prompt, response = np.zeros((rows, left), np.int32), np.zeros((rows, right), np.int32)
   length = np.ones(rows, np.int32)
   for row, (before, after) in enumerate(zip(prompts, responses, strict=True)):
-    prompt[row, left - len(before) :], response[row, : len(after)], length[row] = before, after, len(before)
+    prompt[row, left - len(before) :], response[row, : len(after)], length[row] = (
+      before,
+      after,
+      len(before),
+    )
   return prompt, length, response
 
 

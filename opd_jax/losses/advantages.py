@@ -42,7 +42,9 @@ def bridge(gap: Numbers, *, beta: float) -> Numbers:
   [-0.5754  0.      0.8109]
   """
   if not 0.0 <= beta <= 1.0:
-    raise ValueError(f'bridge: beta must lie between 0 (forward KL) and 1 (reverse KL), got {beta}.')
+    raise ValueError(
+      f'bridge: beta must lie between 0 (forward KL) and 1 (reverse KL), got {beta}.'
+    )
   if beta == 0.0:
     return jnp.expm1(gap)
   if beta == 1.0:
@@ -51,9 +53,9 @@ def bridge(gap: Numbers, *, beta: float) -> Numbers:
   return jnp.where(gap < 1.0, near, jnp.logaddexp(math.log(beta) + gap, math.log1p(-beta))) / beta
 
 
-def proximal(gap: Numbers, *, share: float) -> Numbers:
-  r"""log(a u + 1 - a), a = share of the teacher in the target a q + (1 - a) p.   TOP-D, arXiv:2607.04751."""
-  return share * bridge(gap, beta=share)
+def proximal(gap: Numbers, *, fraction: float) -> Numbers:
+  r"""log(a u + 1 - a), a = the part of the teacher in the target a q + (1 - a) p.   TOP-D, arXiv:2607.04751."""
+  return fraction * bridge(gap, beta=fraction)
 
 
 def power(teacher_logp: Numbers, student_logp: Numbers, *, exponent: float) -> Numbers:
@@ -76,7 +78,9 @@ def squashed(gap: Numbers, *, bound: float = 1.0) -> Numbers:
   return bound * jnp.tanh(gap / bound)
 
 
-def extrapolated(teacher_logp: Numbers, student_logp: Numbers, reference_logp: Numbers, *, strength: float) -> Numbers:
+def extrapolated(
+  teacher_logp: Numbers, student_logp: Numbers, reference_logp: Numbers, *, strength: float
+) -> Numbers:
   r"""d + (λ - 1)(log q - log r): beyond the teacher, away from a reference r, for λ > 1.   ExOPD, arXiv:2602.12125."""
   return log_ratio(teacher_logp, student_logp) + (strength - 1) * (teacher_logp - reference_logp)
 

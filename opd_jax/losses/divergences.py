@@ -87,7 +87,9 @@ def _mixed(log_p, log_q, *, teacher: float):
   gap = log_ratio(log_p, log_q)
   near = jnp.abs(gap) < 1
   close = log_p + jnp.log1p(teacher * jnp.expm1(jnp.where(near, gap, 0.0)))
-  return jnp.where(near, close, jnp.logaddexp(math.log(teacher) + log_q, math.log1p(-teacher) + log_p))
+  return jnp.where(
+    near, close, jnp.logaddexp(math.log(teacher) + log_q, math.log1p(-teacher) + log_p)
+  )
 
 
 def _inside(name: str, what: str, value: float, ends: str) -> None:
@@ -178,7 +180,9 @@ def skew_forward(*, alpha: float = 0.1) -> Divergence:
     return (1 - alpha) * jnp.expm1(log_u - _mixed(jnp.zeros_like(log_u), log_u, teacher=alpha))
 
   entry = lambda p, q: _relative(q, _mixed(p, q, teacher=alpha))
-  return Divergence(name=f'skew_forward({alpha:g})', entry=entry, pull=pull, weight=weight, slope=1 - alpha)
+  return Divergence(
+    name=f'skew_forward({alpha:g})', entry=entry, pull=pull, weight=weight, slope=1 - alpha
+  )
 
 
 @functools.cache
@@ -195,14 +199,18 @@ def skew_reverse(*, alpha: float = 0.1) -> Divergence:
 
   entry = lambda p, q: _relative(p, _mixed(p, q, teacher=1 - alpha))
   pull = lambda p, q: _times(jnp.exp(p), weight(log_ratio(p, q)))
-  return Divergence(name=f'skew_reverse({alpha:g})', entry=entry, pull=pull, weight=weight, slope=alpha - 1)
+  return Divergence(
+    name=f'skew_reverse({alpha:g})', entry=entry, pull=pull, weight=weight, slope=alpha - 1
+  )
 
 
 @functools.cache
 def alpha_family(*, alpha: float) -> Divergence:
   r"""Cressie-Read: Σ (q^α p^(1-α) - p - α (q - p)) / (α (α - 1)).   w = (u^α - 1) / α."""
   if alpha in (0.0, 1.0):
-    raise ValueError(f'alpha_family: alpha={alpha:g} is a limit with a name: reverse_kl at 0, forward_kl at 1.')
+    raise ValueError(
+      f'alpha_family: alpha={alpha:g} is a limit with a name: reverse_kl at 0, forward_kl at 1.'
+    )
 
   def entry(p, q):
     gap = log_ratio(p, q)
@@ -293,7 +301,9 @@ def raw(divergence: Divergence) -> Divergence:
 
 
 @functools.cache
-def clamped_per_entry(divergence: Divergence, *, most: float, least: float = -math.inf) -> Divergence:
+def clamped_per_entry(
+  divergence: Divergence, *, most: float, least: float = -math.inf
+) -> Divergence:
   """Plain entries held between two bounds (OPSD's clip). An entry at a bound has *no* gradient.
 
   The rest then no longer cancel, and the sum can push against the true gradient: `opd certify` shows by how much.

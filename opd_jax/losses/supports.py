@@ -31,7 +31,7 @@ class Entries(NamedTuple):
   valid: Bool[Array, '*N C']
 
 
-class Rest(NamedTuple):
+class OutsideMass(NamedTuple):
   """log of the mass outside the entries, where somebody has summed it; then it is an input with a gradient of its own.
 
   None: one minus what is inside. That difference is off by the rounding of one, 1e-7 in float32: all there is of the
@@ -42,7 +42,7 @@ class Rest(NamedTuple):
   log_q: Float[Array, '*N'] | None = None
 
 
-Closing = Callable[[Divergence, Array, Array, Rest], Array]
+RestRule = Callable[[Divergence, Array, Array, OutsideMass], Array]
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ def _remainder_jvp(primals, tangents):
   return rest, -jnp.sum(jnp.exp(log) * slope, axis=-1, keepdims=True) / jnp.exp(rest)
 
 
-def _rests(log_p, log_q, rest: Rest) -> tuple[Float[Array, '*N 1'], Float[Array, '*N 1']]:
+def _rests(log_p, log_q, rest: OutsideMass) -> tuple[Float[Array, '*N 1'], Float[Array, '*N 1']]:
   """log of the mass outside, of either side."""
   p = _remainder(log_p) if rest.log_p is None else rest.log_p[..., None]
   if rest.log_q is not None:
@@ -90,49 +90,49 @@ def _mass(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
   return jax.nn.logsumexp(jnp.where(empty, -jnp.log(log.shape[-1]), log), axis=-1, keepdims=True)
 
 
-def _tail(divergence: Divergence, log_p, log_q, rest: Rest):
+def _tail(divergence: Divergence, log_p, log_q, rest: OutsideMass):
   pairs = zip((log_p, log_q), _rests(log_p, log_q, rest), strict=True)
   return divergence(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
 
 
-def _renorm(divergence: Divergence, log_p, log_q, rest: Rest):
+def _renorm(divergence: Divergence, log_p, log_q, rest: OutsideMass):
   return divergence(log_p - _mass(log_p), log_q - _mass(log_q))
 
 
-def _teacher_only(divergence: Divergence, log_p, log_q, rest: Rest):
+def _teacher_only(divergence: Divergence, log_p, log_q, rest: OutsideMass):
   log_p = jnp.concatenate([log_p, _rests(log_p, log_q, rest)[0]], axis=-1)
   log_q = jnp.concatenate([log_q - _mass(log_q), jnp.full_like(log_p[..., :1], -jnp.inf)], axis=-1)
   return divergence(log_p, log_q)
 
 
-def _raw(divergence: Divergence, log_p, log_q, rest: Rest):
+def _raw(divergence: Divergence, log_p, log_q, rest: OutsideMass):
   return divergences.raw(divergence)(log_p, log_q)
 
 
-def _stopped(divergence: Divergence, log_p, log_q, rest: Rest):
+def _stopped(divergence: Divergence, log_p, log_q, rest: OutsideMass):
   # Σ -p · w has the value of the truncated sum for reverse KL; p · w is `pull`, finite where w is not.
   pull = jax.lax.stop_gradient(divergence.pull(log_p, log_q))
   alive = jnp.where(log_p == -jnp.inf, 0.0, log_p)
   return -jnp.sum(pull * jnp.exp(alive - jax.lax.stop_gradient(alive)), axis=-1)
 
 
-def tail() -> Closing:
+def tail() -> RestRule:
   return _tail
 
 
-def renorm() -> Closing:
+def renorm() -> RestRule:
   return _renorm
 
 
-def teacher_only() -> Closing:
+def teacher_only() -> RestRule:
   return _teacher_only
 
 
-def stopped() -> Closing:
+def stopped() -> RestRule:
   return _stopped
 
 
-def raw() -> Closing:
+def raw() -> RestRule:
   return _raw
 
 
@@ -164,7 +164,9 @@ class Support:
   def check(self, divergence: Divergence) -> None:
     """Refuses a divergence that has no finite value here."""
 
-  def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
+  def value(
+    self, divergence: Divergence, log_p: Array, entries: Entries, rest: OutsideMass
+  ) -> Array:
     """The divergence on chosen entries; log_p are the student's log-probabilities there."""
     raise NotImplementedError
 
@@ -175,7 +177,7 @@ class Support:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Chosen(Support):
-  close: Closing
+  close: RestRule
 
   @property
   def wants_rest(self) -> bool:
@@ -192,7 +194,9 @@ class _Chosen(Support):
         'that it has none outside the support. Close with tail or renorm, or take forward_kl or a JSD.'
       )
 
-  def value(self, divergence: Divergence, log_p: Array, entries: Entries, rest: Rest) -> Array:
+  def value(
+    self, divergence: Divergence, log_p: Array, entries: Entries, rest: OutsideMass
+  ) -> Array:
     log_p = jnp.where(entries.valid, log_p, -jnp.inf)
     return self.close(divergence, log_p, jnp.where(entries.valid, entries.log_q, -jnp.inf), rest)
 
@@ -245,7 +249,9 @@ class _UnionTop(_Top):
     return Asks(top_k=self.k, at_student_top_k=self.k)
 
   def entries(self, reader: Reader) -> Entries:
-    teacher, student = (_all(top(self.k), reader) for top in (reader.teacher_top_k, reader.student_top_k))
+    teacher, student = (
+      _all(top(self.k), reader) for top in (reader.teacher_top_k, reader.student_top_k)
+    )
     new = student._replace(valid=student.valid & ~_among(student.ids, teacher.ids))
     return Entries(*(jnp.concatenate(pair, axis=-1) for pair in zip(teacher, new, strict=True)))
 
@@ -281,26 +287,26 @@ def full() -> Support:
   return Support()
 
 
-def teacher_top_k(k: int, *, close: Closing) -> Support:
+def teacher_top_k(k: int, *, close: RestRule) -> Support:
   """The k entries the teacher likes best."""
   return _TeacherTop(k=k, close=close)
 
 
-def student_top_k(k: int, *, close: Closing) -> Support:
+def student_top_k(k: int, *, close: RestRule) -> Support:
   """The k entries the student likes best; with a sparse teacher, those it was asked about."""
   return _StudentTop(k=k, close=close)
 
 
-def union_top_k(k: int, *, close: Closing) -> Support:
+def union_top_k(k: int, *, close: RestRule) -> Support:
   """The best k of either side."""
   return _UnionTop(k=k, close=close)
 
 
-def intersection_top_k(k: int, *, close: Closing) -> Support:
+def intersection_top_k(k: int, *, close: RestRule) -> Support:
   """Those of the teacher's best k that are among the student's best k."""
   return _IntersectionTop(k=k, close=close)
 
 
-def columns(ids: tuple[int, ...], *, close: Closing) -> Support:
+def columns(ids: tuple[int, ...], *, close: RestRule) -> Support:
   """The same entries at every position."""
   return _Columns(ids=tuple(ids), close=close)

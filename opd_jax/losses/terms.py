@@ -28,7 +28,9 @@ class Term:
 
   @property
   def name(self) -> str:
-    fields = ', '.join(f'{field.name}={getattr(self, field.name)}' for field in dataclasses.fields(self))
+    fields = ', '.join(
+      f'{field.name}={getattr(self, field.name)}' for field in dataclasses.fields(self)
+    )
     return f'{type(self).__name__}({fields})'
 
 
@@ -144,7 +146,9 @@ def clipped_ratio(*, low: float = 0.2, high: float = 0.2, dual: float | None = N
     dual: where A < 0, the loss is at most -dual · A (dual clip); None leaves it.
   """
   if low < 0 or high < 0 or (dual is not None and dual <= 1):
-    raise ValueError(f'clipped_ratio: low and high must not be negative, dual above 1; got {low}, {high}, {dual}.')
+    raise ValueError(
+      f'clipped_ratio: low and high must not be negative, dual above 1; got {low}, {high}, {dual}.'
+    )
   return ClippedRatio(low=low, high=high, dual=dual)
 
 
@@ -153,7 +157,9 @@ def importance_ratio() -> Term:
   return ImportanceRatio()
 
 
-def divergence(divergence: Divergence, support: Support, *, most_per_token: float | None = None) -> Term:
+def divergence(
+  divergence: Divergence, support: Support, *, most_per_token: float | None = None
+) -> Term:
   """A divergence on a support.
 
   Args:

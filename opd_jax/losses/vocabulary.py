@@ -18,18 +18,20 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.losses import tile as tiles
-from opd_jax.losses.columns import Columns, Target, TileReader
-from opd_jax.losses.supports import Rest
+from opd_jax.losses.supports import OutsideMass
 from opd_jax.losses.terms import HiddenDistance, OnSupport, OnToken, Term
 from opd_jax.losses.tile import Reading
+from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray
 
-TILE_BYTES = 40 * 2**20  # of float32 logits in a tile where the heads are narrow; a few such buffers live at once
+TILE_BYTES = (
+  40 * 2**20
+)  # of float32 logits in a tile where the heads are narrow; a few such buffers live at once
 HEAD_SHARE = 0.25  # a tile of a wide head takes this share of the head's own bytes
 
 
-class Share(NamedTuple):
+class WeightedTerm(NamedTuple):
   """One term of a loss: Σ_{b,r} coefficient · term."""
 
   term: Term
@@ -65,22 +67,36 @@ def _added(
   return jax.lax.fori_loop(0, width // block, add, d_head)
 
 
-def _sweep(hidden, head, response, target: Target, shares, counts, *, columns, tile: int, gradients: bool, diagnose):
+def _sweep(
+  hidden,
+  head,
+  response,
+  target: Target,
+  weighted_terms,
+  counts,
+  *,
+  columns,
+  tile: int,
+  gradients: bool,
+  diagnose,
+):
   """The pass over the tokens of one device. Returns the loss, the reading, and gradients (or None)."""
   rows = response.shape
   size = rows[0] * rows[1]
   count = -(-size // tile)
-  terms = tuple(share.term for share in shares)
+  terms = tuple(weighted.term for weighted in weighted_terms)
 
   def cut(x):
     flat = x.reshape(size, *x.shape[2:])
-    return jnp.pad(flat, ((0, count * tile - size), *((0, 0),) * (flat.ndim - 1))).reshape(count, tile, *flat.shape[1:])
+    return jnp.pad(flat, ((0, count * tile - size), *((0, 0),) * (flat.ndim - 1))).reshape(
+      count, tile, *flat.shape[1:]
+    )
 
   # Cast once, not in every tile.
   narrow, narrow_teacher = head.astype(hidden.dtype), None
   if target.hidden is not None and target.head is not None:
     narrow_teacher = target.head.astype(target.hidden.dtype)
-  pieces = jax.tree.map(cut, (hidden, response, target._replace(head=None), shares, counts))
+  pieces = jax.tree.map(cut, (hidden, response, target._replace(head=None), weighted_terms, counts))
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
   body = functools.partial(tiles.read, terms=terms, columns=columns, diagnose=diagnose)
 
@@ -100,19 +116,33 @@ def _sweep(hidden, head, response, target: Target, shares, counts, *, columns, t
   whole = lambda x: x.reshape(count * tile, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:])
   reading, d_hidden = jax.tree.map(whole, (reading, d_hidden))
   parts = [
-    jnp.where(share.coefficient != 0, share.coefficient * value, 0.0).sum()
-    for share, value in zip(shares, reading.values, strict=True)
+    jnp.where(weighted.coefficient != 0, weighted.coefficient * value, 0.0).sum()
+    for weighted, value in zip(weighted_terms, reading.values, strict=True)
   ]
   return functools.reduce(jnp.add, parts), reading, d_hidden, d_head
 
 
-def _distributed(hidden, head, response, target: Target, shares, counts, *, layout: Layout, tile, gradients, diagnose):
+def _distributed(
+  hidden,
+  head,
+  response,
+  target: Target,
+  weighted_terms,
+  counts,
+  *,
+  layout: Layout,
+  tile,
+  gradients,
+  diagnose,
+):
   """The same over a mesh: tokens by batch, the heads by vocabulary."""
   axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
-  columns = Columns(axes, head.shape[1] // layout.size('vocab'))
-  sweep = functools.partial(_sweep, columns=columns, tile=tile, gradients=gradients, diagnose=diagnose)
+  columns = VocabShard(axes, head.shape[1] // layout.size('vocab'))
+  sweep = functools.partial(
+    _sweep, columns=columns, tile=tile, gradients=gradients, diagnose=diagnose
+  )
   if layout.is_single:
-    return sweep(hidden, head, response, target, shares, counts)
+    return sweep(hidden, head, response, target, weighted_terms, counts)
   batch = layout.mesh_axes('batch')
   by_row = layout.spec('batch')
   by_column = PartitionSpec(None, layout.spec('vocab')[0])
@@ -122,13 +152,20 @@ def _distributed(hidden, head, response, target: Target, shares, counts, *, layo
     loss = jax.lax.psum(loss, batch)
     return loss, reading, d_hidden, jax.lax.psum(d_head, batch) if gradients else d_head
 
-  specs = jax.tree.map(lambda _: by_row, (response, target._replace(head=None), shares, counts))
+  specs = jax.tree.map(
+    lambda _: by_row, (response, target._replace(head=None), weighted_terms, counts)
+  )
   if target.head is not None:
     specs = specs[0], specs[1]._replace(head=by_column), *specs[2:]
-  out = PartitionSpec(), by_row, by_row if gradients else None, by_column if gradients else PartitionSpec()
-  return jax.shard_map(body, mesh=layout.mesh, in_specs=(by_row, by_column, *specs), out_specs=out, check_vma=False)(
-    hidden, head, response, target, shares, counts
+  out = (
+    PartitionSpec(),
+    by_row,
+    by_row if gradients else None,
+    by_column if gradients else PartitionSpec(),
   )
+  return jax.shard_map(
+    body, mesh=layout.mesh, in_specs=(by_row, by_column, *specs), out_specs=out, check_vma=False
+  )(hidden, head, response, target, weighted_terms, counts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -138,7 +175,9 @@ def _summed(static, hidden, head, rest):
 
 
 def _summed_forward(static, hidden, head, rest):
-  loss, reading, d_hidden, d_head = _distributed(hidden, head, *rest, **dict(static), gradients=True)
+  loss, reading, d_hidden, d_head = _distributed(
+    hidden, head, *rest, **dict(static), gradients=True
+  )
   return (loss, reading), (d_hidden.astype(hidden.dtype), d_head.astype(head.dtype))
 
 
@@ -156,68 +195,84 @@ def weighted_sum(
   head: Float[AnyArray, 'D V'],
   response: Int[AnyArray, 'B R'],
   target: Target,
-  shares: Sequence[Share],
+  weighted_terms: Sequence[WeightedTerm],
   *,
   layout: Layout,
   mask: Bool[AnyArray, 'B R'] | None = None,
   tile: int | None = None,
   diagnose: bool = False,
 ) -> tuple[Float[Array, ''], Reading]:
-  """Σ over shares, rows and positions of coefficient · term, differentiable in `hidden` and `head`.
+  """Σ over weighted_terms, rows and positions of coefficient · term, differentiable in `hidden` and `head`.
 
   Args:
     hidden: the student's states; those at [:, r] predict response[:, r].
     head: in the type it is stored in; the products are made in the type of `hidden`, d head comes back in its own.
     response: the written tokens.
     target: what is known of the teacher.
-    shares: terms with their coefficients; a position without any coefficient adds nothing, whatever it holds.
+    weighted_terms: terms with their coefficients; a position without any coefficient adds nothing, whatever it holds.
     layout: whose mesh cuts rows (`batch`) and the vocabulary (`vocab`).
     mask: positions whose reading is wanted; None takes those with a coefficient.
     tile: tokens per tile; None chooses from shapes.
     diagnose: whether the reading compares the models beyond what the terms need.
   """
-  if not shares:
-    raise ValueError('vocabulary: no shares, so there is nothing to learn. A method returns at least one.')
-  _check(hidden, head, response, target, shares, layout)
+  if not weighted_terms:
+    raise ValueError(
+      'vocabulary: no weighted_terms, so there is nothing to learn. A method returns at least one.'
+    )
+  _check(hidden, head, response, target, weighted_terms, layout)
   tile = tile or tile_of(hidden.shape[-1], head.shape[-1] // layout.size('vocab'))
   local = -(-response.size // layout.size('batch'))
   static = (('layout', layout), ('tile', min(tile, max(local, 1))), ('diagnose', diagnose))
   summed: Any = _summed  # what is not hidden or head has no gradient: its backward pass says so
   counts = jnp.zeros(response.shape, bool) if mask is None else mask
-  return summed(static, hidden, head, (response, target, tuple(shares), counts))
+  return summed(static, hidden, head, (response, target, tuple(weighted_terms), counts))
 
 
-def _check(hidden, head, response, target: Target, shares, layout: Layout) -> None:
+def _check(hidden, head, response, target: Target, weighted_terms, layout: Layout) -> None:
   if (target.hidden is None) != (target.head is None):
-    raise ValueError("vocabulary: the teacher's hidden states and its head belong together; one of them is missing.")
+    raise ValueError(
+      "vocabulary: the teacher's hidden states and its head belong together; one of them is missing."
+    )
   if target.head is not None and target.head.shape[1] != head.shape[1]:
     raise ValueError(
       f'vocabulary: the student has {head.shape[1]} entries, the teacher {target.head.shape[1]}. Position by position '
       'they can only be compared over one vocabulary.'
     )
-  for what, size, axis in (('rows', hidden.shape[0], 'batch'), ('entries of the vocabulary', head.shape[1], 'vocab')):
+  for what, size, axis in (
+    ('rows', hidden.shape[0], 'batch'),
+    ('entries of the vocabulary', head.shape[1], 'vocab'),
+  ):
     if size % layout.size(axis):
-      raise ValueError(f'vocabulary: {size} {what} cannot be shared evenly by {layout.size(axis)} devices ({axis!r}).')
+      raise ValueError(
+        f'vocabulary: {size} {what} cannot be shared evenly by {layout.size(axis)} devices ({axis!r}).'
+      )
   given = {'the hidden states': hidden, "the teacher's hidden states": target.hidden}
   for what, top in (('top k', target.top_k), ('log-probabilities at ids', target.at_ids)):
     if top is not None:
       given |= {f"the ids of the teacher's {what}": top.ids, f"the teacher's {what}": top.logp}
-  for share in shares:
-    given[f'the coefficient of {share.term.name}'] = share.coefficient
-    given |= {f'the input {name!r} of {share.term.name}': value for name, value in share.inputs.items()}
-    if missing := [name for name in share.term.reads if name not in share.inputs]:
-      raise ValueError(f'vocabulary: {share.term.name} reads {missing}; its share has only {sorted(share.inputs)}.')
+  for weighted in weighted_terms:
+    given[f'the coefficient of {weighted.term.name}'] = weighted.coefficient
+    given |= {
+      f'the input {name!r} of {weighted.term.name}': value
+      for name, value in weighted.inputs.items()
+    }
+    if missing := [name for name in weighted.term.reads if name not in weighted.inputs]:
+      raise ValueError(
+        f'vocabulary: {weighted.term.name} reads {missing}; its inputs are {sorted(weighted.inputs)}.'
+      )
   for what, array in given.items():
     if array is not None and array.shape[:2] != response.shape:
-      raise ValueError(f'vocabulary: {what} are of shape {array.shape}, the response is of shape {response.shape}.')
+      raise ValueError(
+        f'vocabulary: {what} are of shape {array.shape}, the response is of shape {response.shape}.'
+      )
 
 
-def dense(hidden, head, response, target: Target, shares) -> Array:
+def dense(hidden, head, response, target: Target, weighted_terms) -> Array:
   """The reference for tests: whole arrays of logits and plain differentiation. Needs the teacher's hidden states."""
   log = lambda states, matrix: jax.nn.log_softmax(tiles.product(states, matrix), axis=-1)
   log_p, loss = log(hidden, head), jnp.zeros(())
   log_q = None if target.hidden is None else jax.lax.stop_gradient(log(target.hidden, target.head))
-  for term, coefficient, inputs in shares:
+  for term, coefficient, inputs in weighted_terms:
     if isinstance(term, OnToken):
       value = term.value(jnp.take_along_axis(log_p, response[..., None], axis=-1)[..., 0], inputs)
     elif isinstance(term, HiddenDistance):
@@ -229,14 +284,21 @@ def dense(hidden, head, response, target: Target, shares) -> Array:
 
 
 def _dense_support(term: OnSupport, log_p, log_q, target: Target):
-  columns = Columns((), log_p.shape[-1])
+  columns = VocabShard((), log_p.shape[-1])
   flat = lambda x: x.reshape(-1, x.shape[-1])
   flat_target = jax.tree.map(flat, target._replace(hidden=None, head=None))
-  reader = TileReader(columns, jax.lax.stop_gradient(flat(log_p)), None if log_q is None else flat(log_q), flat_target)
+  reader = TileView(
+    columns, jax.lax.stop_gradient(flat(log_p)), None if log_q is None else flat(log_q), flat_target
+  )
   entries = term.support.entries(reader)
   if entries is None:
     value = term.divergence(flat(log_p), flat(log_q))
   else:
-    value = term.support.value(term.divergence, jnp.take_along_axis(flat(log_p), entries.ids, axis=-1), entries, Rest())
+    value = term.support.value(
+      term.divergence,
+      jnp.take_along_axis(flat(log_p), entries.ids, axis=-1),
+      entries,
+      OutsideMass(),
+    )
   value = value if term.most is None else jnp.minimum(value, term.most)
   return value.reshape(log_p.shape[:-1])

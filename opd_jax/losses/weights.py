@@ -16,9 +16,9 @@ Rows = Float[AnyArray, ' B']
 TINY = 1e-8
 
 
-def _share(name: str, share: float) -> None:
-  if not 0.0 <= share <= 1.0:
-    raise ValueError(f'{name}: a share lies between 0 and 1, got {share}.')
+def _fraction(name: str, fraction: float) -> None:
+  if not 0.0 <= fraction <= 1.0:
+    raise ValueError(f'{name}: a fraction lies between 0 and 1, got {fraction}.')
 
 
 def _before(x: Tokens) -> Tokens:
@@ -38,7 +38,9 @@ def _length(mask: Mask) -> Float[Array, 'B 1']:
 # --- by position ----------------------------------------------------------------------------------
 
 
-def prefix_discrepancy(gap: Tokens, mask: Mask, *, gamma: float = 0.5, signed: bool = False) -> Tokens:
+def prefix_discrepancy(
+  gap: Tokens, mask: Mask, *, gamma: float = 0.5, signed: bool = False
+) -> Tokens:
   r"""1 + γ (1 - F_t), F_t = Σ_{k<t} |d_k| / Σ_k |d_k|: early disagreement counts more.   IW-OPD, arXiv:2606.22600.
 
   Args:
@@ -56,23 +58,28 @@ def linear(mask: Mask, *, gamma: float = 0.5) -> Tokens:
   return 1.0 + gamma * (1.0 - _position(mask) / jnp.maximum(_length(mask), 1.0))
 
 
-def first(mask: Mask, *, share: float) -> Tokens:
-  """1 on the first `share` of a response's tokens (rounded up), 0 behind."""
-  _share('weights.first', share)
-  return (_position(mask) < jnp.ceil(share * _length(mask))).astype(float)
+def first(mask: Mask, *, fraction: float) -> Tokens:
+  """1 on the first `fraction` of a response's tokens (rounded up), 0 behind."""
+  _fraction('weights.first', fraction)
+  return (_position(mask) < jnp.ceil(fraction * _length(mask))).astype(float)
 
 
-def last(mask: Mask, *, share: float) -> Tokens:
-  """1 on the last `share` of a response's tokens (rounded up), 0 before."""
-  _share('weights.last', share)
-  return (_position(mask) >= _length(mask) - jnp.ceil(share * _length(mask))).astype(float)
+def last(mask: Mask, *, fraction: float) -> Tokens:
+  """1 on the last `fraction` of a response's tokens (rounded up), 0 before."""
+  _fraction('weights.last', fraction)
+  return (_position(mask) >= _length(mask) - jnp.ceil(fraction * _length(mask))).astype(float)
 
 
 # --- by confidence and disagreement ---------------------------------------------------------------
 
 
 def confidence(
-  teacher_entropy: Tokens, student_entropy: Tokens, mask: Mask, *, teacher: float = 1.0, student: float = 1.0
+  teacher_entropy: Tokens,
+  student_entropy: Tokens,
+  mask: Mask,
+  *,
+  teacher: float = 1.0,
+  student: float = 1.0,
 ) -> Tokens:
   r"""(1 + α (1 - H_T / max H_T)) (1 + β H_S / max H_S), divided by its mean over the response; max over the batch.
 
@@ -89,24 +96,24 @@ def sign_gate(row_advantage: Rows, gap: Tokens) -> Bool[AnyArray, 'B R']:
   return row_advantage[:, None] * gap > 0
 
 
-def top_fraction(score: Tokens, mask: Mask, *, share: float) -> Tokens:
-  """1 on the ceil(share · n) tokens of a response that score highest, at least one; ties go to the earlier token."""
-  _share('weights.top_fraction', share)
-  wanted = jnp.maximum(jnp.ceil(share * _length(mask)), 1.0)
+def top_fraction(score: Tokens, mask: Mask, *, fraction: float) -> Tokens:
+  """1 on the ceil(fraction · n) tokens of a response that score highest, at least one; ties go to the earlier token."""
+  _fraction('weights.top_fraction', fraction)
+  wanted = jnp.maximum(jnp.ceil(fraction * _length(mask)), 1.0)
   order = jnp.argsort(jnp.where(mask, -score, jnp.inf), axis=1, stable=True)
   rank = jnp.argsort(order, axis=1, stable=True)
   return (mask & (rank < wanted)).astype(float)
 
 
-def random_mask(key: PRNGKeyArray, mask: Mask, *, share: float) -> Tokens:
+def random_mask(key: PRNGKeyArray, mask: Mask, *, fraction: float) -> Tokens:
   """The same budget as `top_fraction`, spent at random: the control that every selector needs."""
-  return top_fraction(jax.random.uniform(key, mask.shape), mask, share=share)
+  return top_fraction(jax.random.uniform(key, mask.shape), mask, fraction=fraction)
 
 
 def robust(score: Tokens, mask: Mask, *, low: float = 0.05, high: float = 0.95) -> Tokens:
   """A score moved to [0, 1] by two quantiles of the batch: outliers do not set the scale, a shift does not matter."""
-  _share('weights.robust', low)
-  _share('weights.robust', high)
+  _fraction('weights.robust', low)
+  _fraction('weights.robust', high)
   known = jnp.where(mask, score, jnp.nan)
   least, most = jnp.nanquantile(known, low), jnp.nanquantile(known, high)
   scaled = jnp.clip((score - least) / jnp.maximum(most - least, TINY), 0.0, 1.0)
@@ -131,7 +138,9 @@ def mean_one(weight: Tokens, mask: Mask) -> Tokens:
   return weight / jnp.maximum(jnp.where(mask, weight, 0.0).sum() / count, TINY)
 
 
-def truncated_importance(student_logp: Tokens, behaviour_logp: Tokens, *, most: float = 5.0) -> Tokens:
+def truncated_importance(
+  student_logp: Tokens, behaviour_logp: Tokens, *, most: float = 5.0
+) -> Tokens:
   """min( p / behaviour, most ): for rollouts that another program, or older weights, wrote. No gradient is zeroed."""
   return jnp.exp(jnp.minimum(student_logp - behaviour_logp, jnp.log(most)))
 
@@ -146,7 +155,7 @@ def mean_logp(logp: Tokens, mask: Mask) -> Rows:
 
 def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[AnyArray, ' B']:
   """True for responses above the `drop` quantile of the batch; empty ones are neither counted nor kept."""
-  _share('weights.quantile_filter', drop)
+  _fraction('weights.quantile_filter', drop)
   there = mask.any(axis=1)
   order = jnp.argsort(jnp.where(there, score, jnp.inf), stable=True)
   rank = jnp.argsort(order, stable=True)
@@ -169,7 +178,9 @@ def group_softmax(
   """
   same = (group[:, None] == group[None, :]) & among[None, :]
   highest = jnp.where(same, score[None, :], -jnp.inf).max(axis=1)
-  mass = jnp.where(among, jnp.exp((score - jnp.where(jnp.isfinite(highest), highest, 0.0)) / temperature), 0.0)
+  mass = jnp.where(
+    among, jnp.exp((score - jnp.where(jnp.isfinite(highest), highest, 0.0)) / temperature), 0.0
+  )
   total = _per_group(mass, group, among)
   count = _per_group(jnp.ones_like(mass), group, among)
   return jnp.where(among, count * mass / jnp.maximum(total, TINY), 0.0)

@@ -9,9 +9,9 @@ from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, supports, terms
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.normalisers import per_sequence
-from opd_jax.losses.supports import Closing
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares, needs_of
+from opd_jax.losses.supports import RestRule
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms, needs_of
 from opd_jax.types import AnyArray
 
 Gate = Callable[[Evidence], Bool[AnyArray, 'B R']]
@@ -38,7 +38,7 @@ def aopd(
   intervene: Gate = below(),
   k: int = 32,
   divergence: Divergence = divergences.forward_kl(),
-  close: Closing = supports.renorm(),
+  close: RestRule = supports.renorm(),
 ) -> Method:
   r"""Exploit where the teacher agrees, imitate where it does not.
 
@@ -57,13 +57,19 @@ def aopd(
   support = supports.teacher_top_k(k, close=close)
   guide = terms.divergence(divergence, support)
 
-  def weigh(evidence: Evidence) -> Shares:
+  def weigh(evidence: Evidence) -> WeightedTerms:
     guided = intervene(evidence)
     advantage = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
     mean = per_sequence(evidence.rollout.mask)
     return (
-      Share(guide, mean * guided, {}),
-      Share(terms.policy_gradient(), jnp.where(evidence.rollout.mask & ~guided, mean * advantage, 0.0), {}),
+      WeightedTerm(guide, mean * guided, {}),
+      WeightedTerm(
+        terms.policy_gradient(),
+        jnp.where(evidence.rollout.mask & ~guided, mean * advantage, 0.0),
+        {},
+      ),
     )
 
-  return Method(rollout=rollouts.student(), needs=needs_of(support), weigh=weigh, paper='arXiv:2605.06387')
+  return Method(
+    rollout=rollouts.student(), needs=needs_of(support), weigh=weigh, paper='arXiv:2605.06387'
+  )

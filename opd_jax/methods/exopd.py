@@ -3,8 +3,8 @@
 from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Needs, Shares, reference
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, Needs, WeightedTerms, reference
 
 
 def exopd(*, strength: float = 1.25, clip: float = 0.2, dual: float | None = 3.0) -> Method:
@@ -21,13 +21,13 @@ def exopd(*, strength: float = 1.25, clip: float = 0.2, dual: float | None = 3.0
   """
   term = terms.clipped_ratio(low=clip, high=clip, dual=dual)
 
-  def weigh(evidence: Evidence) -> Shares:
+  def weigh(evidence: Evidence) -> WeightedTerms:
     student = evidence.student.logp
     advantage = advantages.extrapolated(
       evidence.teacher.logp, student, reference(evidence, 'reference').logp, strength=strength
     )
     inputs = {'advantage': advantage, 'behaviour_logp': student}
-    return (Share(term, per_token(evidence.rollout.mask), inputs),)
+    return (WeightedTerm(term, per_token(evidence.rollout.mask), inputs),)
 
   return Method(
     rollout=rollouts.student(),

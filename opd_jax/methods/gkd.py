@@ -5,14 +5,14 @@ from opd_jax.losses import divergences, supports, terms
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.supports import Support
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares, needs_of
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms, needs_of
 
 
 def gkd(
   *,
   divergence: Divergence = divergences.jensen_shannon(beta=0.5),
-  student_share: float = 0.5,
+  student_fraction: float = 0.5,
   support: Support = supports.full(),
 ) -> Method:
   r"""A divergence over whole distributions, on a mixture of the student's own text and a data set's.
@@ -24,16 +24,16 @@ def gkd(
 
   Args:
     divergence: D.
-    student_share: λ, the share of rows that the student writes.
+    student_fraction: λ, the share of rows that the student writes.
     support: where D is taken; a teacher's top k asks for far less than its hidden states.
   """
   term = terms.divergence(divergence, support)
 
-  def weigh(evidence: Evidence) -> Shares:
-    return (Share(term, per_token(evidence.rollout.mask), {}),)
+  def weigh(evidence: Evidence) -> WeightedTerms:
+    return (WeightedTerm(term, per_token(evidence.rollout.mask), {}),)
 
   return Method(
-    rollout=rollouts.mixture(student=student_share),
+    rollout=rollouts.mixture(student=student_fraction),
     needs=needs_of(support),
     weigh=weigh,
     descends=divergence if support == supports.full() else None,

@@ -7,11 +7,13 @@ from jaxtyping import Bool, Float
 from opd_jax import rollouts
 from opd_jax.losses import advantages, terms, weights
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms
 from opd_jax.types import AnyArray
 
-Weight = Callable[[Float[AnyArray, 'B R'], Bool[AnyArray, 'B R']], Float[AnyArray, 'B R']]  # of gap and mask
+Weight = Callable[
+  [Float[AnyArray, 'B R'], Bool[AnyArray, 'B R']], Float[AnyArray, 'B R']
+]  # of gap and mask
 
 
 def cumulative(*, gamma: float = 0.5) -> Weight:
@@ -29,19 +31,19 @@ def linear(*, gamma: float = 0.5) -> Weight:
   return lambda gap, mask: weights.linear(mask, gamma=gamma)
 
 
-def fixed_prefix(*, gamma: float = 0.5, share: float = 0.3) -> Weight:
-  """1 + γ on the first `share` of a response, 1 behind."""
-  return lambda gap, mask: 1.0 + gamma * weights.first(mask, share=share)
+def fixed_prefix(*, gamma: float = 0.5, fraction: float = 0.3) -> Weight:
+  """1 + γ on the first `fraction` of a response, 1 behind."""
+  return lambda gap, mask: 1.0 + gamma * weights.first(mask, fraction=fraction)
 
 
-def first(*, share: float = 0.3) -> Weight:
-  """Nothing but the first `share` of a response."""
-  return lambda gap, mask: weights.first(mask, share=share)
+def first(*, fraction: float = 0.3) -> Weight:
+  """Nothing but the first `fraction` of a response."""
+  return lambda gap, mask: weights.first(mask, fraction=fraction)
 
 
-def last(*, share: float = 0.3) -> Weight:
-  """Nothing but the last `share` of a response."""
-  return lambda gap, mask: weights.last(mask, share=share)
+def last(*, fraction: float = 0.3) -> Weight:
+  """Nothing but the last `fraction` of a response."""
+  return lambda gap, mask: weights.last(mask, fraction=fraction)
 
 
 def mean_one(weight: Weight = cumulative()) -> Weight:
@@ -63,10 +65,10 @@ def iw_opd(*, weight: Weight = cumulative(), clip: float = 0.2, dual: float | No
   """
   term = terms.clipped_ratio(low=clip, high=clip, dual=dual)
 
-  def weigh(evidence: Evidence) -> Shares:
+  def weigh(evidence: Evidence) -> WeightedTerms:
     mask, student = evidence.rollout.mask, evidence.student.logp
     gap = advantages.log_ratio(evidence.teacher.logp, student)
     inputs = {'advantage': weight(gap, mask) * gap, 'behaviour_logp': student}
-    return (Share(term, per_token(mask), inputs),)
+    return (WeightedTerm(term, per_token(mask), inputs),)
 
   return Method(rollout=rollouts.student(), weigh=weigh, paper='arXiv:2606.22600')

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms
 
 
 def opd(*, coefficient: float = 1.0) -> Method:
@@ -18,10 +18,12 @@ def opd(*, coefficient: float = 1.0) -> Method:
   as scored when the batch is weighed and no ratio, where the recipe takes the sampler's in both.
   """
 
-  def weigh(evidence: Evidence) -> Shares:
+  def weigh(evidence: Evidence) -> WeightedTerms:
     advantage = coefficient * advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
     mask = evidence.rollout.mask
-    return (Share(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),)
+    return (
+      WeightedTerm(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),
+    )
 
   return Method(
     rollout=rollouts.student(),

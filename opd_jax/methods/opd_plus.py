@@ -6,12 +6,15 @@ from opd_jax import rollouts
 from opd_jax.losses import advantages, divergences, terms
 from opd_jax.losses.divergences import Divergence
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms
 
 
 def opd_plus(
-  *, divergence: Divergence = divergences.jensen_shannon(beta=0.5), corrected: bool = True, bound: float = 6.0
+  *,
+  divergence: Divergence = divergences.jensen_shannon(beta=0.5),
+  corrected: bool = True,
+  bound: float = 6.0,
 ) -> Method:
   r"""Any f-divergence from sampled tokens alone, with the reward's own dependence on the student accounted for.
 
@@ -28,11 +31,13 @@ def opd_plus(
   """
   advantage_of = advantages.corrected if corrected else advantages.naive
 
-  def weigh(evidence: Evidence) -> Shares:
+  def weigh(evidence: Evidence) -> WeightedTerms:
     gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
     advantage = advantage_of(divergence, advantages.clipped(gap, least=-bound, most=bound))
     mask = evidence.rollout.mask
-    return (Share(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),)
+    return (
+      WeightedTerm(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),
+    )
 
   return Method(
     rollout=rollouts.student(),

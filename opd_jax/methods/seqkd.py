@@ -3,8 +3,8 @@
 from opd_jax import rollouts
 from opd_jax.losses import divergences, terms
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms
 
 
 def seqkd() -> Method:
@@ -15,7 +15,12 @@ def seqkd() -> Method:
   arXiv:1606.07947. In expectation the gradient of forward KL at the *teacher's* prefixes.
   """
 
-  def weigh(evidence: Evidence) -> Shares:
-    return (Share(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
+  def weigh(evidence: Evidence) -> WeightedTerms:
+    return (WeightedTerm(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
 
-  return Method(rollout=rollouts.teacher(), weigh=weigh, descends=divergences.forward_kl(), paper='arXiv:1606.07947')
+  return Method(
+    rollout=rollouts.teacher(),
+    weigh=weigh,
+    descends=divergences.forward_kl(),
+    paper='arXiv:1606.07947',
+  )

@@ -3,8 +3,8 @@
 from opd_jax import rollouts
 from opd_jax.losses import divergences, terms
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import Share
-from opd_jax.method import Evidence, Method, Shares
+from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.method import Evidence, Method, WeightedTerms
 
 
 def sft() -> Method:
@@ -15,9 +15,12 @@ def sft() -> Method:
   Every method of the papers begins here. The prompt has no loss; the token that ends a response has one.
   """
 
-  def weigh(evidence: Evidence) -> Shares:
-    return (Share(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
+  def weigh(evidence: Evidence) -> WeightedTerms:
+    return (WeightedTerm(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
 
   return Method(
-    rollout=rollouts.dataset(), weigh=weigh, descends=divergences.forward_kl(), paper='common practice: no paper'
+    rollout=rollouts.dataset(),
+    weigh=weigh,
+    descends=divergences.forward_kl(),
+    paper='common practice: no paper',
   )

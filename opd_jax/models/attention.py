@@ -20,7 +20,9 @@ SPLASH_BLOCK = 512
 
 def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: bool) -> Kernel:
   """The fastest attention of a row over itself that this platform has; 'xla' runs everywhere."""
-  if platform == 'gpu' and dtype in ('bfloat16', 'float16') and head_dim % 8 == 0 and head_dim <= 128:
+  if (
+    platform == 'gpu' and dtype in ('bfloat16', 'float16') and head_dim % 8 == 0 and head_dim <= 128
+  ):
     # With a mask cuDNN reads it as a bias, and its backward pass then wants even lengths.
     return 'cudnn' if not masked or length % 2 == 0 else 'xla'
   if platform == 'tpu' and length % 128 == 0:
@@ -28,7 +30,9 @@ def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: boo
   return 'xla'
 
 
-def causal_mask(columns: Int[Array, 'B T'], start: Int[Array, ' B'], length: int) -> Bool[Array, 'B 1 T S']:
+def causal_mask(
+  columns: Int[Array, 'B T'], start: Int[Array, ' B'], length: int
+) -> Bool[Array, 'B 1 T S']:
   """Column c may look at the columns from its row's `start` up to itself."""
   keys = jnp.arange(length)
   seen = (keys <= columns[..., None]) & (keys >= start[:, None, None])
@@ -68,9 +72,9 @@ def _splash(
   by_query = layout.spec('batch', 'length', 'heads', 'head_dim')
   by_key = layout.spec('batch', 'length', 'kv_heads', 'head_dim')
   specs = (by_query, by_key, by_key, layout.spec('batch'))
-  return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=by_query, check_vma=False)(
-    query, key, value, start
-  )
+  return jax.shard_map(
+    local, mesh=layout.mesh, in_specs=specs, out_specs=by_query, check_vma=False
+  )(query, key, value, start)
 
 
 def attend(
@@ -85,11 +89,15 @@ def attend(
   length = query.shape[1]
   platform = layout.mesh.devices.flat[0].platform
   masked = start is not None
-  chosen = kernel(platform, query.dtype.name, length=length, head_dim=query.shape[-1], masked=masked)
+  chosen = kernel(
+    platform, query.dtype.name, length=length, head_dim=query.shape[-1], masked=masked
+  )
   if chosen != 'xla' and layout.size('heads') != layout.size('kv_heads'):
     # Fewer key-value heads than devices: each device gets its own copy of the one it needs.
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    layout = dataclasses.replace(layout, rules=(*layout.rules, ('kv_heads', dict(layout.rules)['heads'])))
+    layout = dataclasses.replace(
+      layout, rules=(*layout.rules, ('kv_heads', dict(layout.rules)['heads']))
+    )
   if chosen == 'splash':
     return _splash(query, key, value, start, layout=layout)
   dot = functools.partial(jax.nn.dot_product_attention, query, key, value, implementation=chosen)
@@ -99,17 +107,23 @@ def attend(
   return dot(mask=causal_mask(columns, start, length))
 
 
-def attend_cache(query: Float[Array, 'B T N H'], cache: caches.Cache, layer: int) -> Float[Array, 'B T N H']:
+def attend_cache(
+  query: Float[Array, 'B T N H'], cache: caches.Cache, layer: int
+) -> Float[Array, 'B T N H']:
   """The newest T columns over all of their cache. Bound by reading it, so it is read as it lies."""
   rows, length, heads, size = query.shape
   keys, values = (x[layer].astype(query.dtype) for x in (cache.keys, cache.values))
   grouped = query.reshape(rows, length, keys.shape[1], -1, size)
-  scores = jnp.einsum('btkgh,bksh->bkgts', grouped, keys, preferred_element_type=jnp.float32) * size**-0.5
+  scores = (
+    jnp.einsum('btkgh,bksh->bkgts', grouped, keys, preferred_element_type=jnp.float32) * size**-0.5
+  )
   columns = cache.end[:, None] + jnp.arange(length)
   seen = causal_mask(columns, cache.start, cache.columns)[:, :, None]
   chances = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
   # Float32 asked for: XLA for CPU since jax 0.12 sums a bfloat16 product in bfloat16. It cannot do so transposed.
-  mixed = jnp.einsum('bkgts,bksh->bkgth', chances.astype(query.dtype), values, preferred_element_type=jnp.float32)
+  mixed = jnp.einsum(
+    'bkgts,bksh->bkgth', chances.astype(query.dtype), values, preferred_element_type=jnp.float32
+  )
   return jnp.moveaxis(mixed.astype(query.dtype), 3, 1).reshape(rows, length, heads, size)
 
 
@@ -118,7 +132,12 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
     self.layout = layout
-    width, heads, kv_heads, size = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+    width, heads, kv_heads, size = (
+      config.width,
+      config.num_heads,
+      config.num_kv_heads,
+      config.head_dim,
+    )
     dtype = config.param_dtype
     queries, keys = ('heads', 'head_dim'), ('kv_heads', 'head_dim')
     self.query = weight(rngs, (width, heads, size), ('embed', *queries), inputs=1, dtype=dtype)

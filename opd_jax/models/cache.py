@@ -35,12 +35,16 @@ def empty(config: ModelConfig, layout: Layout, *, length: int, start: Int[Array,
   config.check_length(length, who='cache')
   shape = (start.shape[0], config.num_kv_heads, length, config.head_dim)
   sharding, everywhere = layout.fitted(shape, AXES, what='the key-value cache'), layout.sharding()
-  zeros = lambda: tuple(jnp.zeros(shape, config.dtype, device=sharding) for _ in range(config.num_layers))
+  zeros = lambda: tuple(
+    jnp.zeros(shape, config.dtype, device=sharding) for _ in range(config.num_layers)
+  )
   end = jnp.zeros(start.shape, jnp.int32, device=everywhere)
   return Cache(keys=zeros(), values=zeros(), start=jax.device_put(start, everywhere), end=end)
 
 
-def write(cache: Cache, layer: int, keys: Float[Array, 'B T K H'], values: Float[Array, 'B T K H']) -> Cache:
+def write(
+  cache: Cache, layer: int, keys: Float[Array, 'B T K H'], values: Float[Array, 'B T K H']
+) -> Cache:
   """Puts T new columns of one layer at each row's own end. `end` itself moves once per forward pass."""
 
   def row(old: Float[Array, 'K S H'], new: Float[Array, 'T K H'], at: Int[Array, '']):
@@ -55,6 +59,8 @@ def write(cache: Cache, layer: int, keys: Float[Array, 'B T K H'], values: Float
 
 def pinned(cache: Cache, layout: Layout) -> Cache:
   """Leaves a program as it came in: a cache that came back cut otherwise would be compiled for again."""
-  keys, values = (tuple(layout.constrain(x, *AXES) for x in xs) for xs in (cache.keys, cache.values))
+  keys, values = (
+    tuple(layout.constrain(x, *AXES) for x in xs) for xs in (cache.keys, cache.values)
+  )
   start, end = (layout.constrain(x, None) for x in (cache.start, cache.end))
   return Cache(keys=keys, values=values, start=start, end=end)

@@ -95,26 +95,46 @@ class ModelConfig:
   unroll: bool = False
 
   def __post_init__(self):
-    sizes = ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_width', 'max_positions')
+    sizes = (
+      'vocab_size',
+      'width',
+      'num_layers',
+      'num_heads',
+      'num_kv_heads',
+      'head_dim',
+      'mlp_width',
+      'max_positions',
+    )
     _positive(self, whole=sizes, real=('rope_theta', 'norm_epsilon'))
     for field, kind in (('rope_scaling', RopeScaling), ('experts', Experts)):
       if not isinstance(getattr(self, field), kind | None):
-        raise ValueError(f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.')
+        raise ValueError(
+          f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.'
+        )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '
         'heads; num_heads must be a multiple of num_kv_heads.'
       )
     if self.head_dim % 2:
-      raise ValueError(f'ModelConfig: rotary embeddings pair the entries of a head; head_dim={self.head_dim} is odd.')
+      raise ValueError(
+        f'ModelConfig: rotary embeddings pair the entries of a head; head_dim={self.head_dim} is odd.'
+      )
     if self.experts is not None and self.experts.per_token > self.experts.count:
       raise ValueError(
         f'ModelConfig: {self.experts.per_token} experts per token out of {self.experts.count}; '
         'a token cannot visit more experts than there are.'
       )
-    for field, known in (('param_dtype', DType), ('dtype', DType), ('remat', Remat), ('family', Family)):
+    for field, known in (
+      ('param_dtype', DType),
+      ('dtype', DType),
+      ('remat', Remat),
+      ('family', Family),
+    ):
       if getattr(self, field) not in known.__args__:
-        raise ValueError(f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {known.__args__}.')
+        raise ValueError(
+          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {known.__args__}.'
+        )
 
   def check_length(self, length: int, *, who: str) -> None:
     """Refuses sequences beyond the position table."""

@@ -38,7 +38,9 @@ def mixture(
   order = jnp.argsort(chosen.reshape(-1))  # visits, sorted by expert
   visits = x[order // experts.per_token]
   sizes = jnp.bincount(chosen.reshape(-1), length=experts.count).astype(jnp.int32)
-  hidden = jax.nn.silu(jax.lax.ragged_dot(visits, gate, sizes)) * jax.lax.ragged_dot(visits, up, sizes)
+  hidden = jax.nn.silu(jax.lax.ragged_dot(visits, gate, sizes)) * jax.lax.ragged_dot(
+    visits, up, sizes
+  )
   answers = jax.lax.ragged_dot(hidden, down, sizes)
   # Sorting back by inverse permutation is a gather; a scatter-add here would order sums at random.
   answers = answers[jnp.argsort(order)].reshape(*chosen.shape, -1)

@@ -13,7 +13,9 @@ from opd_jax.models.config import ModelConfig, RopeScaling
 from opd_jax.sharding import Layout
 
 
-def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], *, inputs: int, dtype: str) -> nnx.Param:
+def weight(
+  rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], *, inputs: int, dtype: str
+) -> nnx.Param:
   """A normal weight of variance 1 / fan-in; the `inputs` first axes after `experts` are summed over."""
   skip = 1 if axes[0] == 'experts' else 0
   deviation = 1.0 / math.sqrt(math.prod(shape[skip : skip + inputs]))
@@ -51,7 +53,9 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
   exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
   powers = (np.float64(config.rope_theta) ** exponents.astype(np.float64)).astype(np.float32)
   frequencies = np.float32(1.0) / powers
-  return frequencies if config.rope_scaling is None else _stretched(frequencies, config.rope_scaling)
+  return (
+    frequencies if config.rope_scaling is None else _stretched(frequencies, config.rope_scaling)
+  )
 
 
 def _stretched(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -84,7 +88,9 @@ def rotate(
   """Turns entry i with entry i + H/2 by the angle of its position."""
   cosine, sine = table
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+  turned = jnp.concatenate(
+    [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+  )
   return turned.astype(x.dtype)
 
 

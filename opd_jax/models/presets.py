@@ -39,13 +39,17 @@ _llama3 = functools.partial(
 
 
 def _llama3_scaling(factor: float) -> RopeScaling:
-  return RopeScaling(factor=factor, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192)
+  return RopeScaling(
+    factor=factor, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+  )
 
 
 def _with(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
   unknown = overrides.keys() - {field.name for field in dataclasses.fields(ModelConfig)}
   if unknown:
-    raise ValueError(f'presets: ModelConfig has no field {sorted(unknown)}; see opd_jax/models/config.py.')
+    raise ValueError(
+      f'presets: ModelConfig has no field {sorted(unknown)}; see opd_jax/models/config.py.'
+    )
   return dataclasses.replace(config, **overrides)
 
 
@@ -69,15 +73,21 @@ def tiny(**overrides: Any) -> ModelConfig:
 
 
 def qwen3_0p6b(**overrides: Any) -> ModelConfig:
-  return _with(_qwen3(width=1024, num_layers=28, num_heads=16, mlp_width=3072, tied=True), overrides)
+  return _with(
+    _qwen3(width=1024, num_layers=28, num_heads=16, mlp_width=3072, tied=True), overrides
+  )
 
 
 def qwen3_1p7b(**overrides: Any) -> ModelConfig:
-  return _with(_qwen3(width=2048, num_layers=28, num_heads=16, mlp_width=6144, tied=True), overrides)
+  return _with(
+    _qwen3(width=2048, num_layers=28, num_heads=16, mlp_width=6144, tied=True), overrides
+  )
 
 
 def qwen3_4b(**overrides: Any) -> ModelConfig:
-  return _with(_qwen3(width=2560, num_layers=36, num_heads=32, mlp_width=9728, tied=True), overrides)
+  return _with(
+    _qwen3(width=2560, num_layers=36, num_heads=32, mlp_width=9728, tied=True), overrides
+  )
 
 
 def qwen3_8b(**overrides: Any) -> ModelConfig:
@@ -95,32 +105,44 @@ def qwen3_32b(**overrides: Any) -> ModelConfig:
 def qwen3_30b_a3b(**overrides: Any) -> ModelConfig:
   """Mixture of 128 experts, 8 per token: the commonest teacher in the papers."""
   experts = Experts(count=128, per_token=8, width=768, normalise=True)
-  config = _qwen3(family='qwen3_moe', width=2048, num_layers=48, num_heads=32, num_kv_heads=4, mlp_width=6144)
+  config = _qwen3(
+    family='qwen3_moe', width=2048, num_layers=48, num_heads=32, num_kv_heads=4, mlp_width=6144
+  )
   return _with(dataclasses.replace(config, experts=experts), overrides)
 
 
 def qwen2p5_0p5b(**overrides: Any) -> ModelConfig:
-  config = _qwen2(vocab_size=151_936, width=896, num_layers=24, num_heads=14, num_kv_heads=2, mlp_width=4864)
+  config = _qwen2(
+    vocab_size=151_936, width=896, num_layers=24, num_heads=14, num_kv_heads=2, mlp_width=4864
+  )
   return _with(dataclasses.replace(config, head_dim=64, tied=True), overrides)
 
 
 def qwen2p5_1p5b(**overrides: Any) -> ModelConfig:
-  config = _qwen2(vocab_size=151_936, width=1536, num_layers=28, num_heads=12, num_kv_heads=2, mlp_width=8960)
+  config = _qwen2(
+    vocab_size=151_936, width=1536, num_layers=28, num_heads=12, num_kv_heads=2, mlp_width=8960
+  )
   return _with(dataclasses.replace(config, tied=True), overrides)
 
 
 def qwen2p5_3b(**overrides: Any) -> ModelConfig:
-  config = _qwen2(vocab_size=151_936, width=2048, num_layers=36, num_heads=16, num_kv_heads=2, mlp_width=11_008)
+  config = _qwen2(
+    vocab_size=151_936, width=2048, num_layers=36, num_heads=16, num_kv_heads=2, mlp_width=11_008
+  )
   return _with(dataclasses.replace(config, tied=True), overrides)
 
 
 def qwen2p5_7b(**overrides: Any) -> ModelConfig:
-  config = _qwen2(vocab_size=152_064, width=3584, num_layers=28, num_heads=28, num_kv_heads=4, mlp_width=18_944)
+  config = _qwen2(
+    vocab_size=152_064, width=3584, num_layers=28, num_heads=28, num_kv_heads=4, mlp_width=18_944
+  )
   return _with(config, overrides)
 
 
 def qwen2p5_14b(**overrides: Any) -> ModelConfig:
-  config = _qwen2(vocab_size=152_064, width=5120, num_layers=48, num_heads=40, num_kv_heads=8, mlp_width=13_824)
+  config = _qwen2(
+    vocab_size=152_064, width=5120, num_layers=48, num_heads=40, num_kv_heads=8, mlp_width=13_824
+  )
   return _with(config, overrides)
 
 

@@ -28,7 +28,9 @@ from opd_jax.types import Params
 
 def _keep_products(primitive, *arguments, **settings) -> bool:
   ragged = primitive.name.startswith('ragged_dot')
-  return ragged or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **settings)
+  return ragged or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+    primitive, *arguments, **settings
+  )
 
 
 POLICIES = {
@@ -50,7 +52,9 @@ class Block(nnx.Module):
 
   def __call__(self, x, table, *, start, cache, layer):
     with jax.named_scope('attention'):
-      mixed, cache = self.attention(self.attention_norm(x), table, start=start, cache=cache, layer=layer)
+      mixed, cache = self.attention(
+        self.attention_norm(x), table, start=start, cache=cache, layer=layer
+      )
       x = x + mixed
     with jax.named_scope('mlp'):
       return x + self.mlp(self.mlp_norm(x)), cache
@@ -75,12 +79,16 @@ class Transformer(nnx.Module):
     make = lambda key: Block(config, layout, rngs=nnx.Rngs(key))
     keys = jax.random.split(rngs.params(), config.num_layers)
     # Stacked, it is one block whose parameters carry a leading axis of layers: `lax.scan` compiles it once.
-    self.blocks: Any = nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
+    self.blocks: Any = (
+      nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
+    )
     self.final_norm = RMSNorm(config.width, 'embed', config=config)
     if not config.tied:
       self.unembed = Table(config, rngs=rngs)
 
-  def __call__(self, tokens: Int[Array, 'B T'], *, start: Int[Array, ' B'] | None = None) -> Float[Array, 'B T D']:
+  def __call__(
+    self, tokens: Int[Array, 'B T'], *, start: Int[Array, ' B'] | None = None
+  ) -> Float[Array, 'B T D']:
     """Hidden states after the last norm; hidden[:, t] predicts tokens[:, t + 1].
 
     Args:
@@ -92,7 +100,9 @@ class Transformer(nnx.Module):
     with jax.named_scope('final_norm'):
       return self.final_norm(x)
 
-  def extend(self, tokens: Int[Array, 'B T'], cache: caches.Cache) -> tuple[Float[Array, 'B T D'], caches.Cache]:
+  def extend(
+    self, tokens: Int[Array, 'B T'], cache: caches.Cache
+  ) -> tuple[Float[Array, 'B T D'], caches.Cache]:
     """The same for the next T columns of rows whose past is in `cache`, which comes back T columns longer."""
     columns = cache.end[:, None] + jnp.arange(tokens.shape[1])
     x, table = self._embedded(tokens, positions_of(columns, cache.start))
@@ -102,7 +112,9 @@ class Transformer(nnx.Module):
         assert grown is not None
         x, cache = self.layout.constrain(x, 'batch', 'length', 'width'), grown
     with jax.named_scope('final_norm'):
-      return self.final_norm(x), caches.pinned(cache._replace(end=cache.end + tokens.shape[1]), self.layout)
+      return self.final_norm(x), caches.pinned(
+        cache._replace(end=cache.end + tokens.shape[1]), self.layout
+      )
 
   def trace(
     self, tokens: Int[Array, 'B T'], *, layers: tuple[int, ...] = ()
@@ -117,7 +129,9 @@ class Transformer(nnx.Module):
     self.config.check_length(tokens.shape[1], who='transformer')
     with jax.named_scope('embed'):
       x = self.embed.table[...][tokens].astype(self.config.dtype)
-      return self.layout.constrain(x, 'batch', 'length', 'width'), rotary_table(positions, self.config)
+      return self.layout.constrain(x, 'batch', 'length', 'width'), rotary_table(
+        positions, self.config
+      )
 
   def _stack(self, x, table, start, taps: tuple[int, ...]):
     """All layers over whole rows; `taps` are layers whose output is wanted as well."""
@@ -129,7 +143,10 @@ class Transformer(nnx.Module):
       module = self._block(number) if block is None else nnx.merge(block, params)
       x, _ = module(x, table, start=start, cache=None, layer=None)
       x = self.layout.constrain(x, 'batch', 'length', 'width')
-      return (x, tuple(jnp.where(number == tap, x, old) for tap, old in zip(taps, tapped, strict=True))), None
+      return (
+        x,
+        tuple(jnp.where(number == tap, x, old) for tap, old in zip(taps, tapped, strict=True)),
+      ), None
 
     if self.config.remat != 'none':
       # Inside a scan the loop itself keeps the recomputation from being merged away.
@@ -139,7 +156,9 @@ class Transformer(nnx.Module):
     with jax.named_scope('layers'):
       if block is not None:
         written_out = self.config.num_layers <= SHALLOW and self.config.remat == 'none'
-        return jax.lax.scan(layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=written_out)[0]
+        return jax.lax.scan(
+          layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=written_out
+        )[0]
       for number in range(self.config.num_layers):
         carry, _ = layer(carry, (number, None))
       return carry
@@ -190,15 +209,17 @@ def abstract(config: ModelConfig, layout: Layout) -> Params:
   return nnx.to_pure_dict(nnx.map_state(leaf, _skeleton(config, layout)[1]))
 
 
-def apart(config: ModelConfig) -> ModelConfig:
+def decoding_config(config: ModelConfig) -> ModelConfig:
   """How decoding wants a model: layers apart, and every weight in the type it is used in."""
   return dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
 
 
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
   """The same model as decoding reads it, on any layout."""
-  wanted = apart(config)
-  return (config, params) if wanted == config else (wanted, _unroller(config, wanted, layout)(params))
+  wanted = decoding_config(config)
+  return (
+    (config, params) if wanted == config else (wanted, _unroller(config, wanted, layout)(params))
+  )
 
 
 @functools.lru_cache(maxsize=16)

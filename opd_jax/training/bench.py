@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import rollouts, teachers
+from opd_jax.data.problems import Problem, Verifier
 from opd_jax.data.prompts import left_padded, unpadded
-from opd_jax.data.tasks import Problem, Stream, Verifier
+from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import decoding, sampler, scorer
 from opd_jax.inference.sampler import Model, Sampling
-from opd_jax.method import Evidence, Shares, target_of
-from opd_jax.models import source, transformer
-from opd_jax.sharding import fetched
+from opd_jax.method import Evidence, WeightedTerms, target_of
+from opd_jax.models import transformer
+from opd_jax.processes import to_host
+from opd_jax.storage import load
 from opd_jax.teachers import Judge, Refresh, Routed, Seat
 from opd_jax.training import metrics, step
-from opd_jax.training.checkpoints import Place
+from opd_jax.training.checkpoints import RunPosition
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.step import Batch, State
 from opd_jax.types import Prompts, Rollout, Scores
@@ -28,14 +30,14 @@ from opd_jax.types import Prompts, Rollout, Scores
 DIAGNOSED = 8  # entries of the teacher's top k that are asked for where a method asks for none
 
 
-class Asked(NamedTuple):
+class PromptBatch(NamedTuple):
   """The rows of a batch before anybody has answered."""
 
   problems: list[Problem]
   prompts: Prompts
 
 
-class Written(NamedTuple):
+class Responses(NamedTuple):
   """A batch of responses, with their texts."""
 
   problems: list[Problem]
@@ -62,14 +64,19 @@ def ready(sampling: Sampling, tokenizer: Tokenizer, vocabulary: int) -> Sampling
   return dataclasses.replace(sampling, decoding=rules)
 
 
-def asked(problems: Sequence[Problem], samples: int, template, tokenizer: Tokenizer, *, first_row: int) -> Asked:
+def asked(
+  problems: Sequence[Problem], samples: int, template, tokenizer: Tokenizer, *, first_row: int
+) -> PromptBatch:
   """Every problem so many times, as left-padded prompts whose row numbers go on from `first_row`."""
   rows = rollouts.rows_of(len(problems), samples)
   tokens = [template.render(tokenizer, problem.messages) for problem in problems]
   each = [tokens[row] for row in rows]
   width = sampler.bucket(max(map(len, each)), least=8, most=1 << 30)
   prompts = left_padded(each, width=width, pad=tokenizer.pad, groups=rows.tolist())
-  return Asked([problems[row] for row in rows], prompts._replace(row=np.arange(len(rows), dtype=np.int32) + first_row))
+  return PromptBatch(
+    [problems[row] for row in rows],
+    prompts._replace(row=np.arange(len(rows), dtype=np.int32) + first_row),
+  )
 
 
 def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
@@ -80,17 +87,21 @@ def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   return [tokenizer.decode(row[:-1] if row and row[-1] in stop else row) for row in rows]
 
 
-def shown(seat: Seat, written: Written) -> list:
+def shown(seat: Seat, written: Responses) -> list:
   """What a judge reads before each response; None where it does not judge."""
   rollout = written.rollout
-  return seat.prompts(written.problems, written.texts, rollout.reward.tolist(), np.asarray(rollout.prompt.group))
+  return seat.prompts(
+    written.problems, written.texts, rollout.reward.tolist(), np.asarray(rollout.prompt.group)
+  )
 
 
-def verified(written: Written, verify: Verifier | None) -> Written:
+def verified(written: Responses, verify: Verifier | None) -> Responses:
   """With the verifier's outcome as reward."""
   if verify is None:
     return written
-  reward = [verify(problem, text) for problem, text in zip(written.problems, written.texts, strict=True)]
+  reward = [
+    verify(problem, text) for problem, text in zip(written.problems, written.texts, strict=True)
+  ]
   return written._replace(rollout=written.rollout._replace(reward=np.array(reward, np.float32)))
 
 
@@ -101,7 +112,11 @@ def selves_of(stage: Stage) -> dict[str, Refresh]:
     for name in asked_of(stage)
     for route, judge in seats_of(stage.judges[name])
   }
-  return {name: judge.refresh for name, judge in judges.items() if judge.weights is None and not judge.refresh.is_live}
+  return {
+    name: judge.refresh
+    for name, judge in judges.items()
+    if judge.weights is None and not judge.refresh.is_live
+  }
 
 
 def asked_of(stage: Stage) -> list[str]:
@@ -117,7 +132,9 @@ def seats_of(judge: Judge | Routed) -> tuple[tuple[str, Judge], ...]:
 def begin(experiment: Experiment, stage: Stage, params: Any) -> State:
   """The state at the beginning of a stage: a fresh optimiser, and selves that are the student."""
   optimiser = step.optimiser_state(stage.optimiser, params, experiment.model, experiment.layout)
-  return State(params, optimiser, selves={name: jax.tree.map(jnp.copy, params) for name in selves_of(stage)})
+  return State(
+    params, optimiser, selves={name: jax.tree.map(jnp.copy, params) for name in selves_of(stage)}
+  )
 
 
 def abstract(experiment: Experiment, stage: Stage) -> State:
@@ -130,7 +147,9 @@ def abstract(experiment: Experiment, stage: Stage) -> State:
 class Bench:
   """A stage at work. Everything that moves is handed in; nothing here is changed by a step but the stream."""
 
-  def __init__(self, experiment: Experiment, stage: Stage, say: Callable[[str], None] = lambda text: None):
+  def __init__(
+    self, experiment: Experiment, stage: Stage, say: Callable[[str], None] = lambda text: None
+  ):
     self.experiment, self.stage, self.tokenizer = experiment, stage, tokenizer_of(experiment)
     self.config, self.layout = experiment.model, experiment.layout
     self.stream = Stream(stage.task, seed=experiment.seed, fits=self._fits)
@@ -155,8 +174,10 @@ class Bench:
       params = lambda: self._params if judge.refresh.is_live else self._selves[name]
     else:
       say(f'loading {name}: {judge.weights}')
-      types: dict[str, Any] = {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
-      loaded = source.load(judge.weights, layout, seed=self.experiment.seed, **types)
+      types: dict[str, Any] = (
+        {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+      )
+      loaded = load.model(judge.weights, layout, seed=self.experiment.seed, **types)
       config, weights = loaded.config, loaded.params
       params = lambda: weights
     return Seat(
@@ -168,12 +189,18 @@ class Bench:
     """Refuses a row that has no room; it is looked at ahead of time, while the devices are busy."""
     template, most = self.stage.template, self.config.max_positions
     response = 1
-    if self.stage.method.rollout.dataset and problem.trace is not None:
-      response = len(template.response(self.tokenizer, problem.trace, problem.messages).tokens)
+    if self.stage.method.rollout.dataset and problem.demonstration is not None:
+      response = len(
+        template.response(self.tokenizer, problem.demonstration, problem.messages).tokens
+      )
       if response > self.sampling.budget:
-        raise ValueError(f'the response has {response} tokens, the budget of the stage is {self.sampling.budget}')
+        raise ValueError(
+          f'the response has {response} tokens, the budget of the stage is {self.sampling.budget}'
+        )
     if (whole := len(template.render(self.tokenizer, problem.messages)) + response) > most:
-      raise ValueError(f'prompt and response have {whole} tokens, the position table of the student has {most}')
+      raise ValueError(
+        f'prompt and response have {whole} tokens, the position table of the student has {most}'
+      )
 
   def look_at(self, state: State) -> None:
     """From now on judges and writers read the weights of this state."""
@@ -181,16 +208,20 @@ class Bench:
 
   # --- the verbs ----------------------------------------------------------------------------------
 
-  def sample(self, place: Place, problems: Sequence[Problem]) -> Written:
+  def sample(self, place: RunPosition, problems: Sequence[Problem]) -> Responses:
     """Responses to problems, by whoever the method wants."""
-    batch = asked(problems, self.stage.samples, self.stage.template, self.tokenizer, first_row=place.rows)
+    batch = asked(
+      problems, self.stage.samples, self.stage.template, self.tokenizer, first_row=place.rows
+    )
     writers, render = self.stage.method.rollout, self.stage.template.response
-    traces = [
-      render(self.tokenizer, problem.trace, problem.messages) if writers.dataset and problem.trace is not None else None
+    demonstrations = [
+      render(self.tokenizer, problem.demonstration, problem.messages)
+      if writers.dataset and problem.demonstration is not None
+      else None
       for problem in batch.problems
     ]
     rollout = rollouts.write(
-      writers, batch.prompts, traces, self.key, student=self.writer, teacher=self._teacher_model,
+      writers, batch.prompts, demonstrations, self.key, student=self.writer, teacher=self._teacher_model,
       sampling=self.sampling, step=place.stage_step, version=place.step,
     )  # fmt: skip
     rollout = rollouts.trimmed(rollout)
@@ -200,10 +231,14 @@ class Bench:
         f'stage {self.stage.name}: {batch.problems[int(whole.argmax())].name} has {most} tokens with its response, the '
         f'position table of the student {self.config.max_positions}. Leave such rows out, or take a longer table.'
       )
-    return verified(Written(batch.problems, rollout, texts_of(rollout, self.tokenizer)), self.stage.task.verify)
+    return verified(
+      Responses(batch.problems, rollout, texts_of(rollout, self.tokenizer)), self.stage.task.verify
+    )
 
   def writer(self) -> Model:
-    return sampler.unrolled(Model(self.config, self.experiment.sampling_layout or self.layout, self._params))
+    return sampler.unrolled(
+      Model(self.config, self.experiment.sampling_layout or self.layout, self._params)
+    )
 
   def _teacher_model(self) -> Model:
     seats = self.seats.get('teacher', [])
@@ -215,14 +250,18 @@ class Bench:
     seat = seats[0][1]
     return sampler.unrolled(Model(seat.config, seat.layout, seat.params()))
 
-  def score(self, place: Place, written: Written) -> Evidence:
+  def score(self, place: RunPosition, written: Responses) -> Evidence:
     """What the student and the judges think of it."""
     needs, rollout = self.stage.method.needs, written.rollout
     student = None
     if needs.student != scorer.Needs():
       student = self._student(rollout)
-    ids = student.top_k.ids if needs.at_student_top_k and student is not None and student.top_k is not None else None
-    ids = None if ids is None else fetched(ids)  # a judge may lie elsewhere
+    ids = (
+      student.top_k.ids
+      if needs.at_student_top_k and student is not None and student.top_k is not None
+      else None
+    )
+    ids = None if ids is None else to_host(ids)  # a judge may lie elsewhere
     teacher, judged = None, np.ones(len(written.problems), bool)
     if 'teacher' in self.seats:
       teacher, judged = self.judged('teacher', written, ids, self._asked_of_teacher())
@@ -242,17 +281,25 @@ class Bench:
 
   def _student(self, rollout: Rollout) -> Scores:
     """What the student, as it is trained, thinks of a rollout."""
-    return self.mine.score(unpadded(rollout.prompt), rollout, None, self.stage.method.needs.student)[0]
+    return self.mine.score(
+      unpadded(rollout.prompt), rollout, None, self.stage.method.needs.student
+    )[0]
 
   def _reads_student(self, evidence: Evidence) -> bool:
     """Whether the method looks at the student's scores at all; where it does not, a forward pass is saved."""
     if self._reads is None:
       with self._explained(evidence):
         program = jax.make_jaxpr(self.stage.method.weigh)(evidence).jaxpr
-      used = {id(var) for equation in program.eqns for var in equation.invars} | {id(var) for var in program.outvars}
+      used = {id(var) for equation in program.eqns for var in equation.invars} | {
+        id(var) for var in program.outvars
+      }
       blank = jax.tree.map(lambda leaf: False, evidence)
-      of_student = jax.tree.leaves(blank._replace(student=jax.tree.map(lambda leaf: True, evidence.student)))
-      self._reads = any(mine and id(var) in used for mine, var in zip(of_student, program.invars, strict=True))
+      of_student = jax.tree.leaves(
+        blank._replace(student=jax.tree.map(lambda leaf: True, evidence.student))
+      )
+      self._reads = any(
+        mine and id(var) in used for mine, var in zip(of_student, program.invars, strict=True)
+      )
     return self._reads
 
   @contextmanager
@@ -274,10 +321,12 @@ class Bench:
       needs = dataclasses.replace(needs, hidden=True)
     if needs.hidden:
       return needs  # who has the whole distribution need not be asked for its best
-    return dataclasses.replace(needs, top_k=max(needs.top_k, min(DIAGNOSED, self.config.vocab_size)))
+    return dataclasses.replace(
+      needs, top_k=max(needs.top_k, min(DIAGNOSED, self.config.vocab_size))
+    )
 
   def judged(
-    self, name: str, written: Written, ids: Any = None, needs: scorer.Needs = scorer.Needs()
+    self, name: str, written: Responses, ids: Any = None, needs: scorer.Needs = scorer.Needs()
   ) -> tuple[Scores, np.ndarray]:
     """What a judge, or the one of several that a row's route names, thinks of every row; and which rows it judged."""
     seats = self.seats[name]
@@ -305,12 +354,14 @@ class Bench:
     if seat.layout.mesh == self.layout.mesh:
       return scores
     rows = None if len(scores.logp) % self.layout.size('batch') else 'batch'
-    return jax.tree.map(lambda x: jax.device_put(x, self.layout.sharding(rows, *[None] * (x.ndim - 1))), scores)
+    return jax.tree.map(
+      lambda x: jax.device_put(x, self.layout.sharding(rows, *[None] * (x.ndim - 1))), scores
+    )
 
   def weigh(self, evidence: Evidence) -> tuple[Batch, dict[str, Any]]:
-    """The method's shares, and what can be said of them."""
+    """The method's weighted_terms, and what can be said of them."""
     with self._explained(evidence):
-      shares: Shares = self._weigh(evidence)
+      weighted_terms: WeightedTerms = self._weigh(evidence)
     head = None
     if evidence.teacher is not None and evidence.teacher.hidden is not None:
       seat = self.seats['teacher'][0][1]
@@ -318,12 +369,21 @@ class Bench:
       if seat.layout.mesh != self.layout.mesh:
         head = jax.device_put(head, self.layout.sharding(None, 'vocab'))
     target = target_of(evidence, head) if evidence.teacher is not None else step.Target()
-    return Batch(evidence.rollout, target, shares), metrics.of_evidence(evidence, shares)
+    return Batch(evidence.rollout, target, weighted_terms), metrics.of_evidence(
+      evidence, weighted_terms
+    )
 
-  def update(self, state: State, batch: Batch, *, dry: bool = False) -> tuple[State, dict[str, Any]]:
+  def update(
+    self, state: State, batch: Batch, *, dry: bool = False
+  ) -> tuple[State, dict[str, Any]]:
     """One step of the optimiser; judges that are the student follow it afterwards. A dry one changes nothing."""
     total, _ = step.gradient(
-      state.params, batch, config=self.config, layout=self.layout, microbatches=self.stage.microbatches, diagnose=True
+      state.params,
+      batch,
+      config=self.config,
+      layout=self.layout,
+      microbatches=self.stage.microbatches,
+      diagnose=True,
     )
     params, optimiser, told = step.apply(
       state.params, state.optimiser, jnp.full_like(total.loss, jnp.nan) if dry else total.loss, total.slope,
@@ -339,7 +399,9 @@ class Bench:
     """Judges that are the student take their step behind it."""
     rules = selves_of(self.stage)
     moved = {
-      name: teachers.refreshed(phi, state.params, jnp.float32(rules[name].rate)) if rules[name].is_due(number) else phi
+      name: teachers.refreshed(phi, state.params, jnp.float32(rules[name].rate))
+      if rules[name].is_due(number)
+      else phi
       for name, phi in state.selves.items()
     }
     return state._replace(selves=moved)

@@ -1,6 +1,6 @@
 """Floor 5. Checkpoints: written in the background, whole or not at all, and proved when they are read.
 
-A checkpoint is the arrays of a `State` and a `Place`: everything a run needs to go on as if nothing had happened. With
+A checkpoint is the arrays of a `State` and a `RunPosition`: everything a run needs to go on as if nothing had happened. With
 them lies the fingerprint of the arrays; one that does not match is damaged, is reported, and the one before it is used.
 """
 
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from opd_jax.models.fingerprint import fingerprint
-from opd_jax.sharding import together
+from opd_jax.processes import barrier
+from opd_jax.storage.fingerprint import fingerprint
 from opd_jax.training.step import State
 
 Say = Callable[[str], None]
 
 
-class Place(NamedTuple):
+class RunPosition(NamedTuple):
   """Where a run stands: numbers and texts that JSON holds."""
 
   stage: int = 0  # number of the stage
@@ -32,27 +32,38 @@ class Place(NamedTuple):
   alarms: dict[str, float] | None = None  # what the alarms remember
 
 
-class Keeper:
+class Checkpointer:
   """The checkpoints of one run."""
 
   def __init__(self, workdir: Path, *, config: str, keep: int, every: int, say: Say):
-    self.folder, self.config, self.every, self.say = workdir.absolute() / 'checkpoints', config, every, say
+    self.folder, self.config, self.every, self.say = (
+      workdir.absolute() / 'checkpoints',
+      config,
+      every,
+      say,
+    )
     try:
-      options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix='step', cleanup_tmp_directories=True)
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, step_prefix='step', cleanup_tmp_directories=True
+      )
       self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
-      raise ValueError(f'checkpoints: {self.folder} cannot be written ({error}). Choose another --workdir.') from error
+      raise ValueError(
+        f'checkpoints: {self.folder} cannot be written ({error}). Choose another --workdir.'
+      ) from error
 
   @property
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: State, place: Place) -> None:
+  def save(self, state: State, place: RunPosition) -> None:
     """Begins to write; returns when the arrays have been copied."""
     if place.step in self._manager.all_steps():
       return
     record = {'place': place._asdict(), 'config': self.config, 'fingerprint': fingerprint(state)}
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
+    arguments = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record)
+    )
     self._try(lambda: self._manager.save(place.step, args=arguments), place.step)
 
   def finish(self) -> None:
@@ -62,7 +73,9 @@ class Keeper:
   def _try(self, write: Callable[[], Any], step: int) -> None:
     try:
       write()
-    except Exception as error:  # tensorstore and orbax raise many types; what a user can mend is the disk
+    except (
+      Exception
+    ) as error:  # tensorstore and orbax raise many types; what a user can mend is the disk
       good = [kept for kept in self._manager.all_steps(read=True) if kept < step]
       text = str(error).strip().splitlines()
       raise ValueError(
@@ -72,7 +85,7 @@ class Keeper:
         'permissions, then run the same command again.'
       ) from error
 
-  def restore(self, target: Callable[[Place], Any]) -> tuple[State, Place] | None:
+  def restore(self, target: Callable[[RunPosition], Any]) -> tuple[State, RunPosition] | None:
     """The newest checkpoint that is whole; None where there is none yet.
 
     Args:
@@ -80,8 +93,10 @@ class Keeper:
     """
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        record = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
-        place, config = Place(**record['place']), record['config']
+        record = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
+          'run'
+        ]
+        place, config = RunPosition(**record['place']), record['config']
       except Exception as error:
         self._damaged(step, error)
         continue
@@ -89,7 +104,11 @@ class Keeper:
       arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(place)))
       try:
         state = self._manager.restore(step, args=arguments)['state']
-        if bad := sorted(path for path, sum_ in fingerprint(state).items() if record['fingerprint'].get(path) != sum_):
+        if bad := sorted(
+          path
+          for path, sum_ in fingerprint(state).items()
+          if record['fingerprint'].get(path) != sum_
+        ):
           raise ValueError(f'{len(bad)} arrays have changed, e.g. {bad[0]}')
       except Exception as error:
         self._damaged(step, error)
@@ -97,7 +116,9 @@ class Keeper:
       self._set_aside([kept for kept in self._manager.all_steps() if kept > step])
       return state, place
     if self._manager.all_steps():
-      raise ValueError(f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.')
+      raise ValueError(
+        f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.'
+      )
     return None
 
   def _set_aside(self, steps: list[int]) -> None:
@@ -106,7 +127,7 @@ class Keeper:
     for step in steps if jax.process_index() == 0 else ():
       aside.mkdir(exist_ok=True)
       shutil.move(self.folder / f'step_{step}', aside / f'step_{step}_{time.time_ns()}')
-    together('damaged')
+    barrier('damaged')
     if steps:
       self._manager.reload()
 
@@ -118,7 +139,9 @@ class Keeper:
   def _same(self, config: str) -> None:
     if config == self.config:
       return
-    diff = difflib.unified_diff(config.splitlines(), self.config.splitlines(), 'saved', 'asked for', lineterm='', n=0)
+    diff = difflib.unified_diff(
+      config.splitlines(), self.config.splitlines(), 'saved', 'asked for', lineterm='', n=0
+    )
     raise ValueError(
       f'checkpoints: {self.folder} belongs to another configuration:\n'
       + '\n'.join(diff)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from opd_jax import rollouts
-from opd_jax.data.tasks import Problem, first
+from opd_jax.data.problems import Problem
+from opd_jax.data.stream import first
 from opd_jax.inference import sampler
-from opd_jax.sharding import fetched
-from opd_jax.training.bench import Bench, Written, asked, ready, texts_of, verified
+from opd_jax.processes import to_host
+from opd_jax.training.bench import Bench, Responses, asked, ready, texts_of, verified
 from opd_jax.training.experiment import Evaluation
 from opd_jax.training.metrics import of_rollout
 
@@ -19,11 +20,15 @@ ROWS = 1 << 28  # row numbers of evaluations: their random streams are never tho
 def problems_of(evaluation: Evaluation) -> list[Problem]:
   found = first(evaluation.task, evaluation.problems)
   if len(found) < evaluation.problems:
-    raise ValueError(f'evaluation: {evaluation.problems} problems are asked for, the task has {len(found)}.')
+    raise ValueError(
+      f'evaluation: {evaluation.problems} problems are asked for, the task has {len(found)}.'
+    )
   return found
 
 
-def evaluate(bench: Bench, evaluation: Evaluation, problems: Sequence[Problem]) -> tuple[Mapping[str, Any], Written]:
+def evaluate(
+  bench: Bench, evaluation: Evaluation, problems: Sequence[Problem]
+) -> tuple[Mapping[str, Any], Responses]:
   """Accuracy (the mean over all samples), lengths, and the gap to the teacher where there is one."""
   sampling = bench.sampling
   if evaluation.decoding is not None:
@@ -34,18 +39,20 @@ def evaluate(bench: Bench, evaluation: Evaluation, problems: Sequence[Problem]) 
     )
   batch = asked(problems, evaluation.samples, bench.stage.template, bench.tokenizer, first_row=ROWS)
   rollout = sampler.generate(bench.writer(), batch.prompts, bench.key, sampling=sampling)
-  written = Written(batch.problems, rollout, texts_of(rollout, bench.tokenizer))
+  written = Responses(batch.problems, rollout, texts_of(rollout, bench.tokenizer))
   written = verified(written, evaluation.task.verify)
   told = of_rollout(written.rollout, step=0)
   found = {'eval/length': told['length'], 'eval/truncated': told['truncated']}
   if 'reward' in told:
     found['eval/accuracy'] = told['reward']
-  if evaluation.decoding is None and not bench.stage.sampling.decoding.rules:  # of other texts these are no such means
+  if (
+    evaluation.decoding is None and not bench.stage.sampling.decoding.rules
+  ):  # of other texts these are no such means
     found |= _of_its_own_text(bench, written)
   return found, written
 
 
-def _of_its_own_text(bench: Bench, written: Written) -> dict[str, float]:
+def _of_its_own_text(bench: Bench, written: Responses) -> dict[str, float]:
   """Means over tokens drawn from the student itself: of -log p its entropy, of log p / q the reverse KL."""
   rollout = rollouts.trimmed(written.rollout)
   mask = rollout.mask
@@ -55,6 +62,6 @@ def _of_its_own_text(bench: Bench, written: Written) -> dict[str, float]:
   routes = {route for route, _ in bench.seats.get('teacher', [])}
   if routes and (routes == {''} or routes >= {problem.route for problem in written.problems}):
     scores, judged = bench.judged('teacher', written._replace(rollout=rollout))
-    gap, counted = rollout.logp - np.asarray(fetched(scores.logp)), mask & judged[:, None]
+    gap, counted = rollout.logp - np.asarray(to_host(scores.logp)), mask & judged[:, None]
     found['eval/reverse_kl'] = float(gap[counted].mean()) if counted.any() else 0.0
   return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from opd_jax.data.tasks import Task
+from opd_jax.data.problems import Task
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference.decoding import Decoding
@@ -78,9 +78,13 @@ class Stage:
     _kinds(self, method=Method, task=Task, sampling=Sampling, template=Template)
     for name in ('steps', 'prompts', 'samples', 'microbatches', 'updates', 'rows'):
       if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-        raise ValueError(f'Stage {self.name}: {name} must be a whole number above 0, got {getattr(self, name)!r}.')
+        raise ValueError(
+          f'Stage {self.name}: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
+        )
     if not isinstance(self.optimiser, optax.GradientTransformation):
-      raise ValueError(f'Stage {self.name}: optimiser must be one of optax, e.g. @optimisers.adamw().')
+      raise ValueError(
+        f'Stage {self.name}: optimiser must be one of optax, e.g. @optimisers.adamw().'
+      )
     missing = [name for name in self.method.needs.others if name not in self.judges]
     if missing:
       raise ValueError(
@@ -127,9 +131,13 @@ class Experiment:
     object.__setattr__(self, 'stages', tuple(self.stages))
     for stage in self.stages:
       if not isinstance(stage, Stage):
-        raise ValueError(f'Experiment: stages must be made by experiment.Stage, got {str(stage)[:80]}.')
+        raise ValueError(
+          f'Experiment: stages must be made by experiment.Stage, got {str(stage)[:80]}.'
+        )
     if len({stage.name for stage in self.stages}) < len(self.stages):
-      raise ValueError(f'Experiment: stages need names of their own, got {[stage.name for stage in self.stages]}.')
+      raise ValueError(
+        f'Experiment: stages need names of their own, got {[stage.name for stage in self.stages]}.'
+      )
 
   @property
   def steps(self) -> int:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from opd_jax.models import source, transformer
-from opd_jax.sharding import anywhere, fetched
+from opd_jax.models import transformer
+from opd_jax.processes import any_process, to_host
+from opd_jax.storage import load
 from opd_jax.training import evaluate, metrics, preflight, step
-from opd_jax.training.bench import Bench, Written, abstract, begin
-from opd_jax.training.checkpoints import Keeper, Place
+from opd_jax.training.bench import Bench, Responses, abstract, begin
+from opd_jax.training.checkpoints import Checkpointer, RunPosition
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.metrics import Alarm, Recorder
 from opd_jax.training.step import Batch, State
@@ -28,7 +29,7 @@ from opd_jax.training.step import Batch, State
 SAMPLES = 4  # texts of a look
 
 
-class Ears(NamedTuple):
+class Listener(NamedTuple):
   """Who listens to a run."""
 
   say: Callable[[str], None] = print
@@ -39,12 +40,17 @@ class Outcome(NamedTuple):
   """How a call ended."""
 
   state: State
-  place: Place
+  place: RunPosition
   finished: bool  # False: interrupted, and saved
 
 
 def train(
-  experiment: Experiment, workdir: Path, *, config: str = '', ears: Ears | None = None, skip_preflight: bool = False
+  experiment: Experiment,
+  workdir: Path,
+  *,
+  config: str = '',
+  ears: Listener | None = None,
+  skip_preflight: bool = False,
 ) -> Outcome:
   """Runs an experiment, or goes on with it.
 
@@ -55,17 +61,23 @@ def train(
     ears: who listens.
     skip_preflight: begin without looking.
   """
-  ears = ears or Ears()
+  ears = ears or Listener()
   if not experiment.stages:
-    raise ValueError('train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.')
+    raise ValueError(
+      'train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.'
+    )
   if experiment.model.param_dtype != 'float32':
     raise ValueError(
       f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
       "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
     )
   prepared(workdir)
-  keeper = Keeper(
-    workdir, config=config, keep=experiment.checkpoints_kept, every=experiment.checkpoint_every, say=ears.say
+  keeper = Checkpointer(
+    workdir,
+    config=config,
+    keep=experiment.checkpoints_kept,
+    every=experiment.checkpoint_every,
+    say=ears.say,
   )
   try:
     with interrupts() as asked:
@@ -74,17 +86,30 @@ def train(
     keeper.close()
 
 
-def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: str, skip_preflight: bool) -> Outcome:
+def _run(
+  experiment,
+  workdir: Path,
+  keeper: Checkpointer,
+  ears: Listener,
+  asked,
+  config: str,
+  skip_preflight: bool,
+) -> Outcome:
   found = keeper.restore(
-    lambda place: abstract(experiment, experiment.stages[min(place.stage, len(experiment.stages) - 1)])
+    lambda place: abstract(
+      experiment, experiment.stages[min(place.stage, len(experiment.stages) - 1)]
+    )
   )
-  state, place = found if found is not None else (None, Place())
+  state, place = found if found is not None else (None, RunPosition())
   if found is not None:
     ears.say(f'resumed at step {place.step} of {experiment.steps}')
   if jax.process_index() == 0:
     (workdir / 'config.gin').write_text(config)
   recorder = Recorder(
-    workdir, begin=place.step if found else -1, is_writer=jax.process_index() == 0, wandb=experiment.wandb
+    workdir,
+    begin=place.step if found else -1,
+    is_writer=jax.process_index() == 0,
+    wandb=experiment.wandb,
   )
   params = first_weights(experiment, ears.say) if state is None else state.params
   try:
@@ -109,15 +134,17 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
           tests.run(state, place)
         if place.step % keeper.every == 0 and not last:
           keeper.save(state, place)
-        if anywhere(asked()):
+        if any_process(asked()):
           keeper.save(state, place)
           keeper.finish()
           ears.say(f'interrupted and saved at step {place.step}; run the same command to go on')
           return Outcome(state, place, finished=False)
       bench = tests = None
       gc.collect()  # judges of this stage leave before those of the next come
-      place = Place(stage=place.stage + 1, step=place.step, rows=place.rows)
-      if place.stage < len(experiment.stages):  # the next stage begins from here, with an optimiser of its own
+      place = RunPosition(stage=place.stage + 1, step=place.step, rows=place.rows)
+      if place.stage < len(
+        experiment.stages
+      ):  # the next stage begins from here, with an optimiser of its own
         state = begin(experiment, experiment.stages[place.stage], state.params)
       keeper.save(state, place)
     keeper.finish()
@@ -128,10 +155,15 @@ def _run(experiment, workdir: Path, keeper: Keeper, ears: Ears, asked, config: s
 
 
 def one_step(
-  bench: Bench, state: State, place: Place, recorder: Recorder, workdir: Path, experiment: Experiment
-) -> tuple[State, Place, Mapping[str, Any]]:
+  bench: Bench,
+  state: State,
+  place: RunPosition,
+  recorder: Recorder,
+  workdir: Path,
+  experiment: Experiment,
+) -> tuple[State, RunPosition, Mapping[str, Any]]:
   """One batch of rollouts, from the question to the new weights, and what there is to tell of it."""
-  watch = Watch()
+  watch = Stopwatch()
   bench.look_at(state)
   with watch('sample'):
     written = bench.sample(place, bench.stream.take(bench.stage.prompts))
@@ -140,7 +172,9 @@ def one_step(
   with watch('weigh'):
     batch, surveyed = jax.block_until_ready(bench.weigh(evidence))
   with watch('update'):
-    state, told = bench.update(state, batch)  # what the batch is told by is this one: the weights that wrote it
+    state, told = bench.update(
+      state, batch
+    )  # what the batch is told by is this one: the weights that wrote it
     for _ in range(bench.stage.updates - 1):
       state, later = bench.update(state, batch)
       told |= {f'{name}_last': later[name] for name in ('loss', 'grad_norm')}
@@ -156,7 +190,7 @@ def one_step(
   if number % experiment.samples_every == 0 or number == 1:
     recorder.samples(_texts(written, number, bench.stage.name))
   try:
-    alarms = metrics.watch(row, place.alarms or {}, experiment.bounds)
+    alarms = metrics.check_alarms(row, place.alarms or {}, experiment.bounds)
   except Alarm as alarm:
     raise Alarm(
       f'{alarm}. The batch lies in {_saved(batch, workdir, number)}; no later checkpoint was written.'
@@ -175,7 +209,7 @@ class Tests:
     self.evaluation, self.bench, self.recorder = experiment.evaluation, bench, recorder
     self.problems = [] if self.evaluation is None else evaluate.problems_of(self.evaluation)
 
-  def run(self, state: State, place: Place) -> None:
+  def run(self, state: State, place: RunPosition) -> None:
     if self.evaluation is None:
       return
     self.bench.look_at(state)
@@ -184,7 +218,7 @@ class Tests:
     self.recorder.samples(_texts(written, place.step, f'{self.bench.stage.name}, evaluation'))
 
 
-class Watch:
+class Stopwatch:
   """Seconds of each verb."""
 
   def __init__(self):
@@ -206,8 +240,11 @@ def first_weights(experiment: Experiment, say: Callable[[str], None]) -> Any:
   if experiment.weights is None:
     return transformer.init(experiment.model, experiment.layout, jax.random.key(experiment.seed))
   say(f'loading the student: {experiment.weights}')
-  types: dict[str, Any] = {'param_dtype': experiment.model.param_dtype, 'dtype': experiment.model.dtype}
-  loaded = source.load(experiment.weights, experiment.layout, seed=experiment.seed, **types)
+  types: dict[str, Any] = {
+    'param_dtype': experiment.model.param_dtype,
+    'dtype': experiment.model.dtype,
+  }
+  loaded = load.model(experiment.weights, experiment.layout, seed=experiment.seed, **types)
   free = ('param_dtype', 'dtype', 'remat', 'unroll', 'begin_token', 'end_tokens', 'pad_token')
   asked_for, found = (dataclasses.asdict(config) for config in (experiment.model, loaded.config))
   if unlike := [name for name in found if name not in free and found[name] != asked_for[name]]:
@@ -227,7 +264,9 @@ def prepared(workdir: Path) -> None:
       probe.write_text('')
       probe.unlink()
   except OSError as error:
-    raise ValueError(f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.') from error
+    raise ValueError(
+      f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
+    ) from error
 
 
 @contextmanager
@@ -260,7 +299,7 @@ def _pace(stage: str, row: Mapping[str, Any]) -> str:
   return f'{stage}: {whole:.2f} s a step ({split}), {row["time/tokens_per_s"]:.0f} tokens/s'
 
 
-def _texts(written: Written, number: int, stage: str) -> list[Mapping[str, Any]]:
+def _texts(written: Responses, number: int, stage: str) -> list[Mapping[str, Any]]:
   return [
     {
       'step': number, 'stage': stage, 'prompt': written.problems[row].messages[-1]['content'],
@@ -278,8 +317,10 @@ def _saved(batch: Batch, workdir: Path, number: int) -> Path:
   """The batch that rang an alarm, for whoever wants to know why."""
   file = workdir / f'alarm_step{number}.npz'  # every process gathers, one writes
   leaves = {
-    jax.tree_util.keystr(path): np.asarray(fetched(leaf))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch._replace(target=batch.target._replace(head=None)))
+    jax.tree_util.keystr(path): np.asarray(to_host(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      batch._replace(target=batch.target._replace(head=None))
+    )
   }
   if jax.process_index() == 0:
     with open(file, 'wb') as stream:

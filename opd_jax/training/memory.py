@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from opd_jax.models import names, transformer
+from opd_jax.models import transformer
+from opd_jax.storage import parameter_names
 from opd_jax.training import bench
 from opd_jax.training.experiment import Experiment, Stage
 
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
 
 def plan(experiment: Experiment, *, largest: int = 5) -> Plan:
   """Counts from shapes and shardings alone."""
-  leaves = names.flat(transformer.abstract(experiment.model, experiment.layout))
+  leaves = parameter_names.flat(transformer.abstract(experiment.model, experiment.layout))
   local = {path: leaf.sharding.shard_shape(leaf.shape) for path, leaf in leaves.items()}
   size = {path: math.prod(local[path]) * leaf.dtype.itemsize for path, leaf in leaves.items()}
   top = sorted(size, key=lambda path: -size[path])[:largest]
@@ -47,7 +48,7 @@ class Held(NamedTuple):
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
   config, state = experiment.model, bench.abstract(experiment, stage)
-  copy = transformer.apart(config)
+  copy = transformer.decoding_config(config)
   writes = stage.method.rollout.student > 0 and copy != config
   wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
@@ -55,13 +56,18 @@ def held(experiment: Experiment, stage: Stage) -> Held:
     optimiser=_each(state.optimiser),
     gradient=_each(wide),
     selves=_each(state.selves),
-    writer=_each(transformer.abstract(copy, experiment.sampling_layout or experiment.layout)) if writes else 0,
+    writer=_each(transformer.abstract(copy, experiment.sampling_layout or experiment.layout))
+    if writes
+    else 0,
   )
 
 
 def _each(tree: Any) -> int:
   """Bytes of a tree on one device."""
-  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def devices_of(experiment: Experiment) -> str:

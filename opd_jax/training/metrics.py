@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from opd_jax import rollouts
 from opd_jax.losses.terms import OnSupport
-from opd_jax.method import Evidence, Shares
+from opd_jax.method import Evidence, WeightedTerms
 from opd_jax.types import ENDINGS, Rollout
 
 NOT_THE_RUN = 'time/'
@@ -45,11 +45,17 @@ class Bounds:
   mass: float | None = 0.1
 
 
-def watch(row: Mapping[str, Any], memory: Mapping[str, float], bounds: Bounds) -> dict[str, float]:
+def check_alarms(
+  row: Mapping[str, Any], memory: Mapping[str, float], bounds: Bounds
+) -> dict[str, float]:
   """What the alarms remember after this step; raises where one rings."""
-  last = {name: row.get(f'{name}_last', row[name]) for name in ('loss', 'grad_norm')}  # of several updates
+  last = {
+    name: row.get(f'{name}_last', row[name]) for name in ('loss', 'grad_norm')
+  }  # of several updates
   if not all(math.isfinite(each[name]) for each in (row, last) for name in last):
-    raise Alarm(f'loss {row["loss"]} and gradient norm {row["grad_norm"]} at step {row["step"]}: not finite')
+    raise Alarm(
+      f'loss {row["loss"]} and gradient norm {row["grad_norm"]} at step {row["step"]}: not finite'
+    )
   after = dict(memory)
   gap = row.get('gap')
   if gap is not None and bounds.gap is not None and gap > bounds.gap:
@@ -95,8 +101,12 @@ class Recorder:
       try:
         service: Any = importlib.import_module('wandb')
       except ImportError as error:
-        raise ValueError('metrics: W&B is asked for and not installed; pip install wandb, or leave it out.') from error
-      self._wandb = service.init(project=wandb, dir=str(workdir), resume='allow', id=_name_of(workdir))
+        raise ValueError(
+          'metrics: W&B is asked for and not installed; pip install wandb, or leave it out.'
+        ) from error
+      self._wandb = service.init(
+        project=wandb, dir=str(workdir), resume='allow', id=_name_of(workdir)
+      )
 
   def row(self, row: Mapping[str, Any]) -> None:
     if not self.is_writer:
@@ -163,8 +173,12 @@ def of_rollout(rollout: Rollout, *, step: int) -> dict[str, float]:
     'length_most': float(length.max()),
     'truncated': share('budget') + share('context'),
     'looping': share('repetition'),
-    'repeats': float(np.mean([_repeats(row[: int(n)]) for row, n in zip(rollout.response, length, strict=True)])),
-    'by_student': float(np.asarray(rollout.by_student).sum() / max(np.asarray(rollout.mask).sum(), 1)),
+    'repeats': float(
+      np.mean([_repeats(row[: int(n)]) for row, n in zip(rollout.response, length, strict=True)])
+    ),
+    'by_student': float(
+      np.asarray(rollout.by_student).sum() / max(np.asarray(rollout.mask).sum(), 1)
+    ),
     'staleness': float(np.mean(step - np.asarray(rollout.version))),
   }
   if np.isfinite(rollout.reward).any():
@@ -173,27 +187,31 @@ def of_rollout(rollout: Rollout, *, step: int) -> dict[str, float]:
 
 
 def _repeats(tokens: np.ndarray) -> float:
-  """Share of the 3-grams that occurred before."""
+  """WeightedTerm of the 3-grams that occurred before."""
   grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
   return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @jax.jit
-def of_evidence(evidence: Evidence, shares: Shares) -> dict[str, Array]:
+def of_evidence(evidence: Evidence, weighted_terms: WeightedTerms) -> dict[str, Array]:
   """What can be said of a weighed batch: the gap to the teacher, and what the method does with it."""
   mask = jnp.asarray(evidence.rollout.mask)
   count = jnp.maximum(mask.sum(), 1)
   mean = lambda x: jnp.where(mask, x, 0.0).sum() / count
   found = {}
   if evidence.teacher is not None:
-    gap = jnp.where(mask, evidence.teacher.logp - evidence.student.logp, jnp.nan)  # NaN where nobody scored the student
+    gap = jnp.where(
+      mask, evidence.teacher.logp - evidence.student.logp, jnp.nan
+    )  # NaN where nobody scored the student
     found = {'log_ratio': jnp.nanmean(gap), 'log_ratio_zero': mean(gap == 0)}
-    for share in (0.05, 0.5, 0.95):
-      found[f'log_ratio_{share:g}'] = jnp.nanquantile(gap, share)
-  guided = [share.coefficient != 0 for share in shares if isinstance(share.term, OnSupport)]
-  if guided and len(guided) < len(shares):  # a method that chooses between them
+    for level in (0.05, 0.5, 0.95):
+      found[f'log_ratio_{level:g}'] = jnp.nanquantile(gap, level)
+  guided = [
+    weighted.coefficient != 0 for weighted in weighted_terms if isinstance(weighted.term, OnSupport)
+  ]
+  if guided and len(guided) < len(weighted_terms):  # a method that chooses between them
     found['intervened'] = mean(jnp.stack(guided).any(axis=0))
-  idle = jnp.stack([share.coefficient == 0 for share in shares]).all(axis=0)
+  idle = jnp.stack([weighted.coefficient == 0 for weighted in weighted_terms]).all(axis=0)
   return found | {'idle': mean(idle)}
 
 

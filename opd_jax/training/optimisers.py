@@ -12,8 +12,12 @@ def warm_then(rate: float, *, warmup: int, steps: int | None, end: float) -> opt
       [optax.linear_schedule(0.0, rate, max(warmup, 1)), optax.constant_schedule(rate)], [warmup]
     )
   if steps <= warmup:
-    raise ValueError(f'optimisers: a warm-up of {warmup} steps leaves nothing of a schedule of {steps}.')
-  return optax.warmup_cosine_decay_schedule(0.0 if warmup else rate, rate, warmup, steps, end_value=end * rate)
+    raise ValueError(
+      f'optimisers: a warm-up of {warmup} steps leaves nothing of a schedule of {steps}.'
+    )
+  return optax.warmup_cosine_decay_schedule(
+    0.0 if warmup else rate, rate, warmup, steps, end_value=end * rate
+  )
 
 
 @functools.cache

@@ -13,17 +13,17 @@ from opd_jax.data import tokenizers
 from opd_jax.data.prompts import unpadded
 from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.inference import scorer
-from opd_jax.models import hub
-from opd_jax.sharding import fetched
+from opd_jax.processes import to_host
+from opd_jax.storage import huggingface
 from opd_jax.training.bench import Bench, shown
-from opd_jax.training.checkpoints import Place
+from opd_jax.training.checkpoints import RunPosition
 from opd_jax.training.step import State
 
 SHOWN = 600  # characters of a prompt
 PLAIN, WHOLE = scorer.Needs(), scorer.Needs(hidden=True)
 
 
-def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) -> State:
+def check(bench: Bench, state: State, place: RunPosition, say: Callable[[str], None]) -> State:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
   _vocabularies(bench)
   before = bench.stream.state()
@@ -39,10 +39,14 @@ def check(bench: Bench, state: State, place: Place, say: Callable[[str], None]) 
       prompts = shown(seat, written)
       known = next((prompt for prompt in prompts if prompt is not None), None)
       say(
-        f'{name} reads:{"":{max(11 - len(name), 0)}}{_text(bench, known)!r}' if known else f'{name} judges nothing here'
+        f'{name} reads:{"":{max(11 - len(name), 0)}}{_text(bench, known)!r}'
+        if known
+        else f'{name} judges nothing here'
       )
       live = dataclasses.replace(seat, judge=dataclasses.replace(seat.judge, cache=None))
-      once, again = (fetched(live.score(prompts, written.rollout, None, PLAIN)[0].logp) for _ in range(2))
+      once, again = (
+        to_host(live.score(prompts, written.rollout, None, PLAIN)[0].logp) for _ in range(2)
+      )
       if not np.array_equal(once, again, equal_nan=True):
         raise ValueError(
           f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
@@ -60,7 +64,9 @@ def _text(bench: Bench, tokens: list[int]) -> str:
   strings = bench.tokenizer.strings()
   if isinstance(bench.tokenizer, HubTokenizer):
     special = set(bench.tokenizer.specials().values())
-    return ''.join(str(strings[t]) if t in special else bench.tokenizer.decode([t]) for t in tokens)[:SHOWN]
+    return ''.join(
+      str(strings[t]) if t in special else bench.tokenizer.decode([t]) for t in tokens
+    )[:SHOWN]
   return ''.join(str(strings[token]) for token in tokens)[:SHOWN]
 
 
@@ -74,7 +80,7 @@ def _vocabularies(bench: Bench) -> None:
         )
       if seat.judge.weights is None or '/' not in seat.judge.weights:
         continue
-      folder = hub.folder_of(seat.judge.weights)
+      folder = huggingface.folder_of(seat.judge.weights)
       if isinstance(bench.tokenizer, HubTokenizer) and (folder / 'tokenizer.json').is_file():
         tokenizers.compare(
           bench.tokenizer, HubTokenizer(folder), student_rows=bench.config.vocab_size,
@@ -87,7 +93,8 @@ def _same_model_says_the_same(bench: Bench, evidence) -> None:
   rollout = evidence.rollout
   prompts = unpadded(rollout.prompt)
   once, again = (
-    np.asarray(fetched(bench.mine.score(prompts, rollout, None, needs)[0].logp)) for needs in (PLAIN, WHOLE)
+    np.asarray(to_host(bench.mine.score(prompts, rollout, None, needs)[0].logp))
+    for needs in (PLAIN, WHOLE)
   )
   worst = float(np.abs(again - once)[np.asarray(rollout.mask)].max(initial=0.0))
   drawn = np.asarray(rollout.by_student) & np.asarray(rollout.mask)

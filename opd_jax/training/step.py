@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from opd_jax import rollouts
 from opd_jax.inference import sampler, scorer
 from opd_jax.losses import vocabulary
-from opd_jax.losses.columns import Target
 from opd_jax.losses.tile import Reading
-from opd_jax.method import Shares
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.method import WeightedTerms
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
   rollout: Rollout
   target: Target
-  shares: Shares
+  weighted_terms: WeightedTerms
 
 
 class State(NamedTuple):
@@ -53,7 +53,13 @@ class Total(NamedTuple):
 
 
 def objective(
-  params: Params, batch: Batch, *, config: ModelConfig, layout: Layout, tile: int | None = None, diagnose: bool = False
+  params: Params,
+  batch: Batch,
+  *,
+  config: ModelConfig,
+  layout: Layout,
+  tile: int | None = None,
+  diagnose: bool = False,
 ) -> tuple[Float[Array, ''], Reading]:
   """The loss of a batch, or of a part of one: coefficients know the whole, so parts add up."""
   model = transformer.bind(config, layout, params)
@@ -64,7 +70,7 @@ def objective(
     model.head(),
     response,
     batch.target,
-    batch.shares,
+    batch.weighted_terms,
     layout=layout,
     mask=batch.rollout.mask,
     tile=tile,
@@ -73,10 +79,12 @@ def objective(
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layout'))
-def nothing(params: Params, *, config: ModelConfig, layout: Layout) -> Total:
+def zero_sums(params: Params, *, config: ModelConfig, layout: Layout) -> Total:
   """The empty sum, laid out like the parameters."""
   zero = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, np.float32))
-  return Total(loss=jnp.zeros(()), slope=placed(jax.tree.map(zero, params), config, layout), tally={})
+  return Total(
+    loss=jnp.zeros(()), slope=placed(jax.tree.map(zero, params), config, layout), tally={}
+  )
 
 
 def placed(tree: Params, config: ModelConfig, layout: Layout) -> Params:
@@ -84,17 +92,28 @@ def placed(tree: Params, config: ModelConfig, layout: Layout) -> Params:
   if layout.is_single:
     return tree
   return jax.tree.map(
-    lambda x, leaf: jax.lax.with_sharding_constraint(x, leaf.sharding), tree, transformer.abstract(config, layout)
+    lambda x, leaf: jax.lax.with_sharding_constraint(x, leaf.sharding),
+    tree,
+    transformer.abstract(config, layout),
   )
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'layout', 'tile', 'diagnose'), donate_argnames=('loss', 'slope'))
+@functools.partial(
+  jax.jit,
+  static_argnames=('config', 'layout', 'tile', 'diagnose'),
+  donate_argnames=('loss', 'slope'),
+)
 def _add(loss, slope, params, batch: Batch, *, config, layout, tile, diagnose):
   (new, reading), more = jax.value_and_grad(objective, has_aux=True)(
     params, batch, config=config, layout=layout, tile=tile, diagnose=diagnose
   )
   slope = jax.tree.map(lambda old, new: old + new.astype(old.dtype), slope, more)
-  return loss + new.astype(loss.dtype), placed(slope, config, layout), _tally(reading, batch), reading
+  return (
+    loss + new.astype(loss.dtype),
+    placed(slope, config, layout),
+    _tally(reading, batch),
+    reading,
+  )
 
 
 def _tally(reading: Reading, batch: Batch) -> dict[str, Array]:
@@ -104,7 +123,10 @@ def _tally(reading: Reading, batch: Batch) -> dict[str, Array]:
   n = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
   place = jnp.clip((jnp.cumsum(mask, axis=1) - 1) * BINS // n, 0, BINS - 1)
   bins = (place[..., None] == jnp.arange(BINS)) & mask[..., None]  # [B, R, 8]
-  known = {'entropy': reading.entropy, **{f'teacher/{name}': x for name, x in reading.teacher.items()}}
+  known = {
+    'entropy': reading.entropy,
+    **{f'teacher/{name}': x for name, x in reading.teacher.items()},
+  }
   found = {name: jnp.where(mask, x, 0.0).sum() for name, x in known.items()}
   for name in ('entropy', 'teacher/reverse_kl', 'teacher/overlap'):
     if name in known:
@@ -112,7 +134,13 @@ def _tally(reading: Reading, batch: Batch) -> dict[str, Array]:
   found['curve/tokens'] = bins.sum(axis=(0, 1))
   drawn = mask & rollout.by_student & jnp.isfinite(rollout.logp)
   gap = jnp.where(drawn, jnp.abs(reading.logp - rollout.logp), 0.0)
-  return {**found, 'tokens': mask.sum(), 'drawn': drawn.sum(), 'gap': gap.sum(), 'gap_most': gap.max(initial=0.0)}
+  return {
+    **found,
+    'tokens': mask.sum(),
+    'drawn': drawn.sum(),
+    'gap': gap.sum(),
+    'gap_most': gap.max(initial=0.0),
+  }
 
 
 @functools.partial(jax.jit, static_argnames=('width', 'before', 'layout'))
@@ -129,8 +157,10 @@ def _part(batch: Batch, rows: Array, *, width: int, before: int, layout: Layout)
   rollout = batch.rollout._replace(prompt=jax.tree.map(lambda x: jnp.asarray(x)[rows], prompt))
   rest = rollout._replace(prompt=None)
   target = batch.target._replace(head=None)
-  rest, target, shares = jax.tree.map(pick, (rest, target, batch.shares))
-  return Batch(rest._replace(prompt=rollout.prompt), target._replace(head=batch.target.head), shares)
+  rest, target, weighted_terms = jax.tree.map(pick, (rest, target, batch.weighted_terms))
+  return Batch(
+    rest._replace(prompt=rollout.prompt), target._replace(head=batch.target.head), weighted_terms
+  )
 
 
 def gradient(
@@ -146,12 +176,12 @@ def gradient(
   """The sum over a batch, and the reading of each microbatch with the rows it is of.
 
   Args:
-    batch: with a rollout in host memory; shares and target may lie anywhere.
+    batch: with a rollout in host memory; weighted_terms and target may lie anywhere.
     microbatches: how many passes; the result does not depend on it.
     tile: tokens of a tile of the vocabulary pass; None chooses from shapes.
     diagnose: see `vocabulary.weighted_sum`.
   """
-  total, readings = nothing(params, config=config, layout=layout), []
+  total, readings = zero_sums(params, config=config, layout=layout), []
   loss, slope, tally = total.loss, total.slope, {}
   length = rollouts.lengths(batch.rollout)
   asked = np.asarray(batch.rollout.prompt.length)
@@ -170,7 +200,9 @@ def gradient(
 
 
 @functools.lru_cache(maxsize=16)
-def abstract_state(optimiser: optax.GradientTransformation, config: ModelConfig, layout: Layout) -> Any:
+def abstract_state(
+  optimiser: optax.GradientTransformation, config: ModelConfig, layout: Layout
+) -> Any:
   """Shapes and shardings of the optimiser's state: each moment lies like its parameter."""
   leaves = transformer.abstract(config, layout)
   here = lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding)
@@ -187,11 +219,24 @@ def optimiser_state(
   optimiser: optax.GradientTransformation, params: Params, config: ModelConfig, layout: Layout
 ) -> Any:
   """A fresh one."""
-  return jax.jit(optimiser.init, out_shardings=_shardings(abstract_state(optimiser, config, layout)))(params)
+  return jax.jit(
+    optimiser.init, out_shardings=_shardings(abstract_state(optimiser, config, layout))
+  )(params)
 
 
-@functools.partial(jax.jit, static_argnames=('optimiser', 'config', 'layout'), donate_argnames=('params', 'state'))
-def apply(params: Params, state: Any, loss: Array, slope: Params, *, optimiser, config: ModelConfig, layout: Layout):
+@functools.partial(
+  jax.jit, static_argnames=('optimiser', 'config', 'layout'), donate_argnames=('params', 'state')
+)
+def apply(
+  params: Params,
+  state: Any,
+  loss: Array,
+  slope: Params,
+  *,
+  optimiser,
+  config: ModelConfig,
+  layout: Layout,
+):
   """New weights and optimiser state, and how large gradient and update were. What is not finite changes nothing."""
   norm = optax.tree.norm(slope)
   sound = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -206,13 +251,23 @@ def apply(params: Params, state: Any, loss: Array, slope: Params, *, optimiser, 
     'param_norm': optax.tree.norm(params),
   }
   if not layout.is_single:
-    state = jax.lax.with_sharding_constraint(state, _shardings(abstract_state(optimiser, config, layout)))
+    state = jax.lax.with_sharding_constraint(
+      state, _shardings(abstract_state(optimiser, config, layout))
+    )
   return placed(params, config, layout), state, told
 
 
 def compiles() -> int:
   """Programs compiled so far by the verbs of a run."""
-  from opd_jax.inference import slots
+  from opd_jax.inference import decode_programs
 
-  programs: tuple[Any, ...] = _add, _part, apply, scorer.score, slots.decode, slots.prefill, slots.admit
+  programs: tuple[Any, ...] = (
+    _add,
+    _part,
+    apply,
+    scorer.score,
+    decode_programs.decode,
+    decode_programs.prefill,
+    decode_programs.admit,
+  )
   return sum(program._cache_size() for program in programs)

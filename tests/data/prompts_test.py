@@ -9,14 +9,20 @@ from opd_jax.data.tokenizers import ByteTokenizer
 def test_prompts_end_in_one_column():
   prompts = left_padded([[1, 2, 3], [4]], width=4, pad=9, groups=[5, 5])
   assert prompts.tokens.tolist() == [[9, 1, 2, 3], [9, 9, 9, 4]]
-  assert (prompts.length.tolist(), prompts.row.tolist(), prompts.group.tolist()) == ([3, 1], [0, 1], [5, 5])
+  assert (prompts.length.tolist(), prompts.row.tolist(), prompts.group.tolist()) == (
+    [3, 1],
+    [0, 1],
+    [5, 5],
+  )
   assert left_padded([[1], [2]], width=1, pad=0).group.tolist() == [0, 1]
   assert prompts.tokens.dtype == np.int32
 
 
 @pytest.mark.parametrize('rows, number, length', [([[1], [1] * 5], 1, 5), ([[]], 0, 0)])
 def test_a_prompt_that_does_not_fit_is_named(rows, number, length):
-  with pytest.raises(ValueError, match=f'row {number} has {length} tokens, a prompt must have 1 to 4'):
+  with pytest.raises(
+    ValueError, match=f'row {number} has {length} tokens, a prompt must have 1 to 4'
+  ):
     left_padded(rows, width=4, pad=0)
 
 

@@ -4,18 +4,27 @@ import json
 
 import pytest
 
-from opd_jax.data import published, tasks, worlds
-from opd_jax.data.tasks import Stream, Task
+from opd_jax.data import problems, published, sources, stream
+from opd_jax.data.problems import Task
+from opd_jax.data.stream import Stream
+from opd_jax.data.tiny_worlds import calls, sums
 
 
 def written(tmp_path, rows, name='rows.jsonl'):
   file = tmp_path / name
-  file.write_text('\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + '\n')
+  file.write_text(
+    '\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + '\n'
+  )
   return str(file)
 
 
 def task(tmp_path, rows, **options):
-  return Task(name='t', source=tasks.json_lines(written(tmp_path, rows)), read=tasks.from_columns(), **options)
+  return Task(
+    name='t',
+    source=sources.json_lines(written(tmp_path, rows)),
+    read=problems.from_columns(),
+    **options,
+  )
 
 
 GOOD = [{'problem': f'question {n}', 'answer': n} for n in range(7)]
@@ -33,7 +42,8 @@ def test_a_stream_shows_every_row_once_an_epoch_and_goes_on_where_it_was(tmp_pat
 
 
 @pytest.mark.parametrize(
-  'bad, words', [('{"problem": ', 'not JSON'), ('{"answer": 4}', "it has no 'problem'"), ('[1]', 'list instead')]
+  'bad, words',
+  [('{"problem": ', 'not JSON'), ('{"answer": 4}', "it has no 'problem'"), ('[1]', 'list instead')],
 )
 def test_a_bad_row_stops_by_file_and_line_or_is_counted(tmp_path, bad, words):
   rows = [*GOOD[:3], '', bad, *GOOD[3:]]
@@ -53,8 +63,13 @@ def test_a_row_without_room_is_a_bad_row(tmp_path):
   with pytest.raises(ValueError, match=r'rows\.jsonl, line 5: it has too many tokens'):
     Stream(task(tmp_path, GOOD), fits=fits).take(7)
   stream = Stream(task(tmp_path, GOOD, on_bad_row='skip'), fits=fits)
-  assert sorted({problem.answer for problem in stream.take(13)}) == list('012356') and stream.skipped == 2
-  with pytest.raises(ValueError, match=r'no row of the task t can be used: the last bad one is .*too many tokens'):
+  assert (
+    sorted({problem.answer for problem in stream.take(13)}) == list('012356')
+    and stream.skipped == 2
+  )
+  with pytest.raises(
+    ValueError, match=r'no row of the task t can be used: the last bad one is .*too many tokens'
+  ):
     Stream(task(tmp_path, GOOD[4:5], on_bad_row='skip'), fits=fits).take(1)
 
 
@@ -62,9 +77,17 @@ def test_sources_that_give_nothing_are_refused(tmp_path):
   with pytest.raises(ValueError, match='holds no rows'):
     Stream(task(tmp_path, []))
   with pytest.raises(OSError, match=r'nowhere\.jsonl'):
-    Stream(Task(name='t', source=tasks.json_lines(str(tmp_path / 'nowhere.jsonl')), read=tasks.from_columns()))
+    Stream(
+      Task(
+        name='t',
+        source=sources.json_lines(str(tmp_path / 'nowhere.jsonl')),
+        read=problems.from_columns(),
+      )
+    )
   with pytest.raises(ValueError, match='all are filtered out'):
-    Stream(Task(name='t', source=tasks.json_lines(written(tmp_path, GOOD)), read=lambda row: None)).take(1)
+    Stream(
+      Task(name='t', source=sources.json_lines(written(tmp_path, GOOD)), read=lambda row: None)
+    ).take(1)
 
 
 def test_parquet_rows_are_the_same_rows(tmp_path):
@@ -72,32 +95,55 @@ def test_parquet_rows_are_the_same_rows(tmp_path):
   datasets.Dataset.from_list([{**row, 'answer': str(row['answer'])} for row in GOOD]).to_parquet(
     str(tmp_path / 'rows.parquet')
   )
-  table = Task(name='t', source=tasks.parquet(str(tmp_path / 'rows.parquet')), read=tasks.from_columns())
+  table = Task(
+    name='t', source=sources.parquet(str(tmp_path / 'rows.parquet')), read=problems.from_columns()
+  )
   lines = task(tmp_path, GOOD)
-  one, other = ([p._replace(name='') for p in Stream(each, seed=1).take(9)] for each in (table, lines))
-  assert one == other and tasks.first(table, 1)[0].name.endswith('rows.parquet, row 0')
+  one, other = (
+    [p._replace(name='') for p in Stream(each, seed=1).take(9)] for each in (table, lines)
+  )
+  assert one == other and stream.first(table, 1)[0].name.endswith('rows.parquet, row 0')
 
 
 def test_a_conversation_is_a_prompt_and_what_follows(tmp_path):
-  read = tasks.from_messages()
-  turns = [{'role': role, 'content': role[0]} for role in ('system', 'user', 'assistant', 'user', 'assistant')]
+  read = problems.from_messages()
+  turns = [
+    {'role': role, 'content': role[0]}
+    for role in ('system', 'user', 'assistant', 'user', 'assistant')
+  ]
   problem = read({'messages': turns})
-  assert [list(problem.messages), list(problem.trace)] == [turns[:2], turns[2:]]
+  assert [list(problem.messages), list(problem.demonstration)] == [turns[:2], turns[2:]]
   assert read({'messages': turns[:2]}).trace is None
-  for bad in ([], turns[2:], turns[:1] + turns[2:], [*turns[:2], {'role': 'assistant', 'content': None}]):
+  for bad in (
+    [],
+    turns[2:],
+    turns[:1] + turns[2:],
+    [*turns[:2], {'role': 'assistant', 'content': None}],
+  ):
     with pytest.raises(ValueError, match='its conversation'):
       read({'messages': bad})
 
 
 def test_published_columns_are_read(tmp_path):
-  easy = {'question': '1+1?', 'final_answer': '2', 'difficulty': 3.0, 'topic': 't', 'r1_solution_1': 'so \\boxed{2}'}
+  easy = {
+    'question': '1+1?',
+    'final_answer': '2',
+    'difficulty': 3.0,
+    'topic': 't',
+    'r1_solution_1': 'so \\boxed{2}',
+  }
   read = published.deepmath(least_difficulty=6.0, solution=1)
   assert read(easy) is None
   hard = read({**easy, 'difficulty': 7.5})
-  assert hard.answer == '2' and hard.trace == 'so \\boxed{2}' and 'boxed' in hard.messages[0]['content']
+  assert (
+    hard.answer == '2' and hard.trace == 'so \\boxed{2}' and 'boxed' in hard.messages[0]['content']
+  )
   turns = [{'from': 'user', 'value': 'why?'}, {'from': 'assistant', 'value': 'because'}]
   thoughts = published.openthoughts()({'system': 'think', 'conversations': turns})
-  assert [m['role'] for m in thoughts.messages] == ['system', 'user'] and thoughts.trace == 'because'
+  assert [m['role'] for m in thoughts.messages] == [
+    'system',
+    'user',
+  ] and thoughts.trace == 'because'
   three = [{'from': 'human', 'value': 'why?'}, {'from': 'gpt', 'value': 'because'}]
   row = {'difficulty': 8, 'source': 's', 'domain': 'math', 'conversations': three}
   assert published.openthoughts3(domain='math')(row).trace == 'because'
@@ -112,27 +158,35 @@ def test_published_columns_are_read(tmp_path):
     'golden_answer': [{'Action': 'a'}],
   }
   call = published.toolalpaca()({**tool, 'golden_response': ['Action: a']})
-  assert call.trace == 'Action: a' and 'how' in call.messages[0]['content'] and json.loads(call.answer)
+  assert (
+    call.trace == 'Action: a' and 'how' in call.messages[0]['content'] and json.loads(call.answer)
+  )
 
 
 @pytest.mark.parametrize(
-  'make, tokenizer', [(worlds.sums, worlds.sums_tokenizer), (worlds.calls, worlds.calls_tokenizer)]
+  'make, tokenizer', [(sums.sums, sums.tokenizer), (calls.calls, calls.tokenizer)]
 )
 def test_worlds_are_right_by_their_own_verifier_and_hold_out_what_they_say(make, tokenizer):
-  train, held = tasks.first(make(), 200), tasks.first(make(split='heldout'), 200)
+  train, held = stream.first(make(), 200), stream.first(make(split='heldout'), 200)
   text = lambda problem: problem.messages[0]['content']
   assert not {text(problem) for problem in train} & {text(problem) for problem in held}
-  assert all(make().verify(problem, problem.trace) == 1.0 for problem in train + held)
-  assert all(make().verify(problem, problem.trace[:-1]) == 0.0 for problem in train)
-  assert tasks.first(make(), 5) == tasks.first(make(), 5) != tasks.first(make(seed=1), 5)
+  assert all(make().verify(problem, problem.demonstration) == 1.0 for problem in train + held)
+  assert all(make().verify(problem, problem.demonstration[:-1]) == 0.0 for problem in train)
+  assert stream.first(make(), 5) == stream.first(make(), 5) != stream.first(make(seed=1), 5)
   for problem in train[:20]:
-    assert tokenizer().decode(tokenizer().encode(problem.trace)) == problem.trace
+    assert tokenizer().decode(tokenizer().encode(problem.demonstration)) == problem.demonstration
 
 
 def test_calls_are_scored_as_published():
-  verify = worlds.calls().verify
-  gold = tasks.Problem((), answer=json.dumps([{'Action': 'a', 'Action_Input': '{"x": {"y": 1}}'}]))
-  assert verify(gold, 'Action: a\nAction Input: {"x": {"y": 1}}') == 0.0  # nested objects never match: their rule
-  two = tasks.Problem((), answer=json.dumps([{'Action': n, 'Action_Input': f'{{"{n}": 1}}'} for n in 'ab']))
+  verify = calls.calls().verify
+  gold = problems.Problem(
+    (), answer=json.dumps([{'Action': 'a', 'Action_Input': '{"x": {"y": 1}}'}])
+  )
+  assert (
+    verify(gold, 'Action: a\nAction Input: {"x": {"y": 1}}') == 0.0
+  )  # nested objects never match: their rule
+  two = problems.Problem(
+    (), answer=json.dumps([{'Action': n, 'Action_Input': f'{{"{n}": 1}}'} for n in 'ab'])
+  )
   assert verify(two, 'Action: b\nAction Input: {"b": 1}\nAction: a\nAction Input: {"a": 1}') == 1.0
   assert verify(two, 'Action: a\nAction Input: {"a": 1}') == 0.0

@@ -6,7 +6,13 @@ import pytest
 import tokenizers
 import transformers
 
-from opd_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, HubTokenizer, Tokenizer, compare
+from opd_jax.data.tokenizers import (
+  ByteTokenizer,
+  CharacterTokenizer,
+  HubTokenizer,
+  Tokenizer,
+  compare,
+)
 
 CHATML = (
   '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}'
@@ -29,9 +35,13 @@ WORDS = [
 
 def published(folder, *, words=WORDS, end='<|im_end|>', template=CHATML, generation=None):
   """A folder as the hub would hold it."""
-  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
+  inner = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0])
+  )
   inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=end, pad_token='<|endoftext|>')
+  fast = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=inner, eos_token=end, pad_token='<|endoftext|>'
+  )
   fast.add_special_tokens({'additional_special_tokens': [w for w in words if w.startswith('<|')]})
   fast.chat_template = template
   fast.save_pretrained(folder)
@@ -54,7 +64,9 @@ def test_half_a_character_does_not_break_decoding():
 def test_the_small_tokenizers_keep_the_protocol(tmp_path):
   for tokenizer in (ByteTokenizer(), CharacterTokenizer('ab'), HubTokenizer(published(tmp_path))):
     assert isinstance(tokenizer, Tokenizer)
-    assert all(tokenizer.strings()[token] is not None for token in tokenizer.stop_tokens | {tokenizer.pad})
+    assert all(
+      tokenizer.strings()[token] is not None for token in tokenizer.stop_tokens | {tokenizer.pad}
+    )
 
 
 def test_a_character_outside_the_alphabet_is_named():
@@ -66,7 +78,13 @@ def test_a_chat_begins_with_roles_and_ends_where_the_assistant_writes():
   byte = ByteTokenizer()
   special = byte.specials()
   chat = byte.chat([{'role': 'user', 'content': 'hi'}])
-  assert chat == [special['<begin>'], special['<user>'], *b'hi', special['<end>'], special['<assistant>']]
+  assert chat == [
+    special['<begin>'],
+    special['<user>'],
+    *b'hi',
+    special['<end>'],
+    special['<assistant>'],
+  ]
   assert byte.chat([{'role': 'user', 'content': 'hi'}], thinking=False)[-2:] == [
     special['<think>'],
     special['</think>'],
@@ -79,8 +97,18 @@ def test_a_published_chat_template_with_its_thinking_switch(tmp_path):
   tokenizer = HubTokenizer(published(tmp_path))
   messages = [{'role': 'user', 'content': 'hello world'}]
   shown = [tokenizer.strings()[token] for token in tokenizer.chat(messages)]
-  assert shown == ['<|im_start|>', 'user', 'hello', 'world', '<|im_end|>', '<|im_start|>', 'assistant']
-  assert len(tokenizer.chat(messages, thinking=False)) > len(tokenizer.chat(messages, thinking=True))
+  assert shown == [
+    '<|im_start|>',
+    'user',
+    'hello',
+    'world',
+    '<|im_end|>',
+    '<|im_start|>',
+    'assistant',
+  ]
+  assert len(tokenizer.chat(messages, thinking=False)) > len(
+    tokenizer.chat(messages, thinking=True)
+  )
 
 
 def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path):
@@ -104,7 +132,9 @@ def test_a_base_model_without_template_says_so(tmp_path):
 def test_stop_tokens_are_the_set_that_the_folder_declares(tmp_path):
   assert HubTokenizer(published(tmp_path / 'a')).stop_tokens == {2}
   assert HubTokenizer(published(tmp_path / 'b', generation=[2, 0])).stop_tokens == {0, 2}
-  assert HubTokenizer(published(tmp_path / 'c', end='<|endoftext|>', generation=0)).stop_tokens == {0}
+  assert HubTokenizer(published(tmp_path / 'c', end='<|endoftext|>', generation=0)).stop_tokens == {
+    0
+  }
   (tmp_path / 'c' / 'config.json').write_text('{"eos_token_id": [0, 2], "model_type": "llama"}')
   assert HubTokenizer(tmp_path / 'c').stop_tokens == {0, 2}
   assert HubTokenizer(tmp_path / 'c', stop_tokens=('<|im_end|>',)).stop_tokens == {2}
@@ -133,7 +163,9 @@ def test_the_same_vocabulary_in_tables_of_unlike_size_agrees():
 
 
 def test_tables_of_equal_size_may_hold_unlike_tokens():
-  comparison = compare(CharacterTokenizer('abcd'), CharacterTokenizer('abdc'), student_rows=16, teacher_rows=16)
+  comparison = compare(
+    CharacterTokenizer('abcd'), CharacterTokenizer('abdc'), student_rows=16, teacher_rows=16
+  )
   assert comparison.shared == 10
   with pytest.raises(ValueError, match="2 ids stand for other strings \\(id 2: 'c' against 'd'"):
     comparison.check()
@@ -147,7 +179,10 @@ def test_every_kind_of_difference_is_told(tmp_path):
   assert 'student has 10 tokens, its model only 8 rows' in text
   assert "1 tokens only the teacher has ('<|tool|>')" in text
   assert 'special on one side' in text
-  assert comparison.stop_difference == "the student ends a text with ['<|endoftext|>'], the teacher with ['<|im_end|>']"
+  assert (
+    comparison.stop_difference
+    == "the student ends a text with ['<|endoftext|>'], the teacher with ['<|im_end|>']"
+  )
 
 
 def test_unlike_ends_can_be_allowed_on_purpose(tmp_path):
@@ -158,5 +193,8 @@ def test_unlike_ends_can_be_allowed_on_purpose(tmp_path):
   comparison.check(stops=False)
   same = ('<|im_end|>',)
   compare(
-    HubTokenizer(base, stop_tokens=same), HubTokenizer(chat, stop_tokens=same), student_rows=16, teacher_rows=16
+    HubTokenizer(base, stop_tokens=same),
+    HubTokenizer(chat, stop_tokens=same),
+    student_rows=16,
+    teacher_rows=16,
   ).check()

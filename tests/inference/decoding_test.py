@@ -40,7 +40,10 @@ RULES = {
   'blend': ((blend(0.25),), normal(P**0.75 * Q**0.25)),
   'blend 0': ((blend(0.0),), P),
   'blend 1': ((blend(1.0),), Q),
-  'chain': ((temperature(2.0), top_k(4), top_p(0.8)), normal([0, *np.sqrt([0.4]), 0, *np.sqrt([0.3, 0.15])])),
+  'chain': (
+    (temperature(2.0), top_k(4), top_p(0.8)),
+    normal([0, *np.sqrt([0.4]), 0, *np.sqrt([0.3, 0.15])]),
+  ),
 }
 
 
@@ -69,16 +72,20 @@ def test_draws_follow_the_distribution(rules, want):
 
 
 def test_draws_follow_a_large_vocabulary_with_a_long_tail():
-  """10,000 tokens by Zipf's law, in 32 groups of equal-ish mass: the blocks leave no trace."""
+  """10,000 tokens by Zipf's law, in 32 groups of equal-ish mass: the blocks leave no demonstration."""
   size, tosses = 10_000, 200_000
   chances = 1 / np.arange(1, size + 1)
   chances = np.random.RandomState(0).permutation(chances / chances.sum())
   order = np.argsort(-chances)
   group = np.empty(size, int)
   group[order] = np.minimum((np.cumsum(chances[order]) * 32).astype(int), 31)
-  draws = jax.jit(lambda keys: draw(jnp.tile(jnp.log(jnp.asarray(chances, jnp.float32)), (len(keys), 1)), keys))
+  draws = jax.jit(
+    lambda keys: draw(jnp.tile(jnp.log(jnp.asarray(chances, jnp.float32)), (len(keys), 1)), keys)
+  )
   keys = jax.random.split(jax.random.key(3), tosses).reshape(100, -1)
-  seen = np.bincount(group[np.concatenate([np.asarray(draws(part)) for part in keys])], minlength=32)
+  seen = np.bincount(
+    group[np.concatenate([np.asarray(draws(part)) for part in keys])], minlength=32
+  )
   expected = tosses * np.bincount(group, weights=chances, minlength=32)
   kept = expected > 0
   assert ((seen - expected)[kept] ** 2 / expected[kept]).sum() < 68  # the 0.9999 quantile for 31

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from opd_jax.data.prompts import left_padded
-from opd_jax.inference import sampler, slots
-from opd_jax.inference.decoding import Decoding, RepetitionStop, blend, forbid, greedy, temperature, top_k
+from opd_jax.inference import decode_programs, sampler
+from opd_jax.inference.decode_programs import Recording
+from opd_jax.inference.decoding import (
+  Decoding,
+  RepetitionStop,
+  blend,
+  forbid,
+  greedy,
+  temperature,
+  top_k,
+)
 from opd_jax.inference.sampler import Model, Sampling
-from opd_jax.inference.slots import Recording
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.types import ENDINGS, Prompts
@@ -37,7 +45,13 @@ def endings(rollout):
 
 @pytest.mark.parametrize(
   'settings',
-  [{'slots': 1}, {'slots': 2, 'segment': 1}, {'slots': 3, 'segment': 5}, {'slots': 7, 'chunk': 4}, {'slots': 64}],
+  [
+    {'slots': 1},
+    {'slots': 2, 'segment': 1},
+    {'slots': 3, 'segment': 5},
+    {'slots': 7, 'chunk': 4},
+    {'slots': 64},
+  ],
   ids=str,
 )
 def test_slots_segments_and_chunks_do_not_change_the_text(model, settings):
@@ -60,9 +74,11 @@ def test_neighbours_and_order_do_not_change_the_text(model):
 def test_samples_of_one_prompt_share_a_prefill_and_differ(model, monkeypatch):
   prompts = left_padded([ROWS[2]] * 6, width=20, pad=0, groups=[0] * 6)
   read = []
-  inner = slots.prefill
+  inner = decode_programs.prefill
   monkeypatch.setattr(
-    slots, 'prefill', lambda params, tokens, *a, **k: read.append(tokens.shape) or inner(params, tokens, *a, **k)
+    decode_programs,
+    'prefill',
+    lambda params, tokens, *a, **k: read.append(tokens.shape) or inner(params, tokens, *a, **k),
   )
   rollout = run(model, prompts, slots=2)
   assert read == [(1, 16)]  # once, alone, in its bucket, though the six rows came in over time
@@ -71,14 +87,20 @@ def test_samples_of_one_prompt_share_a_prefill_and_differ(model, monkeypatch):
 
 def test_the_record_is_that_of_the_distribution_drawn_from(model):
   rollout = run(
-    model, decoding=Decoding(rules=(temperature(0.7), top_k(5))), recording=Recording(entropy=True, top_k=7)
+    model,
+    decoding=Decoding(rules=(temperature(0.7), top_k(5))),
+    recording=Recording(entropy=True, top_k=7),
   )
   for row in range(3):
     tokens = jnp.asarray([ROWS[row] + rollout.response[row].tolist()])
     hidden = transformer.bind(*model)(tokens)
-    logits = np.asarray(transformer.logits_of(hidden, transformer.bind(*model).head()))[0, len(ROWS[row]) - 1 : -1]
+    logits = np.asarray(transformer.logits_of(hidden, transformer.bind(*model).head()))[
+      0, len(ROWS[row]) - 1 : -1
+    ]
     plain = jax.nn.log_softmax(logits)
-    np.testing.assert_allclose(rollout.logp[row], plain[np.arange(24), rollout.response[row]], atol=1e-5)
+    np.testing.assert_allclose(
+      rollout.logp[row], plain[np.arange(24), rollout.response[row]], atol=1e-5
+    )
     np.testing.assert_allclose(rollout.entropy[row], -(np.exp(plain) * plain).sum(-1), atol=1e-5)
     np.testing.assert_allclose(rollout.top_k.logp[row], -np.sort(-plain, -1)[:, :7], atol=1e-5)
     kept = np.sort(logits, -1)[:, -5:] / 0.7
@@ -98,10 +120,14 @@ def test_greedy_writes_the_argmax_with_certainty(model):
 def test_every_ending_is_told(model, single, params_of):
   short = presets.tiny(max_positions=30)
   rows = left_padded([[1] * 29, [1] * 30, [1, 2], [3, 4]], width=30, pad=0)
-  rollout = run(Model(short, single, params_of(short)), rows, budgets=[24, 24, 0, 3], decoding=Decoding())
+  rollout = run(
+    Model(short, single, params_of(short)), rows, budgets=[24, 24, 0, 3], decoding=Decoding()
+  )
   assert endings(rollout) == ['context', 'context', 'budget', 'budget']
   assert rollout.mask.sum(axis=1).tolist() == [1, 0, 0, 3]
-  looping = Decoding(rules=(forbid(tuple(range(1, 320))), greedy()), repetition=RepetitionStop(periods=(1,), times=4))
+  looping = Decoding(
+    rules=(forbid(tuple(range(1, 320))), greedy()), repetition=RepetitionStop(periods=(1,), times=4)
+  )
   rollout = run(model, decoding=looping)
   assert set(endings(rollout)) == {'repetition'} and set(rollout.mask.sum(axis=1)) == {4}
   assert (rollout.behaviour_logp == 0).all()  # all tokens but one are masked out
@@ -134,12 +160,18 @@ def test_a_batch_without_work_is_empty(model):
 @pytest.mark.parametrize(
   'change, words',
   [
-    ({'prompts': PROMPTS._replace(length=PROMPTS.length * 0)}, r'prompt of row 0 has 0 tokens, it must have 1 to 2048'),
+    (
+      {'prompts': PROMPTS._replace(length=PROMPTS.length * 0)},
+      r'prompt of row 0 has 0 tokens, it must have 1 to 2048',
+    ),
     ({'budgets': [1]}, r'budgets must be 7 numbers from 0 to 24'),
     ({'budgets': [25] * 7}, 'from 0 to 24'),
     ({'decoding': Decoding(rules=(forbid(tuple(range(320))),))}, 'the rules left no token'),
     ({'slots': 0}, 'slots must be at least 1'),
-    ({'prompts': PROMPTS._replace(tokens=PROMPTS.tokens + 320)}, 'row 0 holds token ids outside 0 to 319'),
+    (
+      {'prompts': PROMPTS._replace(tokens=PROMPTS.tokens + 320)},
+      'row 0 holds token ids outside 0 to 319',
+    ),
   ],
 )
 def test_what_cannot_be_sampled_is_refused(model, change, words):
@@ -150,15 +182,21 @@ def test_what_cannot_be_sampled_is_refused(model, change, words):
 @pytest.mark.parametrize('rules', [(), (greedy(),), (top_k(3),)], ids=str)
 def test_nan_weights_are_told_with_row_and_position(model, rules):
   broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
-  with pytest.raises(ValueError, match=r'no distribution to draw from at position 0 of row \d: the logits hold NaN'):
+  with pytest.raises(
+    ValueError, match=r'no distribution to draw from at position 0 of row \d: the logits hold NaN'
+  ):
     run(model._replace(params=broken), decoding=Decoding(rules=rules))
 
 
 def test_a_stale_rollout_is_refused(model):
-  rollout = sampler.generate(model, PROMPTS, jax.random.key(0), sampling=Sampling(budget=2), version=3)
+  rollout = sampler.generate(
+    model, PROMPTS, jax.random.key(0), sampling=Sampling(budget=2), version=3
+  )
   sampler.check_fresh(rollout, version=3)
   sampler.check_fresh(rollout, version=5, most_steps_old=2)
-  with pytest.raises(ValueError, match='written by weights of versions 3 to 3, used with version 4'):
+  with pytest.raises(
+    ValueError, match='written by weights of versions 3 to 3, used with version 4'
+  ):
     sampler.check_fresh(rollout, version=4)
   with pytest.raises(ValueError, match='used with version 2'):
     sampler.check_fresh(rollout, version=2)
@@ -198,7 +236,13 @@ def test_at_most_one_program_per_bucket(single, params_of):
   """Two runs of unlike shapes; the second of each shape compiles nothing."""
   config = presets.tiny(norm_epsilon=9e-6)
   model = sampler.unrolled(Model(config, single, params_of(config)))
-  programs = (slots.decode, slots.admit, slots.prefill, slots.reshaped, slots.vacant)
+  programs = (
+    decode_programs.decode,
+    decode_programs.admit,
+    decode_programs.prefill,
+    decode_programs.reshaped,
+    decode_programs.vacant,
+  )
   sizes = lambda: [program._cache_size() for program in programs]
   before = sizes()
   run(model, slots=4, budget=100)
@@ -214,11 +258,27 @@ def test_at_most_one_program_per_bucket(single, params_of):
 def test_batches_of_unlike_longest_prompts_share_their_programs(single, params_of):
   config = presets.tiny(norm_epsilon=11e-6)
   model = sampler.unrolled(Model(config, single, params_of(config)))
-  sizes = lambda: (slots.decode._cache_size(), slots.reshaped._cache_size(), slots.prefill._cache_size())
-  run(model, left_padded([[1] * 10, [2] * 3], width=10, pad=0), budget=40, slots=2, decoding=Decoding())
+  sizes = lambda: (
+    decode_programs.decode._cache_size(),
+    decode_programs.reshaped._cache_size(),
+    decode_programs.prefill._cache_size(),
+  )
+  run(
+    model,
+    left_padded([[1] * 10, [2] * 3], width=10, pad=0),
+    budget=40,
+    slots=2,
+    decoding=Decoding(),
+  )
   first = sizes()
   for longest in (11, 12, 13):
-    run(model, left_padded([[1] * longest, [2] * 3], width=longest, pad=0), budget=40, slots=2, decoding=Decoding())
+    run(
+      model,
+      left_padded([[1] * longest, [2] * 3], width=longest, pad=0),
+      budget=40,
+      slots=2,
+      decoding=Decoding(),
+    )
   assert sizes() == first
 
 
@@ -239,6 +299,11 @@ def test_bfloat16_logps_agree_with_the_scorer(single, params_of):
   config = presets.tiny(dtype='bfloat16', num_layers=8)
   rollout = run(Model(config, single, params_of(config)), decoding=Decoding())
   scores = scorer.score(
-    params_of(config), PROMPTS.tokens, PROMPTS.length, rollout.response, config=config, layout=single
+    params_of(config),
+    PROMPTS.tokens,
+    PROMPTS.length,
+    rollout.response,
+    config=config,
+    layout=single,
   )
   assert 0 < np.abs(rollout.logp - scores.logp).mean() <= 0.01

@@ -19,20 +19,26 @@ def dense(params, prompt, response, *, config, layout):
   """[R, V] log-probabilities by the plain forward pass of one row, in float64 after the logits."""
   model = transformer.bind(config, layout, params)
   hidden = model(jnp.asarray([prompt + response]))
-  logits = np.asarray(transformer.logits_of(hidden, model.head()), np.float64)[0, len(prompt) - 1 : -1]
+  logits = np.asarray(transformer.logits_of(hidden, model.head()), np.float64)[
+    0, len(prompt) - 1 : -1
+  ]
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def test_scores_are_those_of_the_plain_forward_pass(family, single, params_of):
   config = family()
   needs = Needs(entropy=True, top_k=4)
-  got = scorer.score_rows(params_of(config), PROMPTS, RESPONSES, config=config, layout=single, needs=needs, rows=2)
+  got = scorer.score_rows(
+    params_of(config), PROMPTS, RESPONSES, config=config, layout=single, needs=needs, rows=2
+  )
   for scores, prompt, response in zip(got, PROMPTS, RESPONSES, strict=True):
     want = dense(params_of(config), prompt, response, config=config, layout=single)
     np.testing.assert_allclose(scores.logp, want[np.arange(len(response)), response], atol=1e-5)
     np.testing.assert_allclose(scores.entropy, -(np.exp(want) * want).sum(-1), atol=1e-5)
     np.testing.assert_allclose(scores.top_k.logp, -np.sort(-want, axis=-1)[:, :4], atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(want, scores.top_k.ids, -1), scores.top_k.logp, atol=1e-5)
+    np.testing.assert_allclose(
+      np.take_along_axis(want, scores.top_k.ids, -1), scores.top_k.logp, atol=1e-5
+    )
 
 
 def batch(width=8, length=8):
@@ -48,13 +54,22 @@ def test_asked_ids_hidden_states_and_layers(single, params_of):
   ids = np.random.RandomState(0).randint(0, 320, (3, 8, 5)).astype(np.int32)
   needs = Needs(hidden=True, layers=(0, 2), top_k=320)
   scores = scorer.score(params_of(config), *batch(), ids, config=config, layout=single, needs=needs)
-  assert scores.hidden.shape == (3, 8, 64) and scores.layers.shape == (3, 8, 2, 64) and scores.entropy is None
+  assert (
+    scores.hidden.shape == (3, 8, 64)
+    and scores.layers.shape == (3, 8, 2, 64)
+    and scores.entropy is None
+  )
   want = dense(params_of(config), PROMPTS[1], RESPONSES[1], config=config, layout=single)
-  np.testing.assert_allclose(scores.at_ids[1, :6], np.take_along_axis(want, ids[1, :6], -1), atol=1e-5)
+  np.testing.assert_allclose(
+    scores.at_ids[1, :6], np.take_along_axis(want, ids[1, :6], -1), atol=1e-5
+  )
   model = transformer.bind(config, single, params_of(config))
   np.testing.assert_allclose(model.final_norm(scores.layers[:, :, 1]), scores.hidden, atol=1e-5)
   shallow = presets.tiny(num_layers=1)
-  first = {**params_of(config), 'blocks': jax.tree.map(lambda leaf: leaf[:1], params_of(config)['blocks'])}
+  first = {
+    **params_of(config),
+    'blocks': jax.tree.map(lambda leaf: leaf[:1], params_of(config)['blocks']),
+  }
   alone = scorer.score(first, *batch(), config=shallow, layout=single, needs=Needs(layers=(0,)))
   np.testing.assert_allclose(alone.layers[:, :, 0], scores.layers[:, :, 0], atol=1e-5)
 
@@ -81,7 +96,9 @@ def test_padding_is_inert(width, single, params_of):
     np.testing.assert_allclose(got[row, : len(response)], want[row, : len(response)], atol=1e-5)
   tokens, length, response = batch(width)
   other = np.where(np.arange(width) < width - length[:, None], 42, tokens)
-  again = scorer.score(params_of(config), other, length, response, config=config, layout=single).logp
+  again = scorer.score(
+    params_of(config), other, length, response, config=config, layout=single
+  ).logp
   for row, tokens in enumerate(RESPONSES):
     np.testing.assert_array_equal(again[row, : len(tokens)], got[row, : len(tokens)])
 
@@ -90,10 +107,14 @@ def test_padding_is_inert(width, single, params_of):
 def test_any_tile_gives_the_same(tile, single, params_of, monkeypatch):
   config = presets.tiny(norm_epsilon=1e-6 * (1 + tile))  # its own program
   monkeypatch.setattr(scorer, 'TILE_BYTES', tile * 4 * config.vocab_size)
-  scores = scorer.score(params_of(config), *batch(), config=config, layout=single, needs=Needs(entropy=True))
+  scores = scorer.score(
+    params_of(config), *batch(), config=config, layout=single, needs=Needs(entropy=True)
+  )
   for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
     want = dense(params_of(config), prompt, response, config=config, layout=single)
-    np.testing.assert_allclose(scores.logp[row, : len(response)], want[np.arange(len(response)), response], atol=1e-5)
+    np.testing.assert_allclose(
+      scores.logp[row, : len(response)], want[np.arange(len(response)), response], atol=1e-5
+    )
 
 
 def test_no_buffer_holds_tokens_times_vocabulary(single):
@@ -101,7 +122,9 @@ def test_no_buffer_holds_tokens_times_vocabulary(single):
   config = presets.tiny(vocab_size=20_000)
   shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 64), (8,), (8, 512))]
   params = transformer.abstract(config, single)
-  compiled = scorer.score.lower(params, *shapes, config=config, layout=single, needs=Needs(entropy=True)).compile()
+  compiled = scorer.score.lower(
+    params, *shapes, config=config, layout=single, needs=Needs(entropy=True)
+  ).compile()
   memory = compiled.memory_analysis()
   assert memory is not None
   assert memory.temp_size_in_bytes < 4096 * 20_000 * 4 * 0.75
@@ -117,10 +140,17 @@ def test_sampler_scorer_and_training_agree(family, single, params_of):
     sampler.Model(config, single, params_of(config)), prompts, jax.random.key(0), sampling=sampling
   )
   scores = scorer.score(
-    params_of(config), prompts.tokens, prompts.length, rollout.response, config=config, layout=single
+    params_of(config),
+    prompts.tokens,
+    prompts.length,
+    rollout.response,
+    config=config,
+    layout=single,
   )
   np.testing.assert_allclose(rollout.logp, scores.logp, atol=1e-5)
-  np.testing.assert_allclose(rollout.behaviour_logp, rollout.logp, atol=1e-6)  # no rule: drawn from the model itself
+  np.testing.assert_allclose(
+    rollout.behaviour_logp, rollout.logp, atol=1e-6
+  )  # no rule: drawn from the model itself
 
 
 def test_a_layout_scores_the_same(family, single, params_of):
@@ -147,11 +177,15 @@ def test_at_most_one_program_per_bucket(single, params_of):
   assert scorer.score._cache_size() - before <= 4  # (64, 128) x (64, 128)
 
 
-@pytest.mark.parametrize('left, right', [(1100, 5), (2, 2046), (2047, 1), (1024, 1024), (1000, 1000)])
+@pytest.mark.parametrize(
+  'left, right', [(1100, 5), (2, 2046), (2047, 1), (1024, 1024), (1000, 1000)]
+)
 def test_rows_that_fit_the_position_table_are_scored(left, right, single, params_of):
   config = presets.tiny(num_layers=1)
   prompt, response = ([1, 2] * 1100)[:left], ([3, 4] * 1100)[:right]
-  (scores,) = scorer.score_rows(params_of(config), [prompt], [response], config=config, layout=single, rows=1)
+  (scores,) = scorer.score_rows(
+    params_of(config), [prompt], [response], config=config, layout=single, rows=1
+  )
   want = dense(params_of(config), prompt, response, config=config, layout=single)
   np.testing.assert_allclose(scores.logp, want[np.arange(right), response], atol=1e-4)
 

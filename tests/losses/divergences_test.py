@@ -42,7 +42,9 @@ FORMULAS = {
 }
 ALL = pytest.mark.parametrize('divergence', FORMULAS, ids=lambda each: each.name)
 SMOOTH = pytest.mark.parametrize(
-  'divergence', [each for each in FORMULAS if each.name != 'total_variation'], ids=lambda each: each.name
+  'divergence',
+  [each for each in FORMULAS if each.name != 'total_variation'],
+  ids=lambda each: each.name,
 )
 
 
@@ -67,7 +69,9 @@ def test_the_sum_over_entries_is_the_formula(divergence):
   with jax.enable_x64(True):
     np.testing.assert_allclose(divergence(jnp.asarray(log_p), jnp.asarray(log_q)), want, rtol=1e-12)
     plain = raw(divergence).entry(jnp.asarray(log_p), jnp.asarray(log_q))
-    np.testing.assert_allclose(plain, FORMULAS[divergence](np.exp(log_p), np.exp(log_q)), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+      plain, FORMULAS[divergence](np.exp(log_p), np.exp(log_q)), rtol=1e-9, atol=1e-14
+    )
 
 
 @ALL
@@ -75,11 +79,15 @@ def test_the_gradient_is_minus_p_times_weight(divergence):
   """∂ p f(q/p) / ∂ log p = -p w(u), checked by finite differences of the formula, for centred and plain entries."""
   log_p, log_q = rows(1)
   step, formula = 1e-6, FORMULAS[divergence]
-  slope = (formula(np.exp(log_p + step), np.exp(log_q)) - formula(np.exp(log_p - step), np.exp(log_q))) / (2 * step)
+  slope = (
+    formula(np.exp(log_p + step), np.exp(log_q)) - formula(np.exp(log_p - step), np.exp(log_q))
+  ) / (2 * step)
   with jax.enable_x64(True):
     p, q = jnp.asarray(log_p), jnp.asarray(log_q)
     np.testing.assert_allclose(-raw(divergence).pull(p, q), slope, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(divergence.pull(p, q), jnp.exp(p) * divergence.weight(q - p), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+      divergence.pull(p, q), jnp.exp(p) * divergence.weight(q - p), rtol=1e-9, atol=1e-12
+    )
     got = jax.grad(lambda log_p: divergence(log_p, q).sum())(p)
     np.testing.assert_allclose(got, -divergence.pull(p, q), rtol=1e-12)
 
@@ -101,10 +109,15 @@ def test_the_naive_advantage_is_minus_f_and_biased_unless_reverse_kl(divergence)
   log_p, log_q = rows(3, count=1)
   with jax.enable_x64(True):
     z, q = jnp.asarray(log_p[0]), jnp.asarray(log_q[0])
-    p, f = np.exp(log_p[0]), FORMULAS[divergence](np.exp(log_p[0]), np.exp(log_q[0])) / np.exp(log_p[0])
+    p, f = (
+      np.exp(log_p[0]),
+      FORMULAS[divergence](np.exp(log_p[0]), np.exp(log_q[0])) / np.exp(log_p[0]),
+    )
     got = advantages.naive(divergence, q - z)
     np.testing.assert_allclose(got, -f, rtol=1e-9, atol=1e-12)
-    gap = -(p * got) @ (np.eye(len(p)) - p) - jax.grad(lambda z: divergence(jax.nn.log_softmax(z), q))(z)
+    gap = -(p * got) @ (np.eye(len(p)) - p) - jax.grad(
+      lambda z: divergence(jax.nn.log_softmax(z), q)
+    )(z)
     assert (np.abs(gap).max() < 1e-12) == (divergence.name == 'reverse_kl')
 
 
@@ -116,7 +129,9 @@ def test_extremes_are_finite_or_honestly_infinite(divergence):
   entry, slope = divergence.entry(log_p, log_q), divergence.pull(log_p, log_q)
   assert entry[0] == slope[0] == 0 and not jnp.isnan(entry).any() and not jnp.isnan(slope).any()
   assert (entry >= 0).all() and (entry[3:] == 0).all() and (slope[3:] == 0).all()
-  gradient = jax.grad(lambda z: divergence(jax.nn.log_softmax(z), jax.nn.log_softmax(-z0)))(z0 := jnp.arange(4.0) * 20)
+  gradient = jax.grad(lambda z: divergence(jax.nn.log_softmax(z), jax.nn.log_softmax(-z0)))(
+    z0 := jnp.arange(4.0) * 20
+  )
   assert not jnp.isnan(gradient).any() or divergence.name in ('pearson', 'neyman')
 
 
@@ -156,8 +171,11 @@ def test_the_family_has_its_limits():
     close(advantages.bridge(gap, beta=1e-7), advantages.corrected(forward_kl(), gap))
     close(advantages.bridge(gap, beta=0.0), advantages.corrected(forward_kl(), gap))
     close(advantages.bridge(gap, beta=1.0), gap)
-    close(advantages.bridge(gap, beta=0.3) * 0.3 * 0.7, advantages.corrected(jensen_shannon(beta=0.3), gap))
-    close(advantages.proximal(gap, share=0.2), jnp.log(0.2 * jnp.exp(gap) + 0.8))
+    close(
+      advantages.bridge(gap, beta=0.3) * 0.3 * 0.7,
+      advantages.corrected(jensen_shannon(beta=0.3), gap),
+    )
+    close(advantages.proximal(gap, fraction=0.2), jnp.log(0.2 * jnp.exp(gap) + 0.8))
 
 
 # methods with V = 5: logits of student and teacher, values and gradients printed to six digits.
@@ -167,7 +185,10 @@ PRINTED = {
   reverse_kl(): (0.769375, [0.551219, -0.377165, -0.138751, 0.005019, -0.040322]),
   jensen_shannon(beta=0.5): (0.161200, [0.108082, -0.083558, -0.030739, 0.003041, 0.003174]),
   jensen_shannon(beta=0.3): (0.132637, [0.090670, -0.072276, -0.026589, 0.002912, 0.005283]),
-  clamped_per_entry(forward_kl(), most=0.05): (-0.117608, [0.008464, 0.039164, 0.014407, -0.005558, -0.056477]),
+  clamped_per_entry(forward_kl(), most=0.05): (
+    -0.117608,
+    [0.008464, 0.039164, 0.014407, -0.005558, -0.056477],
+  ),
   clamped_per_entry(forward_kl(), most=0.05, least=-0.05): (
     0.003726,
     [0.051285, 0.018867, 0.006941, -0.008305, -0.068787],
@@ -179,7 +200,9 @@ PRINTED = {
 def test_the_printed_vectors_reproduce(divergence):
   with jax.enable_x64(True):
     log_q = jax.nn.log_softmax(jnp.asarray(Z_TEACHER))
-    value, gradient = jax.value_and_grad(lambda z: divergence(jax.nn.log_softmax(z), log_q))(jnp.asarray(Z, float))
+    value, gradient = jax.value_and_grad(lambda z: divergence(jax.nn.log_softmax(z), log_q))(
+      jnp.asarray(Z, float)
+    )
   np.testing.assert_allclose(value, PRINTED[divergence][0], atol=5.1e-7)
   np.testing.assert_allclose(gradient, PRINTED[divergence][1], atol=5.1e-7)
 
@@ -207,11 +230,17 @@ def test_advantages_of_one_token_are_the_formulas():
   assert gap.tolist() == [1.0, -3.0]
   assert advantages.clipped(gap, least=-2.0, most=0.5).tolist() == [0.5, -2.0]
   np.testing.assert_allclose(advantages.log_compressed(gap), [math.log(2), -math.log(4)], rtol=1e-6)
-  np.testing.assert_allclose(advantages.squashed(gap, bound=2.0), 2 * np.tanh([0.5, -1.5]), rtol=1e-6)
   np.testing.assert_allclose(
-    advantages.power(teacher, student, exponent=2.0), np.exp([-2.0, -8.0]) - np.exp([-4.0, -2.0]), rtol=1e-6
+    advantages.squashed(gap, bound=2.0), 2 * np.tanh([0.5, -1.5]), rtol=1e-6
   )
-  np.testing.assert_allclose(advantages.extrapolated(teacher, student, base, strength=1.25), [1.5, -3.125])
+  np.testing.assert_allclose(
+    advantages.power(teacher, student, exponent=2.0),
+    np.exp([-2.0, -8.0]) - np.exp([-4.0, -2.0]),
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    advantages.extrapolated(teacher, student, base, strength=1.25), [1.5, -3.125]
+  )
   assert advantages.extrapolated(teacher, student, base, strength=1.0).tolist() == gap.tolist()
   assert advantages.delta(teacher, base).tolist() == [2.0, -0.5]
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from opd_jax.losses import divergences, supports
-from opd_jax.losses.columns import Columns, Target, TileReader
+from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 
 Z, Z_TEACHER = [2.0, 1, 0, -1, 0.5], [0.2, 2, 1, -2, 0]
-FORWARD, HALF, REVERSE = divergences.forward_kl(), divergences.jensen_shannon(beta=0.5), divergences.reverse_kl()
+FORWARD, HALF, REVERSE = (
+  divergences.forward_kl(),
+  divergences.jensen_shannon(beta=0.5),
+  divergences.reverse_kl(),
+)
 PRINTED = {
   ('student', 'tail'): (0.543739, 0.141806, 0.698440),
   ('student', 'renorm'): (0.763101, 0.189793, 0.886680),
@@ -22,7 +26,11 @@ GRADIENTS = {
   HALF: [0.114200, -0.081307, -0.010904, -0.004011, -0.017977],
   REVERSE: [0.591157, -0.362472, -0.075809, -0.027888, -0.124987],
 }
-MAKE = {'student': supports.student_top_k, 'teacher': supports.teacher_top_k, 'union': supports.union_top_k}
+MAKE = {
+  'student': supports.student_top_k,
+  'teacher': supports.teacher_top_k,
+  'union': supports.union_top_k,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +44,12 @@ def value(support, divergence, z=Z, exact_rest=False):
 
   def of(z):
     log_p = jax.nn.log_softmax(z)[None]
-    reader = TileReader(Columns((), log_p.shape[-1]), log_p, log_q, Target())
+    reader = TileView(VocabShard((), log_p.shape[-1]), log_p, log_q, Target())
     entries = support.entries(reader)
-    rest = reader.rest(entries) if exact_rest else supports.Rest()
-    return support.value(divergence, jnp.take_along_axis(log_p, entries.ids, axis=-1), entries, rest)[0]
+    rest = reader.rest(entries) if exact_rest else supports.OutsideMass()
+    return support.value(
+      divergence, jnp.take_along_axis(log_p, entries.ids, axis=-1), entries, rest
+    )[0]
 
   return jax.value_and_grad(of)(jnp.asarray(z, float))
 
@@ -55,7 +65,9 @@ def test_the_printed_values_reproduce(kind, close, exact_rest):
 @pytest.mark.parametrize('divergence', GRADIENTS, ids=lambda each: each.name)
 @pytest.mark.parametrize('exact_rest', [False, True])
 def test_the_printed_gradients_reproduce(divergence, exact_rest):
-  _, slope = value(supports.student_top_k(2, close=supports.tail()), divergence, exact_rest=exact_rest)
+  _, slope = value(
+    supports.student_top_k(2, close=supports.tail()), divergence, exact_rest=exact_rest
+  )
   np.testing.assert_allclose(slope, GRADIENTS[divergence], atol=5.1e-7)
 
 
@@ -95,7 +107,9 @@ def test_teacher_only_pulls_the_student_into_the_support():
 
 def test_supports_say_what_they_ask_for_and_refuse_nothing():
   assert supports.full().asks == supports.Asks(everything=True)
-  assert supports.union_top_k(4, close=supports.tail()).asks == supports.Asks(top_k=4, at_student_top_k=4)
+  assert supports.union_top_k(4, close=supports.tail()).asks == supports.Asks(
+    top_k=4, at_student_top_k=4
+  )
   with pytest.raises(ValueError, match='at least one entry'):
     supports.teacher_top_k(0, close=supports.tail())
   with pytest.raises(ValueError, match='at least one entry'):

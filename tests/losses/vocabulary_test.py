@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from opd_jax.losses import divergences, supports, terms, vocabulary
-from opd_jax.losses.columns import Target
-from opd_jax.losses.vocabulary import Share
+from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.sharding import mesh_layout
 from opd_jax.types import TopK
 
@@ -38,9 +38,15 @@ CASES = {
   'student tail': terms.divergence(
     divergences.jensen_shannon(beta=0.5), supports.student_top_k(K, close=supports.tail())
   ),
-  'union': terms.divergence(divergences.forward_kl(), supports.union_top_k(K, close=supports.tail())),
-  'intersection': terms.divergence(divergences.reverse_kl(), supports.intersection_top_k(K, close=supports.renorm())),
-  'columns': terms.divergence(divergences.forward_kl(), supports.columns((3, 17, 39), close=supports.tail())),
+  'union': terms.divergence(
+    divergences.forward_kl(), supports.union_top_k(K, close=supports.tail())
+  ),
+  'intersection': terms.divergence(
+    divergences.reverse_kl(), supports.intersection_top_k(K, close=supports.renorm())
+  ),
+  'columns': terms.divergence(
+    divergences.forward_kl(), supports.columns((3, 17, 39), close=supports.tail())
+  ),
 }
 ALL = pytest.mark.parametrize('name', CASES)
 
@@ -55,7 +61,9 @@ def float64():
 @functools.lru_cache
 def world(seed=0, scale=2.0, dtype='float64'):
   rng = np.random.RandomState(seed)
-  draw = lambda *shape: jnp.asarray(scale * rng.randn(*shape) / np.sqrt(shape[-1] if len(shape) == 3 else 1), dtype)
+  draw = lambda *shape: jnp.asarray(
+    scale * rng.randn(*shape) / np.sqrt(shape[-1] if len(shape) == 3 else 1), dtype
+  )
   hidden, teacher = draw(B, R, D), draw(B, R, DQ)
   head, teacher_head = draw(D, V), draw(DQ, V)
   response = jnp.asarray(rng.randint(0, V, (B, R)), jnp.int32)
@@ -65,15 +73,24 @@ def world(seed=0, scale=2.0, dtype='float64'):
 def share(term, seed=0):
   rng = np.random.RandomState(seed + 100)
   number = lambda *shape: jnp.asarray(rng.randn(*shape))
-  coefficient = jnp.where(number(B, R) > -0.8, number(B, R), 0.0)  # about a fifth of the positions do not count
+  coefficient = jnp.where(
+    number(B, R) > -0.8, number(B, R), 0.0
+  )  # about a fifth of the positions do not count
   behaviour = -jnp.abs(number(B, R)) - 1.0
-  known = {'advantage': number(B, R), 'behaviour_logp': behaviour, 'teacher_logp': behaviour, 'hidden': number(B, R, D)}
-  return Share(term, coefficient, {name: known[name] for name in term.reads})
+  known = {
+    'advantage': number(B, R),
+    'behaviour_logp': behaviour,
+    'teacher_logp': behaviour,
+    'hidden': number(B, R, D),
+  }
+  return WeightedTerm(term, coefficient, {name: known[name] for name in term.reads})
 
 
-def tiled(hidden, head, response, target, shares, *, layout, tile=None, diagnose=False):
+def tiled(hidden, head, response, target, weighted_terms, *, layout, tile=None, diagnose=False):
   def loss(hidden, head):
-    return vocabulary.weighted_sum(hidden, head, response, target, shares, layout=layout, tile=tile, diagnose=diagnose)
+    return vocabulary.weighted_sum(
+      hidden, head, response, target, weighted_terms, layout=layout, tile=tile, diagnose=diagnose
+    )
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
 
@@ -88,19 +105,25 @@ def close(got, want, tolerance=1e-12):
 @pytest.mark.parametrize('tile', [1, 7, 24])
 def test_any_tile_equals_whole_logits(name, tile, single):
   hidden, head, response, target = world()
-  shares = (share(CASES[name]),)
-  (value, reading), gradients = tiled(hidden, head, response, target, shares, layout=single, tile=tile)
-  want = jax.value_and_grad(vocabulary.dense, argnums=(0, 1))(hidden, head, response, target, shares)
+  weighted_terms = (share(CASES[name]),)
+  (value, reading), gradients = tiled(
+    hidden, head, response, target, weighted_terms, layout=single, tile=tile
+  )
+  want = jax.value_and_grad(vocabulary.dense, argnums=(0, 1))(
+    hidden, head, response, target, weighted_terms
+  )
   close((value, gradients), want)
-  counts = shares[0].coefficient != 0
-  close(jnp.where(counts, reading.values[0] * shares[0].coefficient, 0).sum(), value)
+  counts = weighted_terms[0].coefficient != 0
+  close(jnp.where(counts, reading.values[0] * weighted_terms[0].coefficient, 0).sum(), value)
 
 
 def test_several_terms_share_one_sweep(single):
   hidden, head, response, target = world()
-  shares = tuple(share(term, seed) for seed, term in enumerate(CASES.values()))
-  (value, reading), gradients = tiled(hidden, head, response, target, shares, layout=single)
-  want = jax.value_and_grad(vocabulary.dense, argnums=(0, 1))(hidden, head, response, target, shares)
+  weighted_terms = tuple(share(term, seed) for seed, term in enumerate(CASES.values()))
+  (value, reading), gradients = tiled(hidden, head, response, target, weighted_terms, layout=single)
+  want = jax.value_and_grad(vocabulary.dense, argnums=(0, 1))(
+    hidden, head, response, target, weighted_terms
+  )
   close((value, gradients), want)
   assert len(reading.values) == len(CASES)
 
@@ -112,7 +135,9 @@ def test_any_mesh_equals_one_device(name, shape, single):
   twice = lambda x: jnp.concatenate([x, x])  # eight rows for eight devices
   rows = jax.tree.map(twice, (hidden, response, share(CASES[name])))
   target = target._replace(hidden=twice(target.hidden))
-  run = lambda layout: tiled(rows[0], head, rows[1], target, (rows[2],), layout=layout, diagnose=True)
+  run = lambda layout: tiled(
+    rows[0], head, rows[1], target, (rows[2],), layout=layout, diagnose=True
+  )
   close(run(mesh_layout(**shape)), run(single))
 
 
@@ -122,9 +147,15 @@ def test_a_top_k_wider_than_a_device_equals_one_device(k, single):
   hidden, head, response, target = world()
   log_q = jax.nn.log_softmax(target.hidden @ target.head)
   best, ids = jax.lax.top_k(log_q, k)
-  shares = (share(terms.divergence(divergences.reverse_kl(), supports.union_top_k(k, close=supports.tail()))),)
+  weighted_terms = (
+    share(
+      terms.divergence(divergences.reverse_kl(), supports.union_top_k(k, close=supports.tail()))
+    ),
+  )
   for given in (target, target._replace(top_k=TopK(ids=ids, logp=best))):
-    run = lambda layout, given=given: tiled(hidden, head, response, given, shares, layout=layout, diagnose=True)
+    run = lambda layout, given=given: tiled(
+      hidden, head, response, given, weighted_terms, layout=layout, diagnose=True
+    )
     close(run(mesh_layout(tensor=8)), run(single))
 
 
@@ -168,23 +199,31 @@ def test_a_rest_of_any_size_keeps_its_gradient_in_float32(certain, single):
   teacher = jnp.zeros((1, 2, V)).at[..., :K].set(2.0)
 
   def slope(kind):
-    share = Share(CASES['forward tail'], jnp.ones((1, 2), kind), {})
+    weighted = WeightedTerm(CASES['forward tail'], jnp.ones((1, 2), kind), {})
     target = Target(hidden=teacher.astype(kind), head=jnp.eye(V, dtype=kind))
     response = jnp.zeros((1, 2), jnp.int32)
-    gradients = tiled(states.astype(kind), jnp.eye(V, dtype=kind), response, target, (share,), layout=single)[1]
+    gradients = tiled(
+      states.astype(kind), jnp.eye(V, dtype=kind), response, target, (weighted,), layout=single
+    )[1]
     return np.asarray(gradients[0], np.float64)
 
-  assert np.linalg.norm(slope('float32') - slope('float64')) <= 1e-5 * np.linalg.norm(slope('float64'))
+  assert np.linalg.norm(slope('float32') - slope('float64')) <= 1e-5 * np.linalg.norm(
+    slope('float64')
+  )
 
 
-@pytest.mark.parametrize('name', ['teacher tail', 'teacher renorm', 'teacher only', 'teacher raw', 'teacher stopped'])
+@pytest.mark.parametrize(
+  'name', ['teacher tail', 'teacher renorm', 'teacher only', 'teacher raw', 'teacher stopped']
+)
 def test_a_teacher_known_by_its_top_k_equals_a_whole_one(name, single):
   hidden, head, response, target = world()
   log_q = jax.nn.log_softmax(target.hidden @ target.head)
   best, ids = jax.lax.top_k(log_q, K + 2)  # more than is asked for
-  shares = (share(CASES[name]),)
-  (want, _), gradients = tiled(hidden, head, response, target, shares, layout=single)
-  got = tiled(hidden, head, response, Target(top_k=TopK(ids=ids, logp=best)), shares, layout=single)
+  weighted_terms = (share(CASES[name]),)
+  (want, _), gradients = tiled(hidden, head, response, target, weighted_terms, layout=single)
+  got = tiled(
+    hidden, head, response, Target(top_k=TopK(ids=ids, logp=best)), weighted_terms, layout=single
+  )
   close((got[0][0], got[1]), (want, gradients))
 
 
@@ -194,10 +233,13 @@ def test_a_teacher_asked_about_the_students_ids_equals_a_whole_one(name, single)
   log_q = jax.nn.log_softmax(target.hidden @ target.head)
   mine = jax.lax.top_k(hidden @ head, K)[1]
   best, ids = jax.lax.top_k(log_q, K)
-  sparse = Target(top_k=TopK(ids=ids, logp=best), at_ids=TopK(ids=mine, logp=jnp.take_along_axis(log_q, mine, axis=-1)))
-  shares = (share(CASES[name]),)
-  (want, _), gradients = tiled(hidden, head, response, target, shares, layout=single)
-  got = tiled(hidden, head, response, sparse, shares, layout=single)
+  sparse = Target(
+    top_k=TopK(ids=ids, logp=best),
+    at_ids=TopK(ids=mine, logp=jnp.take_along_axis(log_q, mine, axis=-1)),
+  )
+  weighted_terms = (share(CASES[name]),)
+  (want, _), gradients = tiled(hidden, head, response, target, weighted_terms, layout=single)
+  got = tiled(hidden, head, response, sparse, weighted_terms, layout=single)
   close((got[0][0], got[1]), (want, gradients))
 
 
@@ -212,7 +254,7 @@ def test_other_refusals_name_what_came(single):
   hidden, head, response, target = world()
   run = functools.partial(tiled, layout=single)
   one = share(terms.policy_gradient())
-  with pytest.raises(ValueError, match='no shares'):
+  with pytest.raises(ValueError, match='no weighted_terms'):
     run(hidden, head, response, target, ())
   with pytest.raises(ValueError, match='belong together'):
     run(hidden, head, response, target._replace(head=None), (one,))
@@ -221,7 +263,13 @@ def test_other_refusals_name_what_came(single):
   with pytest.raises(ValueError, match='coefficient of'):
     run(hidden, head, response, target, (one._replace(coefficient=one.coefficient[:, 1:]),))
   with pytest.raises(ValueError, match="the input 'teacher_logp' of K2"):
-    run(hidden, head, response, target, (Share(terms.k2(), one.coefficient, {'teacher_logp': jnp.zeros((B, R - 1))}),))
+    run(
+      hidden,
+      head,
+      response,
+      target,
+      (WeightedTerm(terms.k2(), one.coefficient, {'teacher_logp': jnp.zeros((B, R - 1))}),),
+    )
   with pytest.raises(ValueError, match="the teacher's hidden states are of shape"):
     run(hidden, head, response, target._replace(hidden=target.hidden[:, 1:]), (one,))
   with pytest.raises(ValueError, match='a top 41 is wanted of 40'):
@@ -232,7 +280,14 @@ def test_other_refusals_name_what_came(single):
   with pytest.raises(ValueError, match='reads'):
     run(hidden, head, response, target, (one._replace(term=terms.k2()),))
   with pytest.raises(ValueError, match='cannot be shared evenly'):
-    run(hidden[:3], head, response[:3], Target(), (jax.tree.map(lambda x: x[:3], one),), layout=mesh_layout(data=8))
+    run(
+      hidden[:3],
+      head,
+      response[:3],
+      Target(),
+      (jax.tree.map(lambda x: x[:3], one),),
+      layout=mesh_layout(data=8),
+    )
   few = Target(top_k=TopK(ids=jnp.zeros((B, R, 2), jnp.int32), logp=jnp.zeros((B, R, 2))))
   with pytest.raises(ValueError, match='2 entries were scored'):
     run(hidden, head, response, few, (share(CASES['teacher tail']),))
@@ -245,9 +300,16 @@ def test_what_does_not_count_is_inert(name, single):
   one = share(CASES[name])
   off = one.coefficient == 0
   dirty = lambda x: jnp.where(off.reshape(off.shape + (1,) * (x.ndim - 2)), jnp.nan, x)
-  shares = (one._replace(inputs=jax.tree.map(dirty, one.inputs)),)
+  weighted_terms = (one._replace(inputs=jax.tree.map(dirty, one.inputs)),)
   (want, _), gradients = tiled(hidden, head, response, target, (one,), layout=single)
-  got = tiled(dirty(hidden), head, response, target._replace(hidden=dirty(target.hidden)), shares, layout=single)
+  got = tiled(
+    dirty(hidden),
+    head,
+    response,
+    target._replace(hidden=dirty(target.hidden)),
+    weighted_terms,
+    layout=single,
+  )
   close((got[0][0], got[1]), (want, gradients))
   empty = (one._replace(coefficient=jnp.zeros((B, R))),)
   (value, _), gradients = tiled(dirty(hidden), head, response, target, empty, layout=single)
@@ -259,16 +321,18 @@ def test_extreme_logits_give_finite_numbers(name, single):
   if name == 'k3':
     pytest.skip('u - 1 - log u is as large as u, which no type holds here')
   hidden, head, response, target = world(scale=60.0, dtype='float32')
-  (value, _), gradients = tiled(hidden, head, response, target, (share(CASES[name]),), layout=single)
+  (value, _), gradients = tiled(
+    hidden, head, response, target, (share(CASES[name]),), layout=single
+  )
   assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_the_teacher_gets_no_gradient(single):
   hidden, head, response, target = world()
-  shares = tuple(share(term) for term in CASES.values())
+  weighted_terms = tuple(share(term) for term in CASES.values())
 
   def loss(target):
-    return vocabulary.weighted_sum(hidden, head, response, target, shares, layout=single)[0]
+    return vocabulary.weighted_sum(hidden, head, response, target, weighted_terms, layout=single)[0]
 
   assert all(not leaf.any() for leaf in jax.tree.leaves(jax.grad(loss)(target)))
 
@@ -276,9 +340,12 @@ def test_the_teacher_gets_no_gradient(single):
 def test_a_scale_on_the_loss_scales_the_gradient(single):
   """Gradient accumulation multiplies losses; the one-sweep backward must pass that on."""
   hidden, head, response, target = world()
-  shares = (share(CASES['reverse full']),)
+  weighted_terms = (share(CASES['reverse full']),)
   loss = lambda scale: jax.grad(
-    lambda head: scale * vocabulary.weighted_sum(hidden, head, response, target, shares, layout=single)[0]
+    lambda head: (
+      scale
+      * vocabulary.weighted_sum(hidden, head, response, target, weighted_terms, layout=single)[0]
+    )
   )(head)
   close(loss(3.0), 3.0 * loss(1.0))
 
@@ -310,7 +377,9 @@ DIVERGENCES = ('forward full', 'reverse full', 'jsd full', 'teacher tail', 'forw
 
 
 @pytest.mark.parametrize('name', DIVERGENCES)
-@pytest.mark.parametrize('distance', [1e-3, 0.3, 2.0, 60.0], ids=lambda each: f'perturbed by {each:g}')
+@pytest.mark.parametrize(
+  'distance', [1e-3, 0.3, 2.0, 60.0], ids=lambda each: f'perturbed by {each:g}'
+)
 def test_bfloat16_keeps_three_digits_of_value_and_two_of_gradient(name, distance, single):
   """Against float64 on the same bfloat16 inputs; logits up to ±60, divergences from 1e-6 to 30 nats and more."""
   rng = np.random.RandomState(7)
@@ -320,15 +389,24 @@ def test_bfloat16_keeps_three_digits_of_value_and_two_of_gradient(name, distance
   noise = rng.randn(1, rows, size) * (distance if distance < 10 else 0)
   states_q = rng.randn(1, rows, width) * (12 / np.sqrt(width)) if distance > 10 else states
   # The teacher's head has extra columns of states, so that a perturbation of any size survives bfloat16.
-  extra = np.concatenate([states_q, np.eye(rows)[None]], axis=-1), np.concatenate([head, noise[0]], axis=0)
+  extra = (
+    np.concatenate([states_q, np.eye(rows)[None]], axis=-1),
+    np.concatenate([head, noise[0]], axis=0),
+  )
   low = lambda x: jnp.asarray(x, jnp.bfloat16)
   hidden, head, teacher, teacher_head = low(states), low(head), low(extra[0]), low(extra[1])
-  share = Share(CASES[name], jnp.ones((1, rows), jnp.float32) / rows, {})
+  weighted = WeightedTerm(CASES[name], jnp.ones((1, rows), jnp.float32) / rows, {})
   response, target = jnp.zeros((1, rows), jnp.int32), Target(hidden=teacher, head=teacher_head)
-  (value, _), gradients = tiled(hidden, head, response, target, (share,), layout=single)
+  (value, _), gradients = tiled(hidden, head, response, target, (weighted,), layout=single)
   high = lambda x: jnp.asarray(np.asarray(x, np.float64))
   target = Target(hidden=high(teacher), head=high(teacher_head))
-  arguments = high(hidden), high(head), response, target, (share._replace(coefficient=high(share.coefficient)),)
+  arguments = (
+    high(hidden),
+    high(head),
+    response,
+    target,
+    (weighted._replace(coefficient=high(weighted.coefficient)),),
+  )
   want, exact = jax.value_and_grad(vocabulary.dense, argnums=(0, 1))(*arguments)
   assert abs(float(value) / float(want) - 1) <= 1e-3, (float(value), float(want))
   for got, right in zip(gradients, exact, strict=True):

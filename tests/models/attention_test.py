@@ -35,7 +35,9 @@ def test_the_mask_reads_from_start_to_self():
 
 @pytest.mark.parametrize('group', [1, 2, 4])
 def test_attention_is_the_softmax_average(group, single):
-  draw = lambda seed, heads: np.random.RandomState(seed).standard_normal((2, 6, heads, 8)).astype(np.float32)
+  draw = lambda seed, heads: (
+    np.random.RandomState(seed).standard_normal((2, 6, heads, 8)).astype(np.float32)
+  )
   query, key, value = draw(0, 4), draw(1, 4 // group), draw(2, 4 // group)
   start = np.array([0, 2], np.int32)
   got = attend(
@@ -76,11 +78,14 @@ def test_the_norm_rounds_before_it_scales():
 
 def test_rotation_depends_on_distance_only():
   config = tiny()
-  query, key = (np.random.RandomState(seed).standard_normal((1, 1, 1, 16)).astype(np.float32) for seed in (0, 1))
+  query, key = (
+    np.random.RandomState(seed).standard_normal((1, 1, 1, 16)).astype(np.float32) for seed in (0, 1)
+  )
 
   def score(at, other):
     turned = [
-      rotate(jax.numpy.asarray(x), rotary_table(jax.numpy.array([[p]]), config)) for x, p in ((query, at), (key, other))
+      rotate(jax.numpy.asarray(x), rotary_table(jax.numpy.array([[p]]), config))
+      for x, p in ((query, at), (key, other))
     ]
     return float((turned[0] * turned[1]).sum())
 
@@ -89,7 +94,9 @@ def test_rotation_depends_on_distance_only():
 
 
 def test_llama_scaling_leaves_fast_turns_and_divides_slow_ones():
-  scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192)
+  scaling = RopeScaling(
+    factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+  )
   plain = rotary_frequencies(tiny(head_dim=128, rope_theta=5e5))
   stretched = rotary_frequencies(tiny(head_dim=128, rope_theta=5e5, rope_scaling=scaling))
   np.testing.assert_array_equal(stretched[:20], plain[:20])

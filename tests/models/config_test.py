@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from opd_jax.models import hub_config, presets, transformer
+from opd_jax.models import presets, transformer
 from opd_jax.models.config import RopeScaling
+from opd_jax.storage import huggingface_config
 
 # Parameters as published on the model cards, in billions.
 PUBLISHED = {
@@ -27,7 +28,9 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(name, single):
-  assert transformer.count(presets.every()[name](), single) / 1e9 == pytest.approx(PUBLISHED[name], abs=6e-4)
+  assert transformer.count(presets.every()[name](), single) / 1e9 == pytest.approx(
+    PUBLISHED[name], abs=6e-4
+  )
 
 
 def test_every_preset_is_in_the_table():
@@ -37,7 +40,7 @@ def test_every_preset_is_in_the_table():
 @pytest.mark.parametrize('name', presets.every())
 def test_a_preset_survives_its_config_json(name):
   config = presets.every()[name]()
-  assert hub_config.parse(hub_config.write(config, dtype='float32')) == config
+  assert huggingface_config.parse(huggingface_config.write(config, dtype='float32')) == config
 
 
 def test_a_misspelt_override_is_named():
@@ -63,7 +66,7 @@ def test_an_unknown_name_of_a_type_or_policy_is_refused():
     presets.tiny(dtype='float8')
 
 
-RAW = hub_config.write(presets.tiny(), dtype='float32')
+RAW = huggingface_config.write(presets.tiny(), dtype='float32')
 
 
 @pytest.mark.parametrize(
@@ -84,33 +87,44 @@ RAW = hub_config.write(presets.tiny(), dtype='float32')
     ({'rms_norm_eps': 'small'}, "rms_norm_eps='small'; a number above 0"),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, 'yarn'),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 4.0}}, 'llama3'),
-    ({'model_type': 'qwen3_moe', 'architectures': None}, 'lacks moe_intermediate_size, num_experts'),
+    (
+      {'model_type': 'qwen3_moe', 'architectures': None},
+      'lacks moe_intermediate_size, num_experts',
+    ),
   ],
 )
 def test_a_config_field_that_is_not_implemented_is_named_with_its_value(change, words):
   with pytest.raises(ValueError, match=words):
-    hub_config.parse({**RAW, **change})
+    huggingface_config.parse({**RAW, **change})
 
 
 def test_a_config_that_is_no_object_is_refused():
   with pytest.raises(ValueError, match='list instead of an object'):
-    hub_config.parse([])
+    huggingface_config.parse([])
 
 
 def test_fields_that_change_nothing_are_let_through():
-  harmless = {'_attn_implementation_autoset': True, 'partial_rotary_factor': 1.0, 'rms_norm_eps': None}
-  assert hub_config.parse({**RAW, **harmless, 'hidden_act': 'swish'}) == hub_config.parse(RAW)
+  harmless = {
+    '_attn_implementation_autoset': True,
+    'partial_rotary_factor': 1.0,
+    'rms_norm_eps': None,
+  }
+  assert huggingface_config.parse(
+    {**RAW, **harmless, 'hidden_act': 'swish'}
+  ) == huggingface_config.parse(RAW)
 
 
 def test_a_config_without_its_essentials_is_refused():
   with pytest.raises(ValueError, match='lacks hidden_size'):
-    hub_config.parse({key: value for key, value in RAW.items() if key != 'hidden_size'})
+    huggingface_config.parse({key: value for key, value in RAW.items() if key != 'hidden_size'})
 
 
 def test_both_spellings_of_rope_are_read():
-  scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192)
+  scaling = RopeScaling(
+    factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+  )
   config = dataclasses.replace(presets.llama3p1_8b(), rope_scaling=scaling)
-  old = hub_config.write(config, dtype='float32')
+  old = huggingface_config.write(config, dtype='float32')
   new = {key: value for key, value in old.items() if key not in ('rope_theta', 'rope_scaling')}
   new['rope_parameters'] = {'rope_theta': old['rope_theta'], **old['rope_scaling']}
-  assert hub_config.parse(old) == hub_config.parse(new) == config
+  assert huggingface_config.parse(old) == huggingface_config.parse(new) == config

@@ -33,7 +33,9 @@ def by_hand(*arrays, experts):
 def test_the_mixture_is_the_sum_over_the_chosen_experts(normalise, per_token):
   experts = Experts(count=5, per_token=per_token, width=6, normalise=normalise)
   arrays = draw(0, 9, 4), draw(1, 4, 5), draw(2, 5, 4, 6), draw(3, 5, 4, 6), draw(4, 5, 6, 4)
-  np.testing.assert_allclose(mixture(*arrays, experts=experts), by_hand(*arrays, experts=experts), atol=1e-5)
+  np.testing.assert_allclose(
+    mixture(*arrays, experts=experts), by_hand(*arrays, experts=experts), atol=1e-5
+  )
 
 
 def test_a_token_does_not_notice_its_neighbours():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from opd_jax.models import cache as caches
-from opd_jax.models import names, presets, transformer
+from opd_jax.models import presets, transformer
 from opd_jax.models.config import SAME_ROUNDING
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import parameter_names
 
 START = np.array([0, 3, 5], np.int32)
 
@@ -38,7 +39,9 @@ def real(values, start=START):
   return np.concatenate([np.asarray(row)[first:] for row, first in zip(values, start, strict=True)])
 
 
-def test_prefill_and_decode_equal_the_full_forward_at_every_position(family, single, tokens, params_of):
+def test_prefill_and_decode_equal_the_full_forward_at_every_position(
+  family, single, tokens, params_of
+):
   config = family()
   params = params_of(config)
   whole = logits(params, tokens, START, config=config, layout=single)
@@ -55,7 +58,9 @@ def test_layers_apart_compute_what_stacked_ones_do(family, single, tokens, param
   config = family()
   apart, params = transformer.unrolled(config, single, params_of(config))
   stacked = logits(params_of(config), tokens, START, config=config, layout=single)
-  np.testing.assert_allclose(logits(params, tokens, START, config=apart, layout=single), stacked, atol=1e-5)
+  np.testing.assert_allclose(
+    logits(params, tokens, START, config=apart, layout=single), stacked, atol=1e-5
+  )
   assert jax.tree.structure(params) == jax.tree.structure(transformer.abstract(apart, single))
   assert transformer.unrolled(apart, single, params)[1] is params
 
@@ -63,7 +68,10 @@ def test_layers_apart_compute_what_stacked_ones_do(family, single, tokens, param
 def test_what_is_decoded_with_is_stored_as_it_is_used(family, single, tokens, params_of):
   config = family(dtype='bfloat16')
   apart, params = transformer.unrolled(config, single, params_of(config))
-  assert params['embed']['table'].dtype == 'bfloat16' and params_of(config)['embed']['table'].dtype == 'float32'
+  assert (
+    params['embed']['table'].dtype == 'bfloat16'
+    and params_of(config)['embed']['table'].dtype == 'float32'
+  )
 
   def run(params, config):
     forward = functools.partial(logits, tokens=tokens, start=START, config=config, layout=single)
@@ -86,8 +94,12 @@ def test_rows_of_unlike_length_decode_side_by_side(single, tokens, params_of):
   config = presets.tiny()
   params = params_of(config)
   run = functools.partial(step, params, config=config, layout=single)
-  _, cache = run(tokens[:, :8], caches.empty(config, single, length=16, start=jnp.zeros(3, jnp.int32)))
-  cache = cache._replace(end=jnp.array([8, 4, 6], jnp.int32))  # as if rows 1 and 2 had ended earlier
+  _, cache = run(
+    tokens[:, :8], caches.empty(config, single, length=16, start=jnp.zeros(3, jnp.int32))
+  )
+  cache = cache._replace(
+    end=jnp.array([8, 4, 6], jnp.int32)
+  )  # as if rows 1 and 2 had ended earlier
   mixed, _ = run(tokens[:, 8:9], cache)
   for row, length in enumerate((8, 4, 6)):
     alone = np.concatenate([tokens[row : row + 1, :length], tokens[row : row + 1, 8:9]], axis=1)
@@ -127,7 +139,10 @@ def placed(config, layout, params):
 def test_eight_devices_compute_what_one_does(family, sizes, single, params_of):
   """The same parameters, moved by one device_put."""
   config, layout = family(num_heads=8, num_kv_heads=8), mesh_layout(**sizes)
-  params, tokens = params_of(config), np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32)
+  params, tokens = (
+    params_of(config),
+    np.random.RandomState(0).randint(0, 320, (8, 12)).astype(np.int32),
+  )
   want = logits(params, tokens, config=config, layout=single)
   batch = jax.device_put(tokens, layout.sharding('batch', 'length'))
   got = logits(placed(config, layout, params), batch, config=config, layout=layout)
@@ -136,9 +151,14 @@ def test_eight_devices_compute_what_one_does(family, sizes, single, params_of):
 
 
 def test_fewer_key_value_heads_than_devices_are_copied(single, tokens, params_of):
-  config, layout = presets.tiny(num_heads=8, num_kv_heads=2), mesh_layout(tensor=8, replicate=('kv_heads',))
+  config, layout = (
+    presets.tiny(num_heads=8, num_kv_heads=2),
+    mesh_layout(tensor=8, replicate=('kv_heads',)),
+  )
   want = logits(params_of(config), tokens, START, config=config, layout=single)
-  got = logits(placed(config, layout, params_of(config)), tokens, START, config=config, layout=layout)
+  got = logits(
+    placed(config, layout, params_of(config)), tokens, START, config=config, layout=layout
+  )
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -146,7 +166,9 @@ def test_parameters_are_born_in_their_shards_with_the_same_numbers(family, param
   config, layout = family(), mesh_layout(fsdp=2, tensor=2)
   born = transformer.init(config, layout, jax.random.key(0))
   wanted = transformer.abstract(config, layout)
-  assert jax.tree.all(jax.tree.map(lambda leaf, other: leaf.sharding == other.sharding, born, wanted))
+  assert jax.tree.all(
+    jax.tree.map(lambda leaf, other: leaf.sharding == other.sharding, born, wanted)
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), born, params_of(config))
 
 
@@ -159,7 +181,9 @@ def test_the_cache_works_under_a_layout(family, single, tokens, params_of):
   cache = caches.empty(config, layout, length=16, start=jnp.asarray(start))
   first, cache = step(params, tokens[:, :8], cache, config=config, layout=layout)
   second, cache = step(params, tokens[:, 8:], cache, config=config, layout=layout)
-  np.testing.assert_allclose(real(np.concatenate([first, second], 1), start), real(want, start), atol=1e-5)
+  np.testing.assert_allclose(
+    real(np.concatenate([first, second], 1), start), real(want, start), atol=1e-5
+  )
   assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape) == (2, 1, 16, 16)
 
 
@@ -194,9 +218,15 @@ def test_remat_trades_memory_in_the_order_of_its_names(family, single):
 def test_parameters_are_a_plain_tree_of_the_asked_type(family, single, params_of):
   config = family(param_dtype='bfloat16')
   params = params_of(config)
-  dtypes = {path.split('/')[-1]: leaf.dtype.name for path, leaf in names.flat(params).items()}
-  assert dtypes == dict.fromkeys(dtypes, 'bfloat16') | ({'router': 'float32'} if config.experts else {})
-  assert type(params) is dict and all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+  dtypes = {
+    path.split('/')[-1]: leaf.dtype.name for path, leaf in parameter_names.flat(params).items()
+  }
+  assert dtypes == dict.fromkeys(dtypes, 'bfloat16') | (
+    {'router': 'float32'} if config.experts else {}
+  )
+  assert type(params) is dict and all(
+    isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)
+  )
 
 
 def test_positions_begin_at_the_first_token_of_each_row():
@@ -225,7 +255,9 @@ def test_depth_adds_nothing_to_the_program(single, tokens):
   def size(layers):
     config = presets.tiny(num_layers=layers)
     return (
-      logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single).as_text().count('\n')
+      logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single)
+      .as_text()
+      .count('\n')
     )
 
   assert size(64) == size(transformer.SHALLOW + 1)  # so few are written out
@@ -245,7 +277,11 @@ def test_one_compile_per_program(sizes):
 
 def test_a_profile_reads_like_the_source(single, tokens):
   config = presets.tiny()
-  text = logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single).compile().as_text()
+  text = (
+    logits.lower(transformer.abstract(config, single), tokens, config=config, layout=single)
+    .compile()
+    .as_text()
+  )
   assert text is not None
   for scope in ('embed', 'layers', 'attention', 'attend', 'mlp', 'final_norm', 'head'):
     assert f'/{scope}/' in text

@@ -36,7 +36,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(undisturbed, tmp_path, a
       raise Power
 
   with pytest.raises(Power):
-    runs.run(experiment, tmp_path, ears=loop.Ears(say=lambda text: None, progress=pull))
+    runs.run(experiment, tmp_path, ears=loop.Listener(say=lambda text: None, progress=pull))
   resumed = runs.run(experiment, tmp_path)
   assert runs.told(tmp_path) == runs.told(folder / 'run')
   assert runs.digest_of(resumed) == runs.digest_of(whole)
@@ -63,8 +63,12 @@ def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
     if done == 1:
       signal.raise_signal(signal.SIGTERM)
 
-  outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Ears(say=said.append, progress=stop))
-  assert not outcome.finished and outcome.place.step == 1 and 'run the same command to go on' in said[-1]
+  outcome = runs.run(
+    runs.experiment(folder), tmp_path, ears=loop.Listener(say=said.append, progress=stop)
+  )
+  assert (
+    not outcome.finished and outcome.place.step == 1 and 'run the same command to go on' in said[-1]
+  )
   assert runs.digest_of(runs.run(runs.experiment(folder), tmp_path)) == runs.digest_of(whole)
   assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None)
 
@@ -77,7 +81,9 @@ def test_another_configuration_is_refused_with_a_diff(undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'lost'])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(undisturbed, tmp_path, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
+  undisturbed, tmp_path, damage
+):
   folder, whole = undisturbed
   runs.run(runs.experiment(folder), tmp_path)
   newest = max((tmp_path / 'checkpoints').iterdir(), key=lambda path: int(path.name.split('_')[-1]))
@@ -90,8 +96,10 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(undistur
     content[len(content) // 2] ^= 255
     victim.write_bytes(content if damage == 'flipped' else content[: len(content) // 2])
   said = []
-  outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Ears(say=said.append))
-  assert any('is damaged' in text for text in said) and any('resumed at step 4' in text for text in said)
+  outcome = runs.run(runs.experiment(folder), tmp_path, ears=loop.Listener(say=said.append))
+  assert any('is damaged' in text for text in said) and any(
+    'resumed at step 4' in text for text in said
+  )
   assert runs.digest_of(outcome) == runs.digest_of(whole)
   assert [path.name[:7] for path in (tmp_path / 'damaged').iterdir()] == ['step_6_']
 
@@ -110,14 +118,20 @@ def test_a_teacher_that_is_away_damages_no_checkpoint(undisturbed, tmp_path, mon
 def test_masters_are_float32_or_refused(undisturbed, tmp_path):
   folder, _ = undisturbed
   with pytest.raises(ValueError, match='would lose small updates'):
-    runs.run(runs.experiment(folder, model=runs.dataclasses.replace(runs.CONFIG, param_dtype='bfloat16')), tmp_path)
+    runs.run(
+      runs.experiment(folder, model=runs.dataclasses.replace(runs.CONFIG, param_dtype='bfloat16')),
+      tmp_path,
+    )
   mixed = runs.experiment(folder, model=runs.dataclasses.replace(runs.CONFIG, dtype='bfloat16'))
   state = runs.run(mixed, tmp_path / 'mixed').state
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {'float32'}
   losses = [
-    [row['loss'] for row in runs.told(where) if 'loss' in row] for where in (tmp_path / 'mixed', folder / 'run')
+    [row['loss'] for row in runs.told(where) if 'loss' in row]
+    for where in (tmp_path / 'mixed', folder / 'run')
   ]
-  np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=5e-3)  # later the student writes other text
+  np.testing.assert_allclose(
+    losses[0][:3], losses[1][:3], rtol=5e-3
+  )  # later the student writes other text
 
 
 def test_a_nan_of_the_teacher_rings_and_the_batch_is_kept(undisturbed, tmp_path, monkeypatch):
@@ -140,18 +154,29 @@ def test_a_nan_of_the_teacher_rings_and_the_batch_is_kept(undisturbed, tmp_path,
 
 
 def test_alarms_ring_at_their_bounds():
-  row = {'step': 1, 'loss': 1.0, 'grad_norm': 1.0, 'gap': 0.1, 'truncated': 0.0, 'teacher/student_mass': 0.9}
-  assert metrics.watch(row, {}, Bounds())['truncated'] == 0.0
+  row = {
+    'step': 1,
+    'loss': 1.0,
+    'grad_norm': 1.0,
+    'gap': 0.1,
+    'truncated': 0.0,
+    'teacher/student_mass': 0.9,
+  }
+  assert metrics.check_alarms(row, {}, Bounds())['truncated'] == 0.0
   with pytest.raises(Alarm, match='nats apart'):
-    metrics.watch({**row, 'gap': 0.3}, {}, Bounds())
+    metrics.check_alarms({**row, 'gap': 0.3}, {}, Bounds())
   memory = {}
   with pytest.raises(Alarm, match='lengths explode'):
     for step in range(40):
-      memory = metrics.watch({**row, 'truncated': float(step > 5)}, memory, Bounds())
-  memory = metrics.watch({**row, 'teacher/student_mass': 1e-4}, {}, Bounds())  # a random student: no collapse
+      memory = metrics.check_alarms({**row, 'truncated': float(step > 5)}, memory, Bounds())
+  memory = metrics.check_alarms(
+    {**row, 'teacher/student_mass': 1e-4}, {}, Bounds()
+  )  # a random student: no collapse
   with pytest.raises(Alarm, match='support has collapsed'):
     for step in range(40):
-      memory = metrics.watch({**row, 'teacher/student_mass': 0.9 if step < 9 else 0.001}, memory, Bounds())
+      memory = metrics.check_alarms(
+        {**row, 'teacher/student_mass': 0.9 if step < 9 else 0.001}, memory, Bounds()
+      )
 
 
 @pytest.fixture(scope='module')
@@ -160,7 +185,9 @@ def twenty(tmp_path_factory):
   folder = tmp_path_factory.mktemp('twenty')
 
   def run(name, layout=None, **stage):
-    known = runs.experiment(folder, prompts=8, layout=layout or mesh_layout(), evaluation=None, checkpoint_every=50)
+    known = runs.experiment(
+      folder, prompts=8, layout=layout or mesh_layout(), evaluation=None, checkpoint_every=50
+    )
     stages = tuple(runs.dataclasses.replace(each, steps=10, **stage) for each in known.stages)
     outcome = runs.run(runs.dataclasses.replace(known, stages=stages), folder / name)
     return [row for row in runs.told(folder / name) if 'loss' in row], outcome.state.params
@@ -170,7 +197,12 @@ def twenty(tmp_path_factory):
 
 @pytest.mark.parametrize(
   'way',
-  [{'microbatches': 2}, {'microbatches': 4}, {'layout': {'fsdp': 4, 'tensor': 2}}, {'layout': {'fsdp': 2, 'data': 4}}],
+  [
+    {'microbatches': 2},
+    {'microbatches': 4},
+    {'layout': {'fsdp': 4, 'tensor': 2}},
+    {'layout': {'fsdp': 2, 'data': 4}},
+  ],
   ids=str,
 )
 def test_twenty_steps_are_the_same_however_a_batch_is_cut_and_wherever_it_lies(twenty, way):
@@ -179,31 +211,54 @@ def test_twenty_steps_are_the_same_however_a_batch_is_cut_and_wherever_it_lies(t
   rows, params = run(str(way), **{**way, **layout})
   assert len(rows) == len(whole) == 20
   for what in ('loss', 'grad_norm', 'entropy', 'length', 'tokens'):
-    np.testing.assert_allclose(*([row[what] for row in each] for each in (rows, whole)), rtol=1e-5, err_msg=what)
+    np.testing.assert_allclose(
+      *([row[what] for row in each] for each in (rows, whole)), rtol=1e-5, err_msg=what
+    )
   assert runs.closeness(params, ends) < 1e-4
 
 
-@pytest.mark.parametrize('method', [opd.opd(), gkd.gkd(), seqkd.seqkd(), exopd.exopd()], ids=lambda m: m.paper)
+@pytest.mark.parametrize(
+  'method', [opd.opd(), gkd.gkd(), seqkd.seqkd(), exopd.exopd()], ids=lambda m: m.paper
+)
 def test_every_kind_of_method_runs(undisturbed, tmp_path, method):
   folder, _ = undisturbed
   judges = {'teacher': teachers.frozen(runs.teacher_folder(folder)), 'reference': teachers.itself()}
   stage = runs.dataclasses.replace(
-    runs.experiment(folder).stages[1], method=method, judges=judges, steps=2, updates=2, whole_diagnosis=True
+    runs.experiment(folder).stages[1],
+    method=method,
+    judges=judges,
+    steps=2,
+    updates=2,
+    whole_diagnosis=True,
   )
-  outcome = runs.run(runs.experiment(folder, stages=(stage,), checkpoint_every=1), tmp_path, skip_preflight=False)
+  outcome = runs.run(
+    runs.experiment(folder, stages=(stage,), checkpoint_every=1), tmp_path, skip_preflight=False
+  )
   row = [row for row in runs.told(tmp_path) if 'loss' in row][-1]
-  assert outcome.finished and {'teacher/reverse_kl', 'teacher/forward_kl', 'teacher/entropy'} <= row.keys()
-  assert row['by_student'] == pytest.approx({1.0: 1.0, 0.5: 0.5, 0.0: 0.0}[method.rollout.student], abs=0.2)
+  assert (
+    outcome.finished
+    and {'teacher/reverse_kl', 'teacher/forward_kl', 'teacher/entropy'} <= row.keys()
+  )
+  assert row['by_student'] == pytest.approx(
+    {1.0: 1.0, 0.5: 0.5, 0.0: 0.0}[method.rollout.student], abs=0.2
+  )
 
 
 def test_a_self_teacher_follows_behind_the_update(undisturbed, tmp_path):
   folder, _ = undisturbed
   stage = lambda refresh: runs.dataclasses.replace(
-    runs.experiment(folder).stages[1], method=opd.opd(), judges={'teacher': teachers.itself(refresh=refresh)}, steps=1
+    runs.experiment(folder).stages[1],
+    method=opd.opd(),
+    judges={'teacher': teachers.itself(refresh=refresh)},
+    steps=1,
   )
   start = loop.first_weights(runs.experiment(folder), lambda text: None)
   ends = {}
-  for name, refresh in (('never', teachers.never()), ('ema', teachers.ema(rate=0.25)), ('every', teachers.every(1))):
+  for name, refresh in (
+    ('never', teachers.never()),
+    ('ema', teachers.ema(rate=0.25)),
+    ('every', teachers.every(1)),
+  ):
     ends[name] = runs.run(runs.experiment(folder, stages=(stage(refresh),)), tmp_path / name).state
   assert runs.closeness(ends['never'].selves['teacher'], start) == 0
   after = ends['ema'].params
@@ -216,16 +271,22 @@ def test_refusals_of_an_experiment_name_what_is_missing(undisturbed, tmp_path):
   folder, _ = undisturbed
   common = runs.experiment(folder).stages[1]
   with pytest.raises(ValueError, match="no judge called 'teacher'"):
-    runs.run(runs.experiment(folder, stages=(runs.dataclasses.replace(common, judges={}),)), tmp_path / 'a')
+    runs.run(
+      runs.experiment(folder, stages=(runs.dataclasses.replace(common, judges={}),)), tmp_path / 'a'
+    )
   with pytest.raises(ValueError, match=r"needs the judges \['reference'\]"):
     runs.dataclasses.replace(common, method=exopd.exopd())
   other = teachers.frozen(runs.teacher_folder(tmp_path, vocab_size=32))
   with pytest.raises(ValueError, match='has 32 entries in its vocabulary, the student 24'):
     stage = runs.dataclasses.replace(common, judges={'teacher': other})
     runs.run(runs.experiment(folder, stages=(stage,)), tmp_path / 'b', skip_preflight=False)
-  with pytest.raises(ValueError, match='is not the MODEL of this experiment: width 32 instead of 64'):
+  with pytest.raises(
+    ValueError, match='is not the MODEL of this experiment: width 32 instead of 64'
+  ):
     wide = runs.dataclasses.replace(runs.CONFIG, width=64)
-    runs.run(runs.experiment(folder, model=wide, weights=runs.teacher_folder(folder)), tmp_path / 'c')
+    runs.run(
+      runs.experiment(folder, model=wide, weights=runs.teacher_folder(folder)), tmp_path / 'c'
+    )
   with pytest.raises(ValueError, match='no stages'):
     runs.run(runs.experiment(folder, stages=()), tmp_path / 'd')
   with pytest.raises(ValueError, match='needs a tokenizer'):

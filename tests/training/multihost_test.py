@@ -32,7 +32,7 @@ def look(done, total, text):
 
 folder = Path(folder)
 experiment = runs.experiment(folder, prompts=8, layout=mesh_layout(fsdp=2, tensor=2))
-ears = loop.Ears(say=lambda text: None, progress=look)
+ears = loop.Listener(say=lambda text: None, progress=look)
 outcome = runs.run(experiment, folder / 'two', ears=ears, skip_preflight=False)
 assert outcome.finished == (stop < 0), outcome.place
 """
@@ -69,8 +69,12 @@ def test_two_processes_run_as_one_does_and_stop_together(tmp_path):
   two(tmp_path, stop=4)
   assert [row['step'] for row in runs.told(tmp_path / 'two') if 'loss' in row] == [1, 2, 3, 4]
   two(tmp_path, stop=-1)
-  runs.run(runs.experiment(tmp_path, prompts=8, layout=mesh_layout(fsdp=2, tensor=2)), tmp_path / 'one')
+  runs.run(
+    runs.experiment(tmp_path, prompts=8, layout=mesh_layout(fsdp=2, tensor=2)), tmp_path / 'one'
+  )
   rows = [[row for row in runs.told(tmp_path / name) if 'loss' in row] for name in ('two', 'one')]
   assert len(rows[0]) == len(rows[1]) == 6
   for what in ('loss', 'grad_norm', 'entropy', 'length', 'tokens'):
-    np.testing.assert_allclose(*([row[what] for row in part] for part in rows), rtol=1e-4, err_msg=what)
+    np.testing.assert_allclose(
+      *([row[what] for row in part] for part in rows), rtol=1e-4, err_msg=what
+    )

@@ -1,4 +1,4 @@
-"""Floor 1. config.json of the Hugging Face hub <-> `ModelConfig`. Total: every key is read, known to be
+"""Floor 2. config.json of the Hugging Face hub <-> `ModelConfig`. Total: every key is read, known to be
 harmless, or refused by name with its value; a model is never run without a feature it was trained with."""
 
 import json
@@ -54,7 +54,9 @@ def read(folder: Path) -> ModelConfig:
   """The `ModelConfig` of a folder's config.json."""
   file = folder / 'config.json'
   if not file.is_file():
-    raise ValueError(f'hub: {folder} has no config.json, so it is not a model folder of transformers.')
+    raise ValueError(
+      f'hub: {folder} has no config.json, so it is not a model folder of transformers.'
+    )
   try:
     return parse(json.loads(file.read_text()))
   except json.JSONDecodeError as error:
@@ -64,8 +66,12 @@ def read(folder: Path) -> ModelConfig:
 def parse(raw: Any) -> ModelConfig:
   """A config.json, as a dict, in the spelling of transformers 4 or 5."""
   if not isinstance(raw, Mapping):
-    raise ValueError(f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.')
-  raw = {key: value for key, value in raw.items() if value is not None}  # null is "not said", everywhere
+    raise ValueError(
+      f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.'
+    )
+  raw = {
+    key: value for key, value in raw.items() if value is not None
+  }  # null is "not said", everywhere
   family = raw.get('model_type')
   if family not in ARCHITECTURES:
     raise ValueError(
@@ -73,9 +79,17 @@ def parse(raw: Any) -> ModelConfig:
       f'Implemented: {", ".join(ARCHITECTURES)}.'
     )
   _refuse_unimplemented(raw, family)
-  essential = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
+  essential = (
+    'vocab_size',
+    'hidden_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'intermediate_size',
+  )
   if missing := sorted(key for key in essential if key not in raw):
-    raise ValueError(f'hub: config.json lacks {", ".join(missing)}; the model cannot be built without them.')
+    raise ValueError(
+      f'hub: config.json lacks {", ".join(missing)}; the model cannot be built without them.'
+    )
   rope, heads = _rope(raw), _number(raw, 'num_attention_heads', int)
   whole = lambda key, default=None: _number(raw, key, int, default)
   real = lambda key, default: float(_number(raw, key, (int, float), default))
@@ -142,13 +156,15 @@ def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
   if problems:
     raise ValueError(
       'hub: config.json asks for what is not implemented: ' + '; '.join(problems) + '. '
-      'Use another checkpoint, or teach opd_jax/models/hub_config.py the field if it cannot change the logits.'
+      'Use another checkpoint, or teach opd_jax/storage/huggingface_config.py the field if it cannot change the logits.'
     )
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  extra = {key: value for key, value in rope.items() if key not in ('rope_type', 'type', 'rope_theta')}
+  extra = {
+    key: value for key, value in rope.items() if key not in ('rope_type', 'type', 'rope_theta')
+  }
   if kind == 'default' and not any(value is not None for value in extra.values()):
     return None
   if kind != 'llama3' or set(extra) != set(ROPE_LLAMA3):
@@ -157,12 +173,17 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     )
   values = {ours: _number(extra, theirs, (int, float)) for theirs, ours in ROPE_LLAMA3.items()}
   positions = int(values.pop('original_max_positions'))
-  return RopeScaling(**{name: float(value) for name, value in values.items()}, original_max_positions=positions)
+  return RopeScaling(
+    **{name: float(value) for name, value in values.items()}, original_max_positions=positions
+  )
 
 
 def _experts(raw: Mapping[str, Any]) -> Experts:
   count = raw.get('num_experts', raw.get('num_local_experts'))
-  needed = {'num_experts': count, **{key: raw.get(key) for key in ('num_experts_per_tok', 'moe_intermediate_size')}}
+  needed = {
+    'num_experts': count,
+    **{key: raw.get(key) for key in ('num_experts_per_tok', 'moe_intermediate_size')},
+  }
   missing = sorted(key for key, value in needed.items() if value is None)
   if missing:
     raise ValueError(f'hub: config.json of a mixture of experts lacks {", ".join(missing)}.')
@@ -194,9 +215,11 @@ def write(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     'hidden_act': 'silu',
     'attention_dropout': 0.0,
     'torch_dtype': dtype,
-    # Written even where nothing is known: left out, transformers would fill in a family's own numbers.
+    # Responses even where nothing is known: left out, transformers would fill in a family's own numbers.
     'bos_token_id': config.begin_token,
-    'eos_token_id': config.end_tokens[0] if len(config.end_tokens) == 1 else list(config.end_tokens) or None,
+    'eos_token_id': config.end_tokens[0]
+    if len(config.end_tokens) == 1
+    else list(config.end_tokens) or None,
     'pad_token_id': config.pad_token,
   }
   if config.family != 'qwen2':  # always biased, and its reference code takes no such key

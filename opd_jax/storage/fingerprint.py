@@ -1,4 +1,4 @@
-"""Floor 1. A number that says whether two trees of arrays hold the same bits."""
+"""Floor 2. A number that says whether two trees of arrays hold the same bits."""
 
 import hashlib
 from typing import Any
@@ -20,7 +20,9 @@ def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
     words = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     weight = jnp.ones((), jnp.uint32)
     for axis in range(words.ndim):
-      weight = weight * jnp.uint32(0x9E3779B1) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+      weight = weight * jnp.uint32(0x9E3779B1) + jax.lax.broadcasted_iota(
+        jnp.uint32, words.shape, axis
+      )
     return jnp.sum(words * (2 * weight + 1), dtype=jnp.uint32)
 
   return jax.tree.map(one, leaves)
@@ -28,7 +30,9 @@ def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
 
 def fingerprint(tree: Any) -> dict[str, int]:
   """Path of every leaf -> a number that any changed bit changes; the same on any layout."""
-  leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = {
+    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
   return {path: int(value) for path, value in jax.device_get(_sums(leaves)).items()}
 
 

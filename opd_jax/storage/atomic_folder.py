@@ -1,4 +1,4 @@
-"""Floor 1. Model folders appear whole or not at all, and carry their tokenizer with them."""
+"""Floor 2. Model folders appear whole or not at all, and carry their tokenizer with them."""
 
 import contextlib
 import shutil
@@ -19,7 +19,9 @@ COMPANIONS = (
 def fresh(destination: Path) -> Iterator[Path]:
   """A folder to write into; it gets its name when the block ends well and vanishes when it does not."""
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-    raise ValueError(f'{destination} exists and is not an empty folder. Choose another destination or remove it.')
+    raise ValueError(
+      f'{destination} exists and is not an empty folder. Choose another destination or remove it.'
+    )
   partial = destination.with_name(f'.{destination.name}.partial')
   first = jax.process_index() == 0
   if first:

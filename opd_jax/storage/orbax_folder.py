@@ -1,4 +1,4 @@
-"""Floor 1. Our own model folder: `opd.json` (the config), `params/` (orbax), and the tokenizer's files.
+"""Floor 2. Our own model folder: `opd.json` (the config), `params/` (orbax), and the tokenizer's files.
 
 Unlike a published folder it loads sharded, in parallel, on any layout, without a name table.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from opd_jax.models import folders, names, transformer
+from opd_jax.models import transformer
 from opd_jax.models.config import Experts, ModelConfig, RopeScaling
 from opd_jax.sharding import Layout
+from opd_jax.storage import atomic_folder, parameter_names
 from opd_jax.types import Params
 
 MARK = 'opd.json'
@@ -23,20 +24,22 @@ def is_native(folder: Path) -> bool:
   return (folder / MARK).is_file()
 
 
-def save(destination: str | Path, config: ModelConfig, params: Params, *, companions: Path | None = None) -> None:
+def save(
+  destination: str | Path, config: ModelConfig, params: Params, *, companions: Path | None = None
+) -> None:
   """Writes the folder; it appears under its name only when it is whole."""
-  with folders.fresh(Path(destination).absolute()) as folder:
+  with atomic_folder.fresh(Path(destination).absolute()) as folder:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder / 'params', params)
     if jax.process_index() == 0:
       record = {
         'format': FORMAT,
         'model': dataclasses.asdict(config),
-        'shapes': {path: list(leaf.shape) for path, leaf in names.flat(params).items()},
+        'shapes': {path: list(leaf.shape) for path, leaf in parameter_names.flat(params).items()},
         'files': _files(folder),
       }
       (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
-    folders.copy_companions(companions, folder)
+    atomic_folder.copy_companions(companions, folder)
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -50,9 +53,13 @@ def _check(folder: Path, target: Params) -> None:
   record = json.loads((folder / MARK).read_text())
   wanted, shapes, found = record.get('files'), record.get('shapes'), _files(folder)
   if not wanted or not shapes:
-    raise ValueError(f'native: {folder / MARK} does not list the files and shapes of the model. Convert it again.')
-  asked = {path: list(leaf.shape) for path, leaf in names.flat(target).items()}
-  if bad := sorted(path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)):
+    raise ValueError(
+      f'native: {folder / MARK} does not list the files and shapes of the model. Convert it again.'
+    )
+  asked = {path: list(leaf.shape) for path, leaf in parameter_names.flat(target).items()}
+  if bad := sorted(
+    path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)
+  ):
     raise ValueError(
       f'native: the parameters in {folder} do not fit the model that its {MARK} describes: {bad[0]} is '
       f'{shapes.get(bad[0])}, expected {asked.get(bad[0])} (and {len(bad) - 1} more). Convert the model again.'
@@ -77,7 +84,9 @@ def read_config(folder: Path) -> ModelConfig:
         fields[name] = kind(**fields[name])
     return ModelConfig(**fields)
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'native: {folder / MARK} cannot be read ({error}). Convert the model again.') from error
+    raise ValueError(
+      f'native: {folder / MARK} cannot be read ({error}). Convert the model again.'
+    ) from error
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Floor 1. Which published tensor is which parameter: a table that is total both ways."""
+"""Floor 2. Which published tensor is which parameter: a table that is total both ways."""
 
 import dataclasses
 import math
@@ -62,7 +62,9 @@ class Piece:
     return (published.T if self.inputs else published).reshape(self.shape)
 
   def published(self, ours: np.ndarray) -> np.ndarray:
-    return (ours.reshape(self.published_shape[::-1]).T if self.inputs else ours).reshape(self.published_shape)
+    return (ours.reshape(self.published_shape[::-1]).T if self.inputs else ours).reshape(
+      self.published_shape
+    )
 
 
 def pieces(config: ModelConfig, layout: Layout) -> list[Piece]:

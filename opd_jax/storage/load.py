@@ -1,13 +1,14 @@
-"""Floor 1. One name for any model: a preset, one of our folders, a published folder or a hub id."""
+"""Floor 2. One name for any model: a preset, one of our folders, a published folder or a hub id."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from opd_jax.models import hub, native, presets, transformer
+from opd_jax.models import presets, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
+from opd_jax.storage import huggingface, orbax_folder
 from opd_jax.types import Params
 
 
@@ -17,12 +18,12 @@ class Loaded(NamedTuple):
   folder: Path | None  # where its tokenizer lies; None for a preset, which has none
 
 
-def load(
+def model(
   source: str,
   layout: Layout,
   *,
   seed: int = 0,
-  progress: hub.Progress = hub.silent,
+  progress: huggingface.Progress = huggingface.silent,
   **overrides: Any,
 ) -> Loaded:
   """The model that `source` names, on `layout`; a preset gets random weights from `seed`.
@@ -40,7 +41,7 @@ def load(
       f'model: {source!r} is neither a folder nor a preset. Presets: {", ".join(known)}. '
       'A hub id has the form owner/name.'
     )
-  folder = hub.folder_of(source)
-  if native.is_native(folder):
-    return Loaded(*native.load(folder, layout, **overrides), folder)
-  return Loaded(*hub.load(folder, layout, progress=progress, **overrides), folder)
+  folder = huggingface.folder_of(source)
+  if orbax_folder.is_native(folder):
+    return Loaded(*orbax_folder.load(folder, layout, **overrides), folder)
+  return Loaded(*huggingface.load(folder, layout, progress=progress, **overrides), folder)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.losses.supports import Entries, Rest
+from opd_jax.losses.supports import Entries, OutsideMass
 from opd_jax.types import AnyArray, TopK
 
 
@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
+class VocabShard:
   """The columns of the vocabulary that this device holds, and the sums over all of them."""
 
   axes: tuple[str, ...]
@@ -57,7 +57,9 @@ class Columns:
     return jnp.where((local >= 0) & (local < self.size) & valid, local, self.size)
 
   def pick(self, x: Float[Array, 'N V'], ids: Int[AnyArray, 'N C']) -> Float[Array, 'N C']:
-    return self.everywhere(jnp.take_along_axis(x, self._local(ids), axis=-1, mode='fill', fill_value=0.0))
+    return self.everywhere(
+      jnp.take_along_axis(x, self._local(ids), axis=-1, mode='fill', fill_value=0.0)
+    )
 
   def scatter(
     self, into: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], x: Float[Array, 'N C']
@@ -68,7 +70,9 @@ class Columns:
     self, log: Float[Array, 'N V'], ids: Int[AnyArray, 'N C'], valid: Bool[Array, 'N C']
   ) -> Float[Array, 'N V']:
     """The same with no mass at these entries."""
-    return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(-jnp.inf, mode='drop')
+    return log.at[jnp.arange(log.shape[0])[:, None], self._local(ids, valid)].set(
+      -jnp.inf, mode='drop'
+    )
 
   def best(self, x: Float[Array, 'N V']) -> Bool[Array, 'N V']:
     """Where the largest entry stands, or several that are equal. (An argmax is far slower on a CPU.)"""
@@ -80,17 +84,20 @@ class Columns:
       raise ValueError(f'vocabulary: a top {k} is wanted of {self.whole} entries.')
     best, ids = jax.lax.top_k(x, min(k, self.size))
     if self.axes:
-      best, ids = (jax.lax.all_gather(part, self.axes, axis=1, tiled=True) for part in (best, ids + self.offset))
+      best, ids = (
+        jax.lax.all_gather(part, self.axes, axis=1, tiled=True)
+        for part in (best, ids + self.offset)
+      )
       best, order = jax.lax.top_k(best, k)
       ids = jnp.take_along_axis(ids, order, axis=-1)
     return TopK(ids=ids, logp=best)
 
 
 @dataclasses.dataclass(frozen=True)
-class TileReader:
+class TileView:
   """A tile's view of both models, as `supports.Reader` wants it."""
 
-  vocabulary: Columns
+  vocabulary: VocabShard
   log_p: Array
   log_q: Array | None
   target: Target
@@ -111,9 +118,13 @@ class TileReader:
   def teacher_top_k(self, k: int) -> TopK:
     known = self.target.top_k
     if known is None:
-      return self.vocabulary.top_k(self.need(f'the best {k} of a teacher that was not asked for them'), k)
+      return self.vocabulary.top_k(
+        self.need(f'the best {k} of a teacher that was not asked for them'), k
+      )
     if known.ids.shape[-1] < k:
-      raise ValueError(f'vocabulary: a top {k} of the teacher is wanted, {known.ids.shape[-1]} entries were scored.')
+      raise ValueError(
+        f'vocabulary: a top {k} of the teacher is wanted, {known.ids.shape[-1]} entries were scored.'
+      )
     return TopK(*(part[..., :k] for part in known))
 
   def student_top_k(self, k: int) -> TopK:
@@ -126,10 +137,14 @@ class TileReader:
 
   def columns(self, ids: tuple[int, ...]) -> TopK:
     known = jnp.broadcast_to(jnp.asarray(ids), (self.log_p.shape[0], len(ids)))
-    return TopK(ids=known, logp=self.vocabulary.pick(self.need('a support of fixed columns'), known))
+    return TopK(
+      ids=known, logp=self.vocabulary.pick(self.need('a support of fixed columns'), known)
+    )
 
-  def rest(self, entries: Entries) -> Rest:
+  def rest(self, entries: Entries) -> OutsideMass:
     """The mass outside some entries, of every side that is here whole."""
     whole = self.vocabulary
     outside = lambda log: whole.logsumexp(whole.without(log, entries.ids, entries.valid))[:, 0]
-    return Rest(log_p=outside(self.log_p), log_q=None if self.log_q is None else outside(self.log_q))
+    return OutsideMass(
+      log_p=outside(self.log_p), log_q=None if self.log_q is None else outside(self.log_q)
+    )

@@ -8,23 +8,26 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from opd_jax.models import hub, hub_config, names, native, presets, source
-from opd_jax.models import safetensors as files
+from opd_jax.models import presets
 from opd_jax.models.config import Experts
 from opd_jax.sharding import mesh_layout
+from opd_jax.storage import huggingface, huggingface_config, load, orbax_folder, parameter_names
+from opd_jax.storage import safetensors as files
 
 
 @pytest.fixture
 def exported(tmp_path, single, params_of):
   """A tiny model, exported: (config, params, folder)."""
   config = presets.tiny(tied=False)
-  hub.save(tmp_path / 'model', config, single, params_of(config))
+  huggingface.save(tmp_path / 'model', config, single, params_of(config))
   return config, params_of(config), tmp_path / 'model'
 
 
 def equal(first, second) -> bool:
   return jax.tree.all(
-    jax.tree.map(lambda a, b: a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all(), first, second)
+    jax.tree.map(
+      lambda a, b: a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all(), first, second
+    )
   )
 
 
@@ -38,10 +41,10 @@ def rewrite(folder, change):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_export_and_import_give_back_every_byte(family, dtype, tmp_path, single, params_of):
   config = family(param_dtype=dtype, dtype=dtype)
-  hub.save(tmp_path / 'a', config, single, params_of(config), max_file_bytes=100_000)
-  again, params = hub.load(tmp_path / 'a', single)
+  huggingface.save(tmp_path / 'a', config, single, params_of(config), max_file_bytes=100_000)
+  again, params = huggingface.load(tmp_path / 'a', single)
   assert again == config and equal(params, params_of(config))
-  hub.save(tmp_path / 'b', again, single, params, max_file_bytes=100_000)
+  huggingface.save(tmp_path / 'b', again, single, params, max_file_bytes=100_000)
   shards = sorted(file.name for file in (tmp_path / 'a').iterdir())
   assert len(shards) >= 4 and 'model.safetensors.index.json' in shards
   for name in shards:
@@ -55,41 +58,53 @@ def test_the_published_package_reads_our_files_and_we_read_its(exported):
   assert theirs.keys() == ours.keys() and all((theirs[name] == ours[name]).all() for name in ours)
   np.testing.assert_array_equal(theirs['model.norm.weight'], params['final_norm']['scale'])
   rewrite(folder, lambda tensors: None)
-  assert equal(hub.load(folder, mesh_layout())[1], params)
+  assert equal(huggingface.load(folder, mesh_layout())[1], params)
 
 
 def test_import_goes_straight_into_shards(exported):
   config, params, folder = exported
   layout = mesh_layout(fsdp=2, tensor=2)
-  _, sharded = hub.load(folder, layout)
+  _, sharded = huggingface.load(folder, layout)
   assert equal(sharded, params)
-  wanted = hub.transformer.abstract(config, layout)
-  jax.tree.map(lambda leaf, other: leaf.sharding == other.sharding or pytest.fail(str(leaf.sharding)), sharded, wanted)
-  hub.save(folder.parent / 'again', config, layout, sharded)
-  assert (folder.parent / 'again' / 'model.safetensors').read_bytes() == (folder / 'model.safetensors').read_bytes()
+  wanted = huggingface.transformer.abstract(config, layout)
+  jax.tree.map(
+    lambda leaf, other: leaf.sharding == other.sharding or pytest.fail(str(leaf.sharding)),
+    sharded,
+    wanted,
+  )
+  huggingface.save(folder.parent / 'again', config, layout, sharded)
+  assert (folder.parent / 'again' / 'model.safetensors').read_bytes() == (
+    folder / 'model.safetensors'
+  ).read_bytes()
 
 
 def test_experts_go_straight_into_shards(tmp_path, single, params_of):
-  config = presets.tiny(family='qwen3_moe', experts=Experts(count=4, per_token=2, width=32, normalise=True))
-  hub.save(tmp_path / 'moe', config, single, params_of(config))
-  assert equal(hub.load(tmp_path / 'moe', mesh_layout(fsdp=2, tensor=2))[1], params_of(config))
+  config = presets.tiny(
+    family='qwen3_moe', experts=Experts(count=4, per_token=2, width=32, normalise=True)
+  )
+  huggingface.save(tmp_path / 'moe', config, single, params_of(config))
+  assert equal(
+    huggingface.load(tmp_path / 'moe', mesh_layout(fsdp=2, tensor=2))[1], params_of(config)
+  )
 
 
 def test_types_may_change_on_the_way(exported, single):
   _, params, folder = exported
-  config, halved = hub.load(folder, single, param_dtype='bfloat16', dtype='float32', remat='full')
+  config, halved = huggingface.load(
+    folder, single, param_dtype='bfloat16', dtype='float32', remat='full'
+  )
   assert (config.param_dtype, config.dtype, config.remat) == ('bfloat16', 'float32', 'full')
   assert equal(halved, jax.tree.map(lambda leaf: leaf.astype('bfloat16'), params))
 
 
 def test_import_holds_one_tensor_at_a_time(tmp_path, single, params_of):
   config = presets.tiny(vocab_size=4096, num_layers=12)
-  hub.save(tmp_path / 'model', config, single, params_of(config))
-  largest = max(np.prod(piece.shape) for piece in names.pieces(config, single)) * 4
+  huggingface.save(tmp_path / 'model', config, single, params_of(config))
+  largest = max(np.prod(piece.shape) for piece in parameter_names.pieces(config, single)) * 4
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params_of(config)))
-  hub.load(tmp_path / 'model', single)  # compiles what it needs
+  huggingface.load(tmp_path / 'model', single)  # compiles what it needs
   tracemalloc.start()
-  hub.load(tmp_path / 'model', single)
+  huggingface.load(tmp_path / 'model', single)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert largest <= peak <= 1.3 * largest + 200_000 < whole
@@ -104,7 +119,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(exported, sing
 
   rewrite(folder, change)
   with pytest.raises(ValueError) as error:
-    hub.load(folder, single)
+    huggingface.load(folder, single)
   text = str(error.value)
   assert '1 missing: model.norm.weight' in text
   assert '1 that this model does not have: model.norm.wait' in text
@@ -112,43 +127,51 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(exported, sing
 
 
 def test_a_mix_of_types_is_refused_until_somebody_says_which(exported, single):
-  rewrite(exported[2], lambda t: t.update({'model.norm.weight': t['model.norm.weight'].astype('float16')}))
+  rewrite(
+    exported[2], lambda t: t.update({'model.norm.weight': t['model.norm.weight'].astype('float16')})
+  )
   with pytest.raises(ValueError, match=r'mixes types \(F16: model.norm.weight; F32: .*--dtype'):
-    hub.load(exported[2], single)
-  assert equal(hub.load(exported[2], single, param_dtype='float32')[1], exported[1])
+    huggingface.load(exported[2], single)
+  assert equal(huggingface.load(exported[2], single, param_dtype='float32')[1], exported[1])
 
 
 def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path, single, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'model', config, single, params_of(config), max_file_bytes=100_000)
+  huggingface.save(tmp_path / 'model', config, single, params_of(config), max_file_bytes=100_000)
   last = tmp_path / 'model' / 'model-00004-of-00004.safetensors'
   tensors = safetensors.numpy.load_file(last)
-  safetensors.numpy.save_file(tensors | {'model.layers.0.self_attn.k_norm.weight': np.ones(16, np.float32)}, last)
-  with pytest.raises(ValueError, match=r'places elsewhere or not at all: model.layers.0.self_attn.k_norm.weight'):
-    hub.load(tmp_path / 'model', single)
+  safetensors.numpy.save_file(
+    tensors | {'model.layers.0.self_attn.k_norm.weight': np.ones(16, np.float32)}, last
+  )
+  with pytest.raises(
+    ValueError, match=r'places elsewhere or not at all: model.layers.0.self_attn.k_norm.weight'
+  ):
+    huggingface.load(tmp_path / 'model', single)
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{}', '{"weight_map": []}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{}', '{"weight_map": []}', '{"weight_map": {"a": 3}}']
+)
 def test_a_damaged_index_is_named(exported, single, content):
-  (exported[2] / hub.INDEX).write_text(content)
+  (exported[2] / huggingface.INDEX).write_text(content)
   with pytest.raises(ValueError, match=r'model.safetensors.index.json is damaged|lacks the shards'):
-    hub.load(exported[2], single)
+    huggingface.load(exported[2], single)
 
 
 def test_the_special_tokens_of_a_checkpoint_travel_with_it(tmp_path, single, params_of):
   config = presets.tiny(begin_token=5, end_tokens=(7, 9), pad_token=0)
-  native.save(tmp_path / 'ours', config, params_of(config))
-  again, params = native.load(tmp_path / 'ours', single)
-  hub.save(tmp_path / 'published', again, single, params)
+  orbax_folder.save(tmp_path / 'ours', config, params_of(config))
+  again, params = orbax_folder.load(tmp_path / 'ours', single)
+  huggingface.save(tmp_path / 'published', again, single, params)
   raw = json.loads((tmp_path / 'published' / 'config.json').read_text())
   assert (raw['bos_token_id'], raw['eos_token_id'], raw['pad_token_id']) == (5, [7, 9], 0)
-  assert hub.load(tmp_path / 'published', single)[0] == config == again
+  assert huggingface.load(tmp_path / 'published', single)[0] == config == again
 
 
 def test_a_tensor_of_another_kind_is_named(exported, single):
   rewrite(exported[2], lambda tensors: tensors.update({'model.norm.weight': np.ones(64, np.int8)}))
   with pytest.raises(ValueError, match=r'dtype other than .*model.norm.weight is I8'):
-    hub.load(exported[2], single)
+    huggingface.load(exported[2], single)
 
 
 @pytest.mark.parametrize('keep', [4, 100, -100])
@@ -156,7 +179,7 @@ def test_a_truncated_file_is_refused(exported, keep, single):
   file = exported[2] / 'model.safetensors'
   file.write_bytes(file.read_bytes()[:keep])
   with pytest.raises(ValueError, match=r'model.safetensors is truncated or damaged: .* Download'):
-    hub.load(exported[2], single)
+    huggingface.load(exported[2], single)
 
 
 def test_a_damaged_header_is_refused(exported, single):
@@ -165,40 +188,45 @@ def test_a_damaged_header_is_refused(exported, single):
   content[9:20] = b'xxxxxxxxxxx'
   file.write_bytes(content)
   with pytest.raises(ValueError, match='header cannot be read'):
-    hub.load(exported[2], single)
+    huggingface.load(exported[2], single)
 
 
 def test_a_missing_shard_is_named(tmp_path, single, params_of):
   config = presets.tiny()
-  hub.save(tmp_path / 'model', config, single, params_of(config), max_file_bytes=100_000)
+  huggingface.save(tmp_path / 'model', config, single, params_of(config), max_file_bytes=100_000)
   (tmp_path / 'model' / 'model-00002-of-00004.safetensors').unlink()
   with pytest.raises(ValueError, match='lacks the shards model-00002-of-00004'):
-    hub.load(tmp_path / 'model', single)
+    huggingface.load(tmp_path / 'model', single)
 
 
 def test_a_pickle_is_refused_by_name(exported, single):
   (exported[2] / 'model.safetensors').rename(exported[2] / 'pytorch_model.bin')
   with pytest.raises(ValueError, match=r'pickles only \(pytorch_model.bin\)'):
-    hub.load(exported[2], single)
+    huggingface.load(exported[2], single)
 
 
 def test_a_tied_model_may_carry_its_head_twice_but_not_another_head(tmp_path, single, params_of):
   config = presets.tiny(tied=True)
-  hub.save(tmp_path / 'model', config, single, params_of(config))
-  rewrite(tmp_path / 'model', lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight'].copy()}))
-  assert equal(hub.load(tmp_path / 'model', single)[1], params_of(config))
+  huggingface.save(tmp_path / 'model', config, single, params_of(config))
+  rewrite(
+    tmp_path / 'model',
+    lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight'].copy()}),
+  )
+  assert equal(huggingface.load(tmp_path / 'model', single)[1], params_of(config))
   rewrite(tmp_path / 'model', lambda t: t.update({'lm_head.weight': t['lm_head.weight'] + 1}))
   with pytest.raises(ValueError, match=r'lm_head.weight differs'):
-    hub.load(tmp_path / 'model', single)
+    huggingface.load(tmp_path / 'model', single)
 
 
 def test_a_source_that_is_nothing_says_what_would_be(tmp_path, single):
   with pytest.raises(ValueError, match=r'neither a folder nor a preset\. Presets: .*qwen3_8b'):
-    source.load('qwen4_8b', single)
-  with pytest.raises(ValueError, match='nobody/nothing is neither a folder here nor a model that the hub would give'):
-    source.load('nobody/nothing', single)
+    load.model('qwen4_8b', single)
+  with pytest.raises(
+    ValueError, match='nobody/nothing is neither a folder here nor a model that the hub would give'
+  ):
+    load.model('nobody/nothing', single)
   with pytest.raises(ValueError, match=r'no config.json'):
-    source.load(str(tmp_path), single)
+    load.model(str(tmp_path), single)
 
 
 def test_a_hub_id_is_downloaded_without_pickles(exported, single, monkeypatch):
@@ -212,26 +240,30 @@ def test_a_hub_id_is_downloaded_without_pickles(exported, single, monkeypatch):
     return str(folder)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
-  loaded = source.load('owner/model', single)
+  loaded = load.model('owner/model', single)
   assert loaded.config == config and equal(loaded.params, params)
-  assert not any(pattern in asked['owner/model'] for pattern in hub.PICKLES)
+  assert not any(pattern in asked['owner/model'] for pattern in huggingface.PICKLES)
 
 
 def test_a_hub_repository_of_pickles_is_refused_by_name(tmp_path, single, monkeypatch):
   import huggingface_hub
 
-  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(tmp_path))
+  monkeypatch.setattr(
+    huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(tmp_path)
+  )
   monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda name: ['pytorch_model.bin'])
-  with pytest.raises(ValueError, match=r'no safetensors, but pytorch_model.bin; a pickle can run code'):
-    source.load('owner/old', single)
+  with pytest.raises(
+    ValueError, match=r'no safetensors, but pytorch_model.bin; a pickle can run code'
+  ):
+    load.model('owner/old', single)
 
 
 def test_our_folder_round_trips_onto_another_layout(exported):
   config, params, folder = exported
   (folder / 'tokenizer.json').write_text('{}')
-  native.save(folder.parent / 'ours', config, params, companions=folder)
+  orbax_folder.save(folder.parent / 'ours', config, params, companions=folder)
   layout = mesh_layout(fsdp=4, tensor=2)
-  loaded = source.load(str(folder.parent / 'ours'), layout)
+  loaded = load.model(str(folder.parent / 'ours'), layout)
   assert loaded.config == config and equal(loaded.params, params)
   assert loaded.params['embed']['table'].sharding == layout.sharding('vocab', 'embed')
   assert (folder.parent / 'ours' / 'tokenizer.json').is_file()
@@ -239,36 +271,42 @@ def test_our_folder_round_trips_onto_another_layout(exported):
 
 def test_a_damaged_folder_of_ours_is_refused(exported, single):
   config, params, folder = exported
-  native.save(folder.parent / 'ours', config, params)
+  orbax_folder.save(folder.parent / 'ours', config, params)
   record = json.loads((folder.parent / 'ours' / 'opd.json').read_text())
   (folder.parent / 'ours' / 'opd.json').write_text(json.dumps(record | {'format': 99}))
   with pytest.raises(ValueError, match='format 99'):
-    native.load(folder.parent / 'ours', single)
+    orbax_folder.load(folder.parent / 'ours', single)
   (folder.parent / 'ours' / 'opd.json').write_text(json.dumps(record))
-  lost = max((folder.parent / 'ours' / 'params').rglob('*'), key=lambda file: file.is_file() and file.stat().st_size)
+  lost = max(
+    (folder.parent / 'ours' / 'params').rglob('*'),
+    key=lambda file: file.is_file() and file.stat().st_size,
+  )
   lost.write_bytes(lost.read_bytes()[:-1])
-  with pytest.raises(ValueError, match=f'1 of .* files are missing or truncated, e.g. params/.*{lost.name}'):
-    native.load(folder.parent / 'ours', single)
+  with pytest.raises(
+    ValueError, match=f'1 of .* files are missing or truncated, e.g. params/.*{lost.name}'
+  ):
+    orbax_folder.load(folder.parent / 'ours', single)
 
 
 def test_a_folder_of_ours_with_another_shape_in_its_record_is_refused(exported, single):
   config, params, folder = exported
-  native.save(folder.parent / 'ours', config, params)
+  orbax_folder.save(folder.parent / 'ours', config, params)
   mark = folder.parent / 'ours' / 'opd.json'
   record = json.loads(mark.read_text())
   record['model']['width'] = 128
   mark.write_text(json.dumps(record))
   with pytest.raises(
-    ValueError, match=r'do not fit the model that its opd.json describes: .* is \[.*64.*\], expected \[.*128.*\]'
+    ValueError,
+    match=r'do not fit the model that its opd.json describes: .* is \[.*64.*\], expected \[.*128.*\]',
   ):
-    native.load(folder.parent / 'ours', single)
+    orbax_folder.load(folder.parent / 'ours', single)
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path, single, params_of, monkeypatch):
   config = presets.tiny()
-  monkeypatch.setattr(hub_config, 'write', lambda *a, **k: 1 / 0)
+  monkeypatch.setattr(huggingface_config, 'write', lambda *a, **k: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    hub.save(tmp_path / 'model', config, single, params_of(config))
+    huggingface.save(tmp_path / 'model', config, single, params_of(config))
   assert list(tmp_path.iterdir()) == []
 
 
@@ -276,5 +314,5 @@ def test_an_occupied_destination_is_refused_untouched(exported, single):
   config, params, folder = exported
   before = sorted(folder.iterdir())
   with pytest.raises(ValueError, match='not an empty folder'):
-    hub.save(folder, config, single, params)
+    huggingface.save(folder, config, single, params)
   assert sorted(folder.iterdir()) == before

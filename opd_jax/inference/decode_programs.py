@@ -75,7 +75,12 @@ def vacant(*, specs: Specs, rows: int, columns: int, window: int) -> Slots:
 
 @functools.partial(jax.jit, static_argnames=('specs', 'chunk'), compiler_options=SAME_ROUNDING)
 def prefill(
-  params: Sequence[Params], tokens: Int[Array, 'B P'], length: Int[Array, ' B'], *, specs: Specs, chunk: int
+  params: Sequence[Params],
+  tokens: Int[Array, 'B P'],
+  length: Int[Array, ' B'],
+  *,
+  specs: Specs,
+  chunk: int,
 ) -> Prefilled:
   """Reads right-padded prompts. What stands behind a prompt's end is read too, and overwritten later.
 
@@ -88,7 +93,9 @@ def prefill(
   rows = jnp.arange(tokens.shape[0])
   read, states = [], []
   for model in _bound(specs, params):
-    cache = caches.empty(model.config, model.layout, length=tokens.shape[1], start=jnp.zeros_like(length))
+    cache = caches.empty(
+      model.config, model.layout, length=tokens.shape[1], start=jnp.zeros_like(length)
+    )
 
     def step(carry, piece, model=model):
       cache, state = carry
@@ -116,7 +123,9 @@ class Admission(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=('specs',), donate_argnames=('slots',))
-def admit(slots: Slots, prefilled: Prefilled, admission: Admission, key: PRNGKeyArray, *, specs: Specs) -> Slots:
+def admit(
+  slots: Slots, prefilled: Prefilled, admission: Admission, key: PRNGKeyArray, *, specs: Specs
+) -> Slots:
   """Copies prefilled prompts into slots, one row at a time: the rest of the cache is not touched."""
 
   def one(number: Int[Array, ''], slots: Slots) -> Slots:
@@ -124,7 +133,9 @@ def admit(slots: Slots, prefilled: Prefilled, admission: Admission, key: PRNGKey
 
     def copy(into: Array, out_of: Array) -> Array:
       row = jax.lax.dynamic_slice_in_dim(out_of, source, 1)
-      return jax.lax.dynamic_update_slice(into, row.astype(into.dtype), (slot, *[0] * (into.ndim - 1)))
+      return jax.lax.dynamic_update_slice(
+        into, row.astype(into.dtype), (slot, *[0] * (into.ndim - 1))
+      )
 
     row = admission.row[number]
     return Slots(
@@ -144,7 +155,9 @@ def _pinned(slots: Slots, specs: Specs) -> Slots:
   """Leaves every program laid out as it came, so that the next call finds its program compiled."""
   pairs = list(zip(slots.caches, specs, strict=True))
   layout = specs[0][1]
-  fixed = Slots(*(jax.tree.map(lambda x: layout.constrain(x, *[None] * x.ndim), part) for part in slots))
+  fixed = Slots(
+    *(jax.tree.map(lambda x: layout.constrain(x, *[None] * x.ndim), part) for part in slots)
+  )
   return fixed._replace(caches=tuple(caches.pinned(cache, layout) for cache, (_, layout) in pairs))
 
 
@@ -199,7 +212,11 @@ def decode(
   def body(carry):
     number, slots, records = carry
     slots, record = advance(slots)
-    return number + 1, slots, jax.tree.map(lambda all_, one: all_.at[number].set(one), records, record)
+    return (
+      number + 1,
+      slots,
+      jax.tree.map(lambda all_, one: all_.at[number].set(one), records, record),
+    )
 
   shapes = jax.eval_shape(lambda slots: advance(slots)[1], slots)
   blank = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), shapes)
@@ -236,11 +253,15 @@ def _count(slots: Slots, token: Int[Array, ' B'], decoding: Decoding) -> Slots:
   written = slots.written + running
   recent, looping = slots.recent, False
   if decoding.repetition is not None:
-    recent = jnp.where(running[:, None], jnp.concatenate([recent[:, 1:], token[:, None]], axis=1), recent)
+    recent = jnp.where(
+      running[:, None], jnp.concatenate([recent[:, 1:], token[:, None]], axis=1), recent
+    )
     looping = decoding.repetition(recent)
   ended = jnp.where(written >= slots.budget, BUDGET, jnp.where(looping, REPETITION, RUNNING))
   ended = jnp.where(decoding.is_stop(token), STOP, ended)
-  return slots._replace(written=written, recent=recent, ended=jnp.where(running, ended, slots.ended))
+  return slots._replace(
+    written=written, recent=recent, ended=jnp.where(running, ended, slots.ended)
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('specs', 'columns'))

@@ -1,7 +1,7 @@
-"""Floor 1. The safetensors file format: one header, then raw bytes; read and written a tensor at a time.
+"""Floor 2. The safetensors file format: one header, then raw bytes; read and written a tensor at a time.
 
 The published package maps a whole file or hands over copies; here a tensor is read into exactly one
-buffer of its own size (peak memory is part of the contract of `hub.py`) and a file is written without
+buffer of its own size (peak memory is part of the contract of `huggingface.py`) and a file is written without
 holding more than the tensor under way. `hub_test.py` reads our files with the published package and back.
 """
 
@@ -16,7 +16,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-DTYPES = {'F32': np.dtype('float32'), 'F16': np.dtype('float16'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+  'F32': np.dtype('float32'),
+  'F16': np.dtype('float16'),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+}
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -31,14 +35,18 @@ class Tensor:
   offset: int
 
   def read(self) -> np.ndarray:
-    flat = np.fromfile(self.file, dtype=DTYPES[self.dtype], count=math.prod(self.shape), offset=self.offset)
+    flat = np.fromfile(
+      self.file, dtype=DTYPES[self.dtype], count=math.prod(self.shape), offset=self.offset
+    )
     return flat.reshape(self.shape)
 
   def pieces(self, most: int = 4 * 2**20) -> Iterator[np.ndarray]:
     """The raw bytes, a few megabytes at a time."""
     size = math.prod(self.shape) * DTYPES[self.dtype].itemsize
     for begin in range(0, size, most):
-      yield np.fromfile(self.file, np.uint8, count=min(most, size - begin), offset=self.offset + begin)
+      yield np.fromfile(
+        self.file, np.uint8, count=min(most, size - begin), offset=self.offset + begin
+      )
 
 
 def index(file: Path) -> dict[str, Tensor]:
@@ -47,7 +55,9 @@ def index(file: Path) -> dict[str, Tensor]:
   with file.open('rb') as stream:
     length = int.from_bytes(stream.read(8), 'little') if size >= 8 else _MAX_HEADER_BYTES + 1
     if length > min(size - 8, _MAX_HEADER_BYTES):
-      raise ValueError(_broken(file, f'its header should be {length} bytes long, the file has {size}'))
+      raise ValueError(
+        _broken(file, f'its header should be {length} bytes long, the file has {size}')
+      )
     try:
       header = json.loads(stream.read(length))
       header.pop('__metadata__', None)

@@ -1,4 +1,4 @@
-"""Floor 1. Published checkpoints in and out: a folder (or hub id) of safetensors <-> sharded parameters.
+"""Floor 2. Published checkpoints in and out: a folder (or hub id) of safetensors <-> sharded parameters.
 
 Everything is checked before the first byte of a tensor is read, and tensors then go one at a time from
 the file into the shards where they will live: peak host memory is the largest tensor, not the model.
@@ -21,10 +21,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from opd_jax.models import folders, hub_config, names, safetensors, transformer
+from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
-from opd_jax.models.safetensors import Tensor
 from opd_jax.sharding import Layout
+from opd_jax.storage import atomic_folder, huggingface_config, parameter_names, safetensors
+from opd_jax.storage.safetensors import Tensor
 from opd_jax.types import Params
 
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
@@ -43,15 +44,19 @@ def folder_of(source: str | Path) -> Path:
   if path.is_dir():
     return path
   if path.exists() or str(source).count('/') != 1 or str(source).startswith(('.', '/', '~')):
-    raise ValueError(f'hub: {source} is not a folder. Give the folder of a model, or a hub id such as Qwen/Qwen3-0.6B.')
+    raise ValueError(
+      f'hub: {source} is not a folder. Give the folder of a model, or a hub id such as Qwen/Qwen3-0.6B.'
+    )
   import huggingface_hub  # the one place that may need the network
 
   try:
-    patterns = ['*.safetensors', '*.json', *folders.COMPANIONS]
+    patterns = ['*.safetensors', '*.json', *atomic_folder.COMPANIONS]
     folder = Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
     if not any(folder.glob('*.safetensors')):
       held = _some(sorted(huggingface_hub.list_repo_files(str(source))))
-      raise ValueError(f'it holds no safetensors, but {held}; a pickle can run code and is never opened')
+      raise ValueError(
+        f'it holds no safetensors, but {held}; a pickle can run code and is never opened'
+      )
     return folder
   except Exception as error:  # the client raises a dozen types; all mean "cannot be had"
     raise ValueError(
@@ -68,7 +73,9 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
   if len(files) == 1:
     return safetensors.index(files[0])
   if files:
-    raise ValueError(f'hub: {folder} has {len(files)} safetensors files and no index; which belong together is unsaid.')
+    raise ValueError(
+      f'hub: {folder} has {len(files)} safetensors files and no index; which belong together is unsaid.'
+    )
   pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
   if pickles:
     raise ValueError(
@@ -89,10 +96,14 @@ def _sharded_tensors(folder: Path) -> dict[str, Tensor]:
       '"weight_map" from tensors to files. Download it again.'
     ) from error
   if absent := [file for file in files if not (folder / file).is_file()]:
-    raise ValueError(f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.')
+    raise ValueError(
+      f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.'
+    )
   held = {file: safetensors.index(folder / file) for file in files}
   if lost := sorted(name for name, file in weight_map.items() if name not in held[file]):
-    raise ValueError(f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.')
+    raise ValueError(
+      f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.'
+    )
   if stray := sorted(name for file in files for name in held[file] if weight_map.get(name) != file):
     raise ValueError(
       f'hub: shards of {folder} hold tensors that its index places elsewhere or not at all: {_some(stray)}. '
@@ -106,7 +117,13 @@ def _some(items: list[str], most: int = 12) -> str:
   return ', '.join(items[:most]) + rest
 
 
-def _checked(pieces: list[names.Piece], tensors: dict[str, Tensor], *, config: ModelConfig, folder: Path) -> None:
+def _checked(
+  pieces: list[parameter_names.Piece],
+  tensors: dict[str, Tensor],
+  *,
+  config: ModelConfig,
+  folder: Path,
+) -> None:
   """The name table is total both ways: missing, surplus, misshapen and mistyped tensors in one error."""
   wanted = {piece.name: piece for piece in pieces}
   duplicate = config.tied and 'lm_head.weight' in tensors
@@ -120,13 +137,17 @@ def _checked(pieces: list[names.Piece], tensors: dict[str, Tensor], *, config: M
     problems.append(f'{len(missing)} missing: {_some(missing)}')
   if surplus:
     problems.append(f'{len(surplus)} that this model does not have: {_some(surplus)}')
-  shared = [(tensors[name], wanted[name].published_shape) for name in sorted(wanted.keys() & tensors.keys())]
+  shared = [
+    (tensors[name], wanted[name].published_shape) for name in sorted(wanted.keys() & tensors.keys())
+  ]
   if bad := [f'{t.name} is {t.shape}, expected {shape}' for t, shape in shared if t.shape != shape]:
     problems.append(f'{len(bad)} of the wrong shape: {_some(bad)}')
   if bad := [f'{t.name} is {t.dtype}' for t, _ in shared if t.dtype not in safetensors.DTYPES]:
     problems.append(f'{len(bad)} of a dtype other than {sorted(safetensors.DTYPES)}: {_some(bad)}')
   if problems:
-    raise ValueError(f'hub: the tensors of {folder} do not fit its config.json: ' + '; '.join(problems) + '.')
+    raise ValueError(
+      f'hub: the tensors of {folder} do not fit its config.json: ' + '; '.join(problems) + '.'
+    )
   if duplicate and _differ(tensors['lm_head.weight'], tensors['model.embed_tokens.weight']):
     raise ValueError(
       f'hub: {folder} says its embeddings are tied, yet lm_head.weight differs from model.embed_tokens.weight. '
@@ -147,8 +168,12 @@ def _stored_dtype(tensors: Iterable[Tensor], folder: Path) -> str:
   for tensor in tensors:
     by_type.setdefault(tensor.dtype, []).append(tensor.name)
   if len(by_type) > 1:
-    groups = '; '.join(f'{kind}: {_some(sorted(names), most=3)}' for kind, names in sorted(by_type.items()))
-    raise ValueError(f'hub: {folder} mixes types ({groups}). Say which to store: --dtype, or param_dtype.')
+    groups = '; '.join(
+      f'{kind}: {_some(sorted(names), most=3)}' for kind, names in sorted(by_type.items())
+    )
+    raise ValueError(
+      f'hub: {folder} mixes types ({groups}). Say which to store: --dtype, or param_dtype.'
+    )
   return safetensors.DTYPES[next(iter(by_type))].name
 
 
@@ -188,13 +213,15 @@ def load(
       that of the parameters), remat.
   """
   folder = folder_of(source)
-  config = hub_config.read(folder)
+  config = huggingface_config.read(folder)
   tensors = tensors_of(folder)
-  pieces = names.pieces(config, layout)
+  pieces = parameter_names.pieces(config, layout)
   _checked(pieces, tensors, config=config, folder=folder)
   param_dtype = param_dtype or _stored_dtype((tensors[piece.name] for piece in pieces), folder)
-  config = dataclasses.replace(config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides})
-  target = names.flat(transformer.abstract(config, layout))
+  config = dataclasses.replace(
+    config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides}
+  )
+  target = parameter_names.flat(transformer.abstract(config, layout))
   params: dict[str, jax.Array] = {}
   for number, piece in enumerate(pieces):
     progress(number, len(pieces), piece.name)
@@ -209,15 +236,19 @@ def load(
     params[piece.path] = jax.block_until_ready(part)
     gc.collect(0)
   progress(len(pieces), len(pieces), '')
-  return config, names.nested(params)
+  return config, parameter_names.nested(params)
 
 
 def _on_host(array: jax.Array, at: tuple[int, ...]) -> np.ndarray:
   part = array[at] if at else array
-  return np.asarray(part if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True))
+  return np.asarray(
+    part if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True)
+  )
 
 
-def _shards(pieces: list[names.Piece], bytes_each: int, most: int) -> Iterator[list[names.Piece]]:
+def _shards(
+  pieces: list[parameter_names.Piece], bytes_each: int, most: int
+) -> Iterator[list[parameter_names.Piece]]:
   """Cuts the list where a file would grow beyond `most` bytes."""
   shard, size = [], 0
   for piece in pieces:
@@ -253,21 +284,25 @@ def save(
   dtype = dtype or config.param_dtype
   if dtype not in SAVED_DTYPES:
     raise ValueError(f'hub: cannot save as {dtype!r}; choose one of {sorted(SAVED_DTYPES)}.')
-  pieces, arrays = names.pieces(config, layout), names.flat(params)
+  pieces, arrays = parameter_names.pieces(config, layout), parameter_names.flat(params)
   saved = SAVED_DTYPES[dtype]
   shards = list(_shards(pieces, safetensors.DTYPES[saved].itemsize, max_file_bytes))
   total, done = len(pieces), itertools.count()
 
-  def stream(shard: list[names.Piece]) -> Iterator[np.ndarray]:
+  def stream(shard: list[parameter_names.Piece]) -> Iterator[np.ndarray]:
     for piece in shard:
       progress(next(done), total, piece.name)
       host = piece.published(_on_host(arrays[piece.path], piece.at))
       yield host.astype(safetensors.DTYPES[saved], copy=False)
 
-  with folders.fresh(destination) as folder:
+  with atomic_folder.fresh(destination) as folder:
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-      name = 'model.safetensors' if len(shards) == 1 else f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+      name = (
+        'model.safetensors'
+        if len(shards) == 1
+        else f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+      )
       weight_map |= {piece.name: name for piece in shard}
       header = safetensors.header_of((p.name, saved, p.published_shape) for p in shard)
       if jax.process_index() == 0:
@@ -275,11 +310,11 @@ def save(
       else:  # takes part in gathering what lies on several hosts
         collections.deque(stream(shard), maxlen=0)
     if jax.process_index() == 0:
-      _write_json(folder / 'config.json', hub_config.write(config, dtype=dtype))
+      _write_json(folder / 'config.json', huggingface_config.write(config, dtype=dtype))
       if len(shards) > 1:
         size = sum(math.prod(p.shape) for p in pieces) * safetensors.DTYPES[saved].itemsize
         _write_json(folder / INDEX, {'metadata': {'total_size': size}, 'weight_map': weight_map})
-    folders.copy_companions(companions, folder)
+    atomic_folder.copy_companions(companions, folder)
   progress(total, total, '')
 
 

@@ -1,0 +1,129 @@
+"""Floor 1. Where raw rows come from: JSON lines, Parquet files, data sets of the hub."""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+Raw = Mapping[str, Any]
+
+
+class Source:
+  """Raw rows with names, by number."""
+
+  def __len__(self) -> int:
+    raise NotImplementedError
+
+  def __getitem__(self, number: int) -> Raw:
+    raise NotImplementedError
+
+  def name(self, number: int) -> str:
+    raise NotImplementedError
+
+
+class JsonLines(Source):
+  """The objects of a file, one a line. The file is scanned once; rows are parsed when they are asked for."""
+
+  def __init__(self, path: str):
+    self.path = path
+
+  @functools.cached_property
+  def _offsets(self) -> np.ndarray:
+    found, at = [], 0
+    with open(self.path, 'rb') as stream:
+      for number, line in enumerate(stream, start=1):
+        if line.strip():
+          found.append((at, number))
+        at += len(line)
+    if not found:
+      raise ValueError(f'data: {self.path} holds no rows.')
+    return np.array(found)
+
+  def __len__(self) -> int:
+    return len(self._offsets)
+
+  def name(self, number: int) -> str:
+    return f'{self.path}, line {self._offsets[number][1]}'
+
+  def __getitem__(self, number: int) -> Raw:
+    with open(self.path, 'rb') as stream:
+      stream.seek(self._offsets[number][0])
+      return parsed(stream.readline().decode('utf-8'))
+
+
+class Table(Source):
+  """A `datasets` table: Parquet files here, or a data set by its hub id."""
+
+  def __init__(self, name: str, *load: Any, **options: Any):
+    self._name, self._load, self._options = name, load, options
+
+  @functools.cached_property
+  def _table(self) -> Any:
+    try:
+      import datasets
+    except ImportError as error:
+      raise ValueError(
+        f"data: {self._name} needs the package datasets: pip install 'opd_jax[data]'."
+      ) from error
+    try:
+      return datasets.load_dataset(*self._load, **self._options)
+    except (FileNotFoundError, ValueError, OSError) as error:
+      raise ValueError(
+        f'data: {self._name} cannot be read: {str(error).splitlines()[0]}'
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self._table)
+
+  def name(self, number: int) -> str:
+    return f'{self._name}, row {number}'
+
+  def __getitem__(self, number: int) -> Raw:
+    return self._table[int(number)]
+
+
+def json_lines(path: str) -> Source:
+  """A file of JSON objects, one a line."""
+  return JsonLines(path)
+
+
+def parquet(files: str) -> Source:
+  """Parquet files, as a path or a pattern."""
+  return Table(files, 'parquet', data_files=files, split='train')
+
+
+def hub(
+  name: str, *, config: str | None = None, split: str = 'train', revision: str | None = None
+) -> Source:
+  """A data set of the hub, downloaded once."""
+  return Table(name, name, config, split=split, revision=revision)
+
+
+def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """JSON objects of a stream of lines with their line numbers, from 1; blank lines are skipped.
+
+  Args:
+    lines: one object a line.
+    name: of the file, for errors.
+  """
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      row = parsed(line)
+    except ValueError as error:
+      raise ValueError(f'{name}, line {number}: {error}') from error
+    yield number, row
+
+
+def parsed(line: str) -> dict[str, Any]:
+  """The object that a line of JSON holds."""
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'not JSON ({error}). One object a line is expected.') from error
+  if not isinstance(row, dict):
+    raise ValueError(f'{type(row).__name__} instead of an object.')
+  return row

@@ -1,0 +1,102 @@
+"""Floor 1. Endless streams of a task's problems.
+
+A stream walks through a task in an order that the seed fixes, anew in every epoch; its whole state is a few numbers
+that go into the checkpoint. Every process reads the same rows: problems are small, and a run can then be resumed by
+another number of processes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import grain
+
+from opd_jax.data.problems import Problem, Task
+
+
+class _Left(NamedTuple):
+  """A row that is left out: bad where there is a message, unwanted where there is none. (grain waits at a None.)"""
+
+  message: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+  """Rows as problems, for grain: what cannot be read, or does not fit, comes back as what is wrong with it."""
+
+  task: Task
+  fits: Callable[[Problem], None] = lambda problem: None
+
+  def __len__(self) -> int:
+    return len(self.task.source)
+
+  def __getitem__(self, number: Any) -> Problem | _Left:
+    name = self.task.source.name(number)
+    try:
+      problem = self.task.read(self.task.source[number])
+      if problem is not None:
+        self.fits(problem)
+    except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
+      what = f'it has no {error}' if isinstance(error, KeyError) else str(error)
+      return _Left(f'{name}: {what}')
+    return _Left(None) if problem is None else problem._replace(name=name)
+
+
+class Stream(Iterator[Problem]):
+  """The problems of a task without end, shuffled anew in every epoch.
+
+  Args:
+    task: whose problems.
+    seed: of their order.
+    fits: raises ValueError for a problem that cannot be used; that makes its row a bad one.
+  """
+
+  def __init__(
+    self, task: Task, *, seed: int = 0, fits: Callable[[Problem], None] = lambda problem: None
+  ):
+    self.task, self.skipped = task, 0
+    order = grain.MapDataset.source(cast(Any, _Reading(task, fits))).seed(seed).shuffle().repeat()
+    self._iterator = iter(
+      order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
+    )
+
+  def __next__(self) -> Problem:
+    last = 'all are filtered out'
+    for _ in range(
+      2 * len(self.task.source) + 1
+    ):  # two epochs without one that is wanted: there is none
+      found = next(self._iterator)
+      if isinstance(found, Problem):
+        return found
+      if found.message is not None:
+        if self.task.on_bad_row == 'stop':
+          raise ValueError(
+            f'data: {found.message} (task {self.task.name}; on_bad_row="skip" leaves such rows out).'
+          )
+        self.skipped, last = self.skipped + 1, f'the last bad one is {found.message}'
+    raise ValueError(f'data: no row of the task {self.task.name} can be used: {last}.')
+
+  def take(self, count: int) -> list[Problem]:
+    return [next(self) for _ in range(count)]
+
+  def state(self) -> dict[str, Any]:
+    return {'grain': self._iterator.get_state(), 'skipped': self.skipped}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    self._iterator.set_state(state['grain'])
+    self.skipped = int(state['skipped'])
+
+
+def first(task: Task, count: int) -> list[Problem]:
+  """The first problems of a task in the order of its source: a fixed set to evaluate on."""
+  found: list[Problem] = []
+  reading = _Reading(task)
+  for number in range(len(reading)):
+    if len(found) == count:
+      break
+    problem = reading[number]
+    if isinstance(problem, Problem):
+      found.append(problem)
+    elif problem.message is not None and task.on_bad_row == 'stop':
+      raise ValueError(f'data: {problem.message}')
+  return found
