@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
+# make demo · make test · make docs · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo quick test docs lint format bench clean
 help:
 	@sed -n 1p Makefile
 
@@ -27,8 +27,22 @@ demo: $(VENV)/.installed
 	@$(PIP) --editable '.[plot]'
 	@JAX_PLATFORMS=cpu $(BIN)/opd demo --workdir runs/demo
 
+# `make test METHOD=aopd` runs what concerns one method: its formula, the laws, its certificate, its gin file.
+ifdef METHOD
+TESTS := tests/methods/$(METHOD)_test.py tests/contract_test.py tests/certify_test.py tests/experiments_test.py -k $(METHOD)
+else
+NUMPROCESSES := --numprocesses 2
+endif
 test: $(STAMP)
-	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	@$(BIN)/python -m pytest $(NUMPROCESSES) $(TESTS) $(ARGS)
+
+# A minute: the floors and sizes, the mathematics, every formula, and one method through everything.
+quick: $(STAMP)
+	@$(BIN)/python -m pytest --numprocesses 2 tests/floors_test.py tests/sizes_test.py tests/losses/divergences_test.py \
+	  tests/losses/supports_test.py tests/methods tests/contract_test.py tests/quick_test.py $(ARGS)
+
+docs: $(STAMP)
+	@JAX_PLATFORMS=cpu $(BIN)/python docs/generate.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --level error

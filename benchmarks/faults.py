@@ -43,7 +43,7 @@ class Bench:
 
   def start(self, workdir: str | Path, *bindings: str, files=FILES) -> subprocess.Popen:
     known = (
-      f'TEACHER = "{self.folder / "teacher"}"', 'STEPS = 6', 'PROMPTS = 8', 'experiment.Evaluation.problems = 8',
+      f'TEACHER = "{self.folder / "teacher"}"', 'STEPS = 6', 'PROMPTS = 8', 'evaluator.Evaluation.problems = 8',
       'experiment.Experiment.checkpoint_every = 2', *bindings,
     )  # fmt: skip
     flags = [flag for file in files for flag in ('--gin_file', str(ROOT / 'experiments' / file))]

@@ -23,8 +23,8 @@ def command(workdir: Path, teacher: Path, steps: int) -> list[str]:
   files = [flag for file in FILES for flag in ('--gin_file', str(ROOT / 'experiments' / file))]
   bindings = (
     f'TEACHER = "{teacher}"', f'STEPS = {steps}', 'PROMPTS = 8', 'presets.tiny.width = 64',
-    'experiment.Experiment.checkpoint_every = 1', 'experiment.Evaluation.every = 5',
-    'experiment.Evaluation.problems = 8',
+    'experiment.Experiment.checkpoint_every = 1', 'evaluator.Evaluation.every = 5',
+    'evaluator.Evaluation.problems = 8',
   )  # fmt: skip
   flags = [flag for binding in bindings for flag in ('--gin_bindings', binding)]
   return [

@@ -26,9 +26,10 @@ from opd_jax.sharding import mesh_layout
 try:
   from opd_jax.storage import orbax_folder
 except ImportError:
-  from opd_jax.storage import orbax_folder as orbax_folder
+  from opd_jax.storage import orbax_folder
 _, params = orbax_folder.load(Path(sys.argv[1]), mesh_layout())
-np.savez(sys.argv[2], **{jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)})
+leaves = jax.tree_util.tree_leaves_with_path(params)
+np.savez(sys.argv[2], **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
 """
 
 

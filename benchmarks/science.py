@@ -32,17 +32,18 @@ STUDENTS = {'weak': 100, 'strong': 200}  # steps of SFT
 TEACHER_STEPS, STEPS, PROBLEMS = 300, 60, 512
 WARM, DISTILLED = 100, 100  # of the comparison of precisions
 PROCESSES = 2
+ACCURACY = 'eval/sums/avg@1'
 SFT, COMMON = ('methods/sft.gin',), ('models/small.gin', 'data/sums.gin')
 
 
 def built(files: Sequence[str], bindings: Sequence[str], seed: int):
-  from opd_jax import cli
+  from opd_jax import configuration
 
   bindings = (
-    *bindings, f'experiment.Experiment.seed = {seed}', f'experiment.Evaluation.problems = {PROBLEMS}',
-    'experiment.Evaluation.every = 1000', 'experiment.Experiment.checkpoint_every = 1000',
+    *bindings, f'experiment.Experiment.seed = {seed}', f'evaluator.Evaluation.problems = {PROBLEMS}',
+    'evaluator.Evaluation.every = 1000', 'experiment.Experiment.checkpoint_every = 1000',
   )  # fmt: skip
-  return cli.build([str(ROOT / file) for file in (*COMMON, *files)], bindings)
+  return configuration.build([str(ROOT / file) for file in (*COMMON, *files)], bindings)
 
 
 def trained(experiment, config: str, workdir: Path) -> None:
@@ -53,8 +54,8 @@ def trained(experiment, config: str, workdir: Path) -> None:
   if (workdir / 'student').exists():
     return
   began = time.monotonic()
-  ears = loop.Listener(say=lambda text: None)
-  outcome = loop.train(experiment, workdir, config=config, skip_preflight=True, ears=ears)
+  listener = loop.Listener(say=lambda text: None)
+  outcome = loop.train(experiment, workdir, config=config, skip_preflight=True, listener=listener)
   shutil.rmtree(workdir / 'part', ignore_errors=True)
   orbax_folder.save(workdir / 'part', experiment.model, outcome.state.params)
   (workdir / 'part').rename(workdir / 'student')
@@ -67,17 +68,17 @@ def trained(experiment, config: str, workdir: Path) -> None:
 
 def ends(workdir: Path) -> tuple[float, float]:
   """Accuracy before and after."""
-  from opd_jax.training import metrics
+  from opd_jax.training import recorder
 
-  found = [row['eval/accuracy'] for row in metrics.read(workdir) if 'eval/accuracy' in row]
+  found = [row[ACCURACY] for row in recorder.read(workdir) if ACCURACY in row]
   return found[0], found[-1]
 
 
 def last(workdir: Path, name: str) -> float:
   """Mean of a metric over the last ten steps."""
-  from opd_jax.training import metrics
+  from opd_jax.training import recorder
 
-  return statistics.fmean([row[name] for row in metrics.read(workdir) if name in row][-10:])
+  return statistics.fmean([row[name] for row in recorder.read(workdir) if name in row][-10:])
 
 
 def sft(workdir: Path, seed: int, steps: int) -> None:
@@ -114,7 +115,7 @@ def everywhere(pool, jobs) -> None:
 
 
 def methods(folder: Path, seeds: int, pool) -> None:
-  from opd_jax import console
+  from opd_jax.commands import console
 
   everywhere(pool, [(sft, folder / 'teacher', 0, TEACHER_STEPS)])
   apart = seeds + 1, seeds + 2  # seeds that only choose rates
@@ -185,7 +186,7 @@ def two_stages(folder: Path, dtype: str, seed: int) -> None:
 
 
 def precision(folder: Path, seeds: int, pool) -> None:
-  from opd_jax import console
+  from opd_jax.commands import console
 
   everywhere(pool, [(sft, folder / 'teacher', 0, TEACHER_STEPS)])
   types = 'float32', 'bfloat16'

@@ -17,6 +17,7 @@ import numpy as np
 from opd_jax.inference import scorer
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.types import ScoreRequest
 
 VOCABULARY = 151_936
 MIB = 2**20
@@ -40,15 +41,17 @@ def memory(tokens: int) -> None:
   """One forward of `tokens` response tokens through a narrow model, whose own activations hardly count."""
   config, layout = presets.tiny(vocab_size=VOCABULARY), mesh_layout()
   params = transformer.init(config, layout, jax.random.key(0))
-  needs = scorer.Needs(entropy=True, top_k=8)
+  request = ScoreRequest(entropy=True, top_k=8)
   batch = arguments(tokens // 512, 512)
-  compiled = scorer.score.lower(params, *batch, config=config, layout=layout, needs=needs).compile()
+  compiled = scorer.score.lower(
+    params, *batch, config=config, layout=layout, request=request
+  ).compile()
   temporaries = compiled.memory_analysis().temp_size_in_bytes
   jax.block_until_ready(
-    scorer.score(params, *arguments(1, 512), config=config, layout=layout, needs=needs)
+    scorer.score(params, *arguments(1, 512), config=config, layout=layout, request=request)
   )
   before = status('VmHWM')
-  jax.block_until_ready(scorer.score(params, *batch, config=config, layout=layout, needs=needs))
+  jax.block_until_ready(scorer.score(params, *batch, config=config, layout=layout, request=request))
   extra, dense = status('VmHWM') - before, tokens * VOCABULARY * 4
   print(
     f'{tokens:8} {temporaries / MIB:12.0f} MiB {extra / MIB:18.0f} MiB {dense / MIB:14.0f} MiB',

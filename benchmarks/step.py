@@ -18,22 +18,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from opd_jax import host, teachers
+from opd_jax import host, judges
 from opd_jax.data.problems import Problem, Task, question
 from opd_jax.data.sources import Source
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import CharacterTokenizer
-from opd_jax.inference.decoding import Decoding, forbid
+from opd_jax.inference.decoding import Decoding, Forbid
 from opd_jax.inference.sampler import Sampling
-from opd_jax.losses import divergences
+from opd_jax.losses.divergences import ReverseKL
 from opd_jax.methods.gkd import gkd
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import orbax_folder
-from opd_jax.training import optimisers
-from opd_jax.training.bench import Bench, begin
-from opd_jax.training.checkpoints import RunPosition
+from opd_jax.training import optimisers, verbs
 from opd_jax.training.experiment import Experiment, Stage
+from opd_jax.training.runtime import build_runtime
+from opd_jax.training.state import RunPosition, initial_state
 
 V, BATCH, PROMPT, NEW = 2048, 8, 32, 64
 ALPHABET = ''.join(chr(0x4E00 + number) for number in range(V - len(CharacterTokenizer.SPECIALS)))
@@ -69,32 +69,32 @@ def ours(steps: int) -> dict[str, list[float]]:
     )
     never = V - 1
     stage = Stage(
-      method=gkd(divergence=divergences.reverse_kl(), student_fraction=1.0),
+      method=gkd(divergence=ReverseKL(), student_fraction=1.0),
       task=Task(name='words', source=Words(), read=lambda row: Problem(question(row['text']))),
       steps=steps, prompts=BATCH, optimiser=optimisers.adamw(rate=1e-6), template=Template(chat=False),
-      sampling=Sampling(decoding=Decoding(rules=(forbid((never,)),), stop_tokens=(never,)), budget=NEW, slots=BATCH),
-      judges={'teacher': teachers.frozen(f'{folder}/teacher')},
+      sampling=Sampling(decoding=Decoding(rules=(Forbid((never,)),), stop_tokens=(never,)), budget=NEW, slots=BATCH),
+      judges={'teacher': judges.frozen(f'{folder}/teacher')},
     )  # fmt: skip
     tokenizer = CharacterTokenizer(ALPHABET)
     experiment = Experiment(
       model=model(128, 2), layout=layout, stages=(stage,), tokenizer=tokenizer
     )
-    bench = Bench(experiment, stage)
-  state = begin(experiment, stage, transformer.init(experiment.model, layout, jax.random.key(0)))
+    runtime = build_runtime(experiment, 0)
+  params = transformer.init(experiment.model, layout, jax.random.key(0))
+  state, stream = initial_state(experiment, stage, params), runtime.stream()
   seconds: dict[str, list[float]] = {'sample': [], 'score': [], 'weigh': [], 'update': []}
   for number in range(steps):
-    bench.look_at(state)
-    place = RunPosition(step=number, rows=number * BATCH)
+    position, weights = RunPosition(step=number, rows=number * BATCH), state.weights
     clock = [time.perf_counter()]
-    written = bench.sample(place, bench.stream.take(BATCH))
+    responses = verbs.sample(runtime, weights, stream.take(BATCH), position)
     clock.append(time.perf_counter())
-    evidence = jax.block_until_ready(bench.score(place, written))
+    evidence = jax.block_until_ready(verbs.score(runtime, weights, responses, position))
     clock.append(time.perf_counter())
-    batch, _ = jax.block_until_ready(bench.weigh(evidence))
+    batch, _ = jax.block_until_ready(verbs.weigh(runtime, weights, evidence))
     clock.append(time.perf_counter())
-    state, told = bench.update(state, batch)
+    state, metrics = verbs.update(runtime, state, batch)
     clock.append(time.perf_counter())
-    assert told['tokens'] == BATCH * NEW
+    assert metrics['tokens'] == BATCH * NEW
     for verb, before, after in zip(seconds, clock, clock[1:], strict=False):
       seconds[verb].append(after - before)
   return seconds

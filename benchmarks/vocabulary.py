@@ -18,20 +18,22 @@ import time
 import jax
 import jax.numpy as jnp
 
-from opd_jax.losses import divergences, supports, terms, vocabulary
+from opd_jax.losses import vocabulary
+from opd_jax.losses.divergences import ForwardKL, JensenShannon, ReverseKL
+from opd_jax.losses.rest_rules import Tail
+from opd_jax.losses.supports import FULL, Support, TeacherTopK
+from opd_jax.losses.terms import DivergenceTerm
 from opd_jax.losses.vocab_shard import Target
-from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.sharding import mesh_layout
 
 V, TOP = 151_936, 32
 LAYOUT = mesh_layout()
+BEST = Support(entries=TeacherTopK(TOP), rest=Tail())
 TERMS = {
-  'reverse KL': terms.divergence(divergences.reverse_kl(), supports.full()),
-  'forward KL': terms.divergence(divergences.forward_kl(), supports.full()),
-  'JSD': terms.divergence(divergences.jensen_shannon(beta=0.5), supports.full()),
-  f'top {TOP}': terms.divergence(
-    divergences.forward_kl(), supports.teacher_top_k(TOP, close=supports.tail())
-  ),
+  'reverse KL': DivergenceTerm(divergence=ReverseKL(), support=FULL),
+  'forward KL': DivergenceTerm(divergence=ForwardKL(), support=FULL),
+  'JSD': DivergenceTerm(divergence=JensenShannon(beta=0.5), support=FULL),
+  f'top {TOP}': DivergenceTerm(divergence=ForwardKL(), support=BEST),
 }
 
 
@@ -69,9 +71,9 @@ def program(label: str, tokens: int, *, tile: int | None):
       log_p = jax.nn.log_softmax(hidden[0] @ head)
       log_q = jax.lax.stop_gradient(jax.nn.log_softmax(target.hidden[0] @ target.head))
       return plain(log_p, log_q, label).mean()
-    weighted_terms = (WeightedTerm(TERMS[label], jnp.full(response.shape, 1 / tokens), {}),)
+    weighted = (TERMS[label](jnp.full(response.shape, 1 / tokens)),)
     return vocabulary.weighted_sum(
-      hidden, head, response, target, weighted_terms, layout=LAYOUT, tile=tile
+      hidden, head, response, {'teacher': target}, weighted, layout=LAYOUT, tile=tile
     )[0]
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
@@ -93,8 +95,11 @@ def products(hidden, head, response, target) -> float:
   """Seconds of the four bare products, each whole."""
   logits = jnp.zeros((hidden.shape[1], V))
   pairs = (
-    (hidden[0], head), (target.hidden[0], target.head), (logits, head.T), (hidden[0].T, logits)
-  )  # fmt: skip
+    (hidden[0], head),
+    (target.hidden[0], target.head),
+    (logits, head.T),
+    (hidden[0].T, logits),
+  )
   multiply = jax.jit(jnp.matmul)
   return sum(measured(multiply, pair)[0] for pair in pairs)
 

@@ -24,6 +24,13 @@ def barrier(where: str) -> None:
     multihost_utils.sync_global_devices(where)
 
 
+def any_process_each(here: np.ndarray) -> np.ndarray:
+  """Entry by entry, whether it is true in any process."""
+  if jax.process_count() == 1:
+    return here
+  return multihost_utils.process_allgather(np.asarray(here)).any(axis=0)
+
+
 def any_process(here: bool) -> bool:
   """Whether it is true in any process."""
   return (

@@ -13,11 +13,13 @@ and the second is not, so they need two names.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -88,10 +90,7 @@ class Layout:
         f'{len(devices)} {devices[0].platform} device(s) are here. Use a smaller layout; on a CPU, '
         f'JAX_NUM_CPU_DEVICES={wanted} in the environment simulates them.'
       )
-    names = tuple(name for name, _ in self.shape)
-    # make_mesh would choose Explicit axes by itself, which turns a gather on a cut axis into a type error.
-    auto = (AxisType.Auto,) * len(names)
-    return jax.make_mesh(tuple(sizes), names, axis_types=auto, devices=devices[:wanted])
+    return _arranged({name: n for (name, _), n in zip(self.shape, sizes, strict=True)}, devices)
 
   @property
   def is_single(self) -> bool:
@@ -158,6 +157,50 @@ class Layout:
     return x if self.is_single else jax.lax.with_sharding_constraint(x, self.sharding(*names))
 
 
+def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
+  """A mesh on the first devices. Where whole axes of a torus do not fit, its axes are split: slower, but a mesh."""
+  names, shape = tuple(sizes), tuple(sizes.values())
+  used = devices[: math.prod(shape)]
+  # make_mesh would choose Explicit axes by itself, which turns a gather on a cut axis into a type error.
+  auto = (AxisType.Auto,) * len(names)
+  try:
+    return jax.make_mesh(shape, names, axis_types=auto, devices=used)
+  except NotImplementedError:
+    pass  # whole axes do not fit
+  except AssertionError as error:
+    raise ValueError(_no_mesh(sizes, devices)) from error
+  try:
+    array = mesh_utils.create_device_mesh(shape, used, allow_split_physical_axes=True)
+  except (NotImplementedError, AssertionError, ValueError) as error:
+    raise ValueError(_no_mesh(sizes, devices)) from error
+  return Mesh(array, names, axis_types=auto)
+
+
+def _no_mesh(sizes: dict[str, int], devices: list[Any]) -> str:
+  """Why sizes do not fit the devices, and which do."""
+  count = math.prod(sizes.values())
+  wanted = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+  whole, used = _topology(devices), _topology(devices[:count])
+  shown = f', which form {" x ".join(map(str, whole))}' if whole else ''
+  start = f'Layout: {wanted} cannot be laid over the first {count} of {len(devices)} devices{shown}'
+  if used is not None:
+    subsets = itertools.product((False, True), repeat=len(used))
+    fitting = sorted({math.prod(itertools.compress(used, subset)) for subset in subsets})
+    return f'{start}. Choose each size among {fitting}, with the product {count}.'
+  blocks = [n for n in range(1, len(devices) + 1) if _topology(devices[:n]) is not None]
+  advice = f'whose product is one of {blocks}' if blocks else f'whose product is {len(devices)}'
+  return f'{start}: these are no whole block. Choose sizes {advice}, or name the devices.'
+
+
+def _topology(devices: list[Any]) -> tuple[int, ...] | None:
+  """The sides of the block that devices fill, the cores of a chip last; None where they fill none or do not say."""
+  if not all(hasattr(device, 'coords') for device in devices):
+    return None
+  places = [(*device.coords, device.core_on_chip) for device in devices]
+  sides = tuple(max(axis) - min(axis) + 1 for axis in zip(*places, strict=True))
+  return tuple(side for side in sides if side > 1) if math.prod(sides) == len(devices) else None
+
+
 def mesh_layout(
   *,
   data: int = 1,
@@ -177,11 +220,9 @@ def mesh_layout(
   >>> tuple(mesh_layout(tensor=1).spec('vocab', 'embed'))
   ('tensor', 'fsdp')
   """
-  known = [name for name, _ in RULES]
-  if unknown := [name for name in replicate if name not in known]:
-    raise ValueError(
-      f'mesh_layout: replicate names unknown logical axes {unknown}; known: {known}.'
-    )
+  axes = [name for name, _ in RULES]
+  if unknown := [name for name in replicate if name not in axes]:
+    raise ValueError(f'mesh_layout: replicate names unknown logical axes {unknown}; known: {axes}.')
   rules = tuple((name, None if name in replicate else entry) for name, entry in RULES)
   return Layout(
     shape=(('data', data), ('fsdp', fsdp), ('tensor', tensor)), rules=rules, devices=devices

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax.static import static
+
 # Batches are made on the host by numpy and become device arrays on their way into a program.
 AnyArray = Array | np.ndarray
 
@@ -38,6 +40,10 @@ class Prompts(NamedTuple):
 # How a response ended, in the numbering of `Rollout.ended_by`.
 ENDINGS = ('running', 'stop', 'budget', 'context', 'repetition')
 
+# Who wrote a token, in the numbering of `Rollout.writer`.
+WRITERS = ('nobody', 'student', 'teacher', 'data')
+NOBODY, STUDENT, TEACHER, DATA = range(len(WRITERS))
+
 
 class TopK(NamedTuple):
   """The likeliest tokens, best first, with their log-probabilities over the full vocabulary."""
@@ -51,25 +57,90 @@ class Rollout(NamedTuple):
 
   prompt: Prompts
   response: Int[AnyArray, 'B R']  # right-padded; a stop token is part of the response
-  mask: Bool[AnyArray, 'B R']  # True where a token was written and counts
-  by_student: Bool[AnyArray, 'B R']  # False where a teacher or a dataset wrote it
+  mask: Bool[AnyArray, 'B R']  # True where a token counts; a prefix is written and does not count
+  writer: Int[AnyArray, 'B R']  # index into WRITERS; nobody: padding
   behaviour_logp: Float[AnyArray, 'B R']  # under the distribution drawn from: after every rule
-  logp: Float[AnyArray, 'B R']  # under the student that wrote, temperature one, full vocabulary
-  entropy: Float[AnyArray, 'B R'] | None  # of that student, where it was recorded
+  logp: Float[AnyArray, 'B R']  # under the model that wrote, temperature one, full vocabulary
+  entropy: Float[AnyArray, 'B R'] | None  # of that model, where it was recorded
   top_k: TopK | None  # [B, R, C], where it was recorded
   ended_by: Int[AnyArray, ' B']  # index into ENDINGS
   version: Int[AnyArray, ' B']  # stamp of the weights that wrote the row
   reward: Float[AnyArray, ' B']  # verifier's outcome; NaN while nobody has checked
 
+  @property
+  def by_student(self) -> Bool[AnyArray, 'B R']:
+    return self.writer == STUDENT
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Columns of each response up to the last token that anybody wrote; of rollouts in host memory."""
+    written = np.asarray(self.writer) != NOBODY
+    return np.where(written.any(axis=1), written.shape[1] - np.argmax(written[:, ::-1], axis=1), 0)
+
+
+@static
+class ScoreRequest:
+  """What a judge is asked for besides the log-probability of the written token. Requests compose with `|`.
+
+  Args:
+    entropy: of the whole distribution.
+    top_k: how many of the likeliest tokens, with their log-probabilities.
+    at_student_top_k: log-probabilities at this many of the *student's* likeliest tokens.
+    hidden: the states that predict each token, after the last norm; with the head, the whole distribution.
+    layers: the same after these layers (0 is the first), before the last norm.
+    temperature: of the distribution that all these numbers are of.
+  """
+
+  entropy: bool = False
+  top_k: int = 0
+  at_student_top_k: int = 0
+  hidden: bool = False
+  layers: tuple[int, ...] = ()
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    if self.top_k < 0 or self.at_student_top_k < 0 or not self.temperature > 0:
+      raise ValueError(
+        f'ScoreRequest: top_k and at_student_top_k must not be negative, temperature must be above 0; got {self}.'
+      )
+
+  def __or__(self, other: 'ScoreRequest') -> 'ScoreRequest':
+    if PLAIN in (self, other):
+      return other if self == PLAIN else self
+    if self.temperature != other.temperature:
+      raise ValueError(
+        f'ScoreRequest: one judge cannot answer at temperatures {self.temperature} and {other.temperature} at once. '
+        'Ask under two names.'
+      )
+    return ScoreRequest(
+      entropy=self.entropy or other.entropy,
+      top_k=max(self.top_k, other.top_k),
+      at_student_top_k=max(self.at_student_top_k, other.at_student_top_k),
+      hidden=self.hidden or other.hidden,
+      layers=tuple(sorted({*self.layers, *other.layers})),
+      temperature=self.temperature,
+    )
+
+
+PLAIN = ScoreRequest()  # nothing but the log-probability of the written token
+
 
 class Scores(NamedTuple):
   """One judge's view of a rollout; what was not asked for is None."""
 
-  logp: Float[AnyArray, 'B R']  # of the written token, temperature one, full vocabulary, float32
-  entropy: Float[AnyArray, 'B R'] | None
-  top_k: TopK | None  # [B, R, C]
-  at_ids: Float[AnyArray, 'B R C'] | None  # log-probabilities of the tokens that were asked about
-  hidden: (
-    Float[AnyArray, 'B R D'] | None
-  )  # states that predict each token; with the head, the whole distribution
-  layers: Float[AnyArray, 'B R J D'] | None  # the same after chosen layers
+  logp: Float[AnyArray, 'B R']  # of the written token, full vocabulary, float32
+  known: Bool[AnyArray, 'B R']  # False for tokens that the judge did not score
+  entropy: Float[AnyArray, 'B R'] | None = None
+  top_k: TopK | None = None  # [B, R, C]
+  at_ids: TopK | None = (
+    None  # [B, R, C]: the ids that were asked about, and what the judge gives them
+  )
+  hidden: Float[AnyArray, 'B R D'] | None = None  # states that predict each token
+  layers: Float[AnyArray, 'B R J D'] | None = None  # the same after chosen layers
+
+
+class Weights(NamedTuple):
+  """The weights of a run that move: of the student, and of judges that are earlier selves of it."""
+
+  student: Params
+  snapshots: Mapping[str, Params]

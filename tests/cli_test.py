@@ -1,5 +1,6 @@
 """`opd`: what it prints, and that every refusal is one readable message with status 2."""
 
+import ast
 import io
 import json
 import subprocess
@@ -14,6 +15,7 @@ from opd_jax.sharding import mesh_layout
 from opd_jax.storage import huggingface, orbax_folder
 
 TINY = 'experiments/models/tiny.gin'
+COMMANDS = 'certify convert demo export methods new-method plan sample score train'
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_plan_tells_what_a_stage_holds_without_touching_a_judge(opd):
   held = plan['stages']['train']
   assert (
     status == 0
-    and held['parameters'] == held['gradient'] == held['selves'] == plan['bytes_per_device']
+    and held['parameters'] == held['gradient'] == held['snapshots'] == plan['bytes_per_device']
   )
   assert held['optimiser'] == pytest.approx(2 * held['parameters'], rel=1e-6)  # Adam
   assert held['writer'] == held['parameters'] / 2  # bfloat16
@@ -278,8 +280,8 @@ def test_prompts_come_from_standard_input_too(opd, monkeypatch):
   'flags, words',
   [
     (['--model', 'huge'], 'neither a folder nor a preset'),
-    (['--model', 'tiny', '--temperature', '-1'], 'temperature: must be above 0'),
-    (['--model', 'tiny', '--temperature', 'nan'], 'temperature: must be above 0 and finite'),
+    (['--model', 'tiny', '--temperature', '-1'], 'Temperature: must be above 0'),
+    (['--model', 'tiny', '--temperature', 'nan'], 'Temperature: must be above 0 and finite'),
     (['--model', 'tiny', '--top_p', '2'], 'p must lie in (0, 1]'),
     (['--model', 'tiny', '--max_new_tokens', '-1'], 'budget must be at least 0'),
     (['--model', 'tiny', '--samples', '0'], '--samples must be at least 1'),
@@ -296,15 +298,91 @@ def test_methods_prints_a_table_or_json(opd):
   assert isinstance(json.loads(opd('methods', '--json')[1]), list)
 
 
+def test_methods_shows_what_one_method_can_be_told(opd):
+  status, out, _ = opd('methods', 'opd')
+  assert status == 0 and 'opd.opd.coefficient' in out and '1.0' in out and 'log q(y_t)' in out
+  shown = json.loads(opd('methods', 'opd', '--json')[1])
+  assert shown['arguments'] == {'coefficient': '1.0'} and shown['doc']
+  status, _, err = opd('methods', 'opdd')
+  assert status == 2 and "no method is called 'opdd'; there are aopd" in err
+  status, _, err = opd('methods', '--module', 'nowhere_at_all')
+  assert status == 2 and '--module nowhere_at_all cannot be imported' in err
+
+
+# --- new-method -------------------------------------------------------------------------------------
+
+
+def test_a_new_method_comes_with_a_configuration_and_a_test_that_fails(opd, tmp_path, monkeypatch):
+  (tmp_path / 'opd_jax' / 'methods').mkdir(parents=True)
+  monkeypatch.setattr('opd_jax.commands.new_method.ROOT', tmp_path)
+  status, out, _ = opd('new-method', 'soft_opd')
+  assert status == 0
+  files = [
+    f'{folder}/soft_opd{end}'
+    for folder, end in (
+      ('opd_jax/methods', '.py'),
+      ('experiments/methods', '.gin'),
+      ('tests/methods', '_test.py'),
+    )
+  ]
+  assert all(file in out and (tmp_path / file).is_file() for file in files)
+  method, config, test = ((tmp_path / file).read_text() for file in files)
+  tree = ast.parse(method)
+  (made,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+  assert made.name == 'soft_opd' and ast.get_docstring(made) and 'VARIANTS' in method
+  assert 'METHOD = @soft_opd.soft_opd()' in config and '# Command  opd train' in config
+  assert 'raise NotImplementedError' in test and ast.parse(test)
+  status, _, err = opd('new-method', 'soft_opd')
+  assert status == 2 and 'soft_opd.py is already there' in err
+  assert (tmp_path / files[0]).read_text() == method
+
+
+def test_a_new_method_may_lie_outside_the_package(opd, tmp_path):
+  assert opd('new-method', 'mine', '--folder', tmp_path / 'own')[0] == 0
+  names = sorted(path.name for path in (tmp_path / 'own').iterdir())
+  assert names == ['mine.gin', 'mine.py', 'mine_test.py']
+  config = (tmp_path / 'own' / 'mine.gin').read_text()
+  assert '\nimport mine\n' in config and 'METHOD = @mine.mine()' in config
+  assert f'# Command  PYTHONPATH={tmp_path / "own"} opd train' in config
+  status, _, err = opd('new-method', 'json', '--folder', tmp_path)
+  assert status == 2 and "a module that exists is called 'json'" in err
+
+
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('my-method', 'no name of a Python function'),
+    ('3opd', 'no name of a Python function'),
+    ('class', 'a word of Python'),
+    ('match', 'a word of Python'),
+    ('aopd', 'aopd.py is already there'),
+    ('Aopd', 'lower case'),
+  ],
+)
+def test_a_new_method_needs_a_name_that_can_be_one(opd, tmp_path, name, words):
+  status, _, err = opd('new-method', name)
+  assert status == 2 and words in err
+
+
 def test_help_names_every_command_and_needs_no_jax():
-  """`opd --help` answers at once: nothing heavy is imported for it."""
-  code = "import sys; from opd_jax import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+  """`opd --help` and `opd COMMAND --help` answer at once: nothing heavy is imported for them."""
+  code = """
+import sys
+from opd_jax import cli
+
+for words in ([], *([name] for name in cli.subcommands())):
+  try:
+    cli.main([*words, '--help'])
+  except SystemExit as error:
+    assert error.code == 0
+assert 'jax' not in sys.modules and 'numpy' not in sys.modules
+"""
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False
   )
   assert done.returncode == 0, done.stderr
-  for command in ('sample', 'score', 'convert', 'plan', 'methods'):
-    assert command in done.stdout
+  for command in COMMANDS.split():
+    assert f'\n    {command}' in done.stdout and f'usage: opd {command} ' in done.stdout
 
 
 @pytest.mark.parametrize(

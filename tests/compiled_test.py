@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from opd_jax.losses import divergences, supports, terms, vocabulary
+from opd_jax.losses import vocabulary
+from opd_jax.losses.divergences import ForwardKL, JensenShannon, ReverseKL
+from opd_jax.losses.rest_rules import Tail
+from opd_jax.losses.supports import FULL, StudentTopK, Support
+from opd_jax.losses.terms import DivergenceTerm, PolicyGradient
 from opd_jax.losses.vocab_shard import Target
-from opd_jax.losses.vocabulary import WeightedTerm
 from opd_jax.sharding import mesh_layout
 
 B, R, D, V, TILE = 8, 128, 4, 4096, 16
+TOP = Support(entries=StudentTopK(8), rest=Tail())
 TERMS = {
-  'reverse full': terms.divergence(divergences.reverse_kl(), supports.full()),
-  'jsd full': terms.divergence(divergences.jensen_shannon(beta=0.5), supports.full()),
-  'student top': terms.divergence(
-    divergences.forward_kl(), supports.student_top_k(8, close=supports.tail())
-  ),
-  'policy gradient': terms.policy_gradient(),
+  'reverse full': DivergenceTerm(divergence=ReverseKL(), support=FULL),
+  'jsd full': DivergenceTerm(divergence=JensenShannon(beta=0.5), support=FULL),
+  'student top': DivergenceTerm(divergence=ForwardKL(), support=TOP),
+  'policy gradient': PolicyGradient(),
 }
 COLLECTIVE = re.compile(
   r' = \(?(.*?)\)? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)'
@@ -31,9 +33,8 @@ def compiled(layout, term):
   target = Target(hidden=shape(B, R, 2 * D), head=shape(2 * D, V))
 
   def loss(hidden, head, response, target, coefficient):
-    weighted_terms = (WeightedTerm(term, coefficient, {}),)
     return vocabulary.weighted_sum(
-      hidden, head, response, target, weighted_terms, layout=layout, tile=TILE
+      hidden, head, response, {'teacher': target}, (term(coefficient),), layout=layout, tile=TILE
     )
 
   program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -72,10 +73,11 @@ def test_memory_does_not_grow_with_tokens():
     shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
 
     def loss(hidden, head, target):
-      weighted_terms = (WeightedTerm(term, jnp.ones((rows, R)), {}),)
+      weighted = (term(jnp.ones((rows, R))),)
       response = jnp.zeros((rows, R), jnp.int32)
+      targets = {'teacher': target}
       return vocabulary.weighted_sum(
-        hidden, head, response, target, weighted_terms, layout=layout, tile=TILE
+        hidden, head, response, targets, weighted, layout=layout, tile=TILE
       )[0]
 
     target = Target(hidden=shape(rows, R, 2 * D), head=shape(2 * D, V))

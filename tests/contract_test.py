@@ -1,196 +1,253 @@
-"""The laws of a method, over every method found: through real models, the scorer and the vocabulary pass."""
+"""The laws of a method, over every method and variant found: what `weigh` may depend on, and what on it."""
 
 import functools
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import evidence_worlds as worlds
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import worlds
 
+from opd_jax.claims import Unbiased, to_teacher
+from opd_jax.method import Evidence, Method
+from opd_jax.method_reads import judges_read
 from opd_jax.methods import discover
-from opd_jax.models import transformer
-from opd_jax.sharding import mesh_layout
-from opd_jax.training import step
-from opd_jax.training.step import gradient
 
-METHODS = {entry.name: entry.make() for entry in discover()}
-ALL = pytest.mark.parametrize('name', METHODS)
+VARIANTS = {
+  f'{entry.name} {variant}'.strip(): functools.partial(entry.make, **settings)
+  for entry in discover()
+  for variant, settings in {'': {}, **entry.variants}.items()
+}
+ALL = pytest.mark.parametrize('name', VARIANTS)
+
+V = 64  # as many as a method may ask the best of
+STUDENT, TEACHER, REFERENCE = 1.5 * np.random.RandomState(5).randn(3, worlds.ROWS, worlds.R, V)
+RESPONSE = np.random.RandomState(6).randint(0, V, (worlds.ROWS, worlds.R)).astype(np.int32)
+TEACHER[0, 0, RESPONSE[0, 0]] += 14.0  # a token of which the teacher is all but certain
+UNKNOWN = {'teacher': [(4, 1), (4, 3), (7, 0), (7, 1)], 'reference': [(0, 2)]}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+class Prepared(NamedTuple):
+  """A method, its function as one program, and evidence with holes in what judges know."""
+
+  method: Method
+  weigh: Any
+  evidence: Evidence
+
+
+def evidence_of(method: Method, *, student=STUDENT, teacher=TEACHER, unknown=UNKNOWN):
+  """Evidence of this file's batch, and the targets of its judges."""
+  evidence, targets = worlds.from_logits(student, teacher, REFERENCE, RESPONSE, method)
+  scores = {}
+  for name, each in evidence.scores.items():
+    known = np.ones(RESPONSE.shape, bool)
+    known[tuple(np.array(unknown.get(name, np.zeros((0, 2), int))).T)] = False
+    scores[name] = each._replace(known=jnp.asarray(known))
+  return remade(evidence, method, scores=scores), targets
+
+
+def remade(evidence: Evidence, method: Method, *, rollout=None, scores=None, measures=None):
+  """The same with other parts; its mask follows from them."""
+  return Evidence.of(
+    rollout or evidence.rollout,
+    scores or evidence.scores,
+    method.needs,
+    measures=evidence.measures if measures is None else measures,
+    memory=evidence.memory,
+    step=evidence.step,
+    key=evidence.key,
+  )
 
 
 @functools.cache
-def prepared():
-  return worlds.models()
+def prepared(name: str) -> Prepared:
+  method = VARIANTS[name]()
+  return Prepared(method, worlds.weigh(method), evidence_of(method)[0])
 
 
-@functools.cache
-def evidence(name):
-  return worlds.evidence_of(METHODS[name], *prepared(), mesh_layout())
+def effect(terms) -> list[np.ndarray]:
+  """What terms come to: coefficients, and inputs where a coefficient is not zero."""
+  found = []
+  for _, coefficient, inputs in jax.device_get(terms):
+    counts = coefficient != 0
+    found.append(coefficient)
+    for value in inputs.values():
+      found.append(np.where(counts.reshape(counts.shape + (1,) * (value.ndim - 2)), value, 0))
+  return found
 
 
-@functools.cache
-def batch(name):
-  return worlds.batch_of(METHODS[name], evidence(name), prepared()[1], mesh_layout())
+def weighed(name: str, evidence: Evidence | None = None) -> list[np.ndarray]:
+  one = prepared(name)
+  return effect(one.weigh(one.evidence if evidence is None else evidence))
 
 
-def program(params, batch, *, config, layout, microbatches=1, tile=None):
-  """Loss, gradient, and the contribution of every position."""
-  total, readings = gradient(
-    params, batch, config=config, layout=layout, microbatches=microbatches, tile=tile
-  )
-  shape = batch.rollout.response.shape
-  told = np.zeros(shape)
-  for rows, reading in readings:
-    for weighted, value in zip(batch.weighted_terms, reading.values, strict=True):
-      width = value.shape[1]
-      told[rows, :width] += np.asarray(weighted.coefficient)[rows, :width] * np.asarray(value)
-  return total.loss, total.slope, told
+def moved(before, after) -> np.ndarray:
+  """Where two effects differ, [B, R]."""
+  gaps = [
+    np.abs(one - other).reshape(*RESPONSE.shape, -1).max(axis=-1)
+    for one, other in zip(before, after, strict=True)
+  ]
+  return np.max(gaps, axis=0) > 1e-12
 
 
-@functools.cache
-def plain(name):
-  config, params = prepared()[0]
-  return program(params, batch(name), config=config, layout=mesh_layout())
+def everywhere_same(before, after, tolerance=0.0) -> None:
+  for one, other in zip(before, after, strict=True):
+    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-def norm(tree):
-  return np.sqrt(
-    sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree))
-  )
-
-
-def close(got, want, tolerance=1e-6):
-  """Loss and gradient to 1e-6 of their size: the rounding of float32 sums in another order."""
-  assert abs(float(got[0]) - float(want[0])) <= tolerance * max(1, abs(float(want[0])))
-  gap = jax.tree.map(lambda one, other: np.asarray(one) - np.asarray(other), got[1], want[1])
-  assert norm(gap) <= tolerance * norm(want[1]), norm(gap) / norm(want[1])
+def test_every_method_has_a_test_file_of_its_own():
+  files = {path.name for path in (Path(__file__).parent / 'methods').glob('*_test.py')}
+  assert files == {f'{entry.name}_test.py' for entry in discover()}
 
 
 @ALL
-@pytest.mark.parametrize('microbatches', [2, 4, 8])
-def test_any_partition_into_microbatches_gives_the_same_gradient(name, microbatches, single):
-  config, params = prepared()[0]
-  got = program(params, batch(name), config=config, layout=single, microbatches=microbatches)
-  close(got, plain(name))
+def test_weights_are_finite_and_the_same_every_time(name):
+  found = weighed(name)
+  assert all(np.isfinite(x).all() for x in found) and any(x.any() for x in found)
+  everywhere_same(found, weighed(name))
 
 
 @ALL
-def test_any_tile_gives_the_same_gradient(name, single):
-  config, params = prepared()[0]
-  close(program(params, batch(name), config=config, layout=single, tile=5), plain(name))
-
-
-@ALL
-@pytest.mark.parametrize('shape', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}], ids=str)
-def test_eight_devices_give_the_same_gradient(name, shape):
-  config, params = prepared()[0]
-  layout = mesh_layout(**shape)
-  placed = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
-  got = program(
-    jax.device_put(params, placed), jax.device_get(batch(name)), config=config, layout=layout
-  )
-  close(got, plain(name))
-
-
-@ALL
-def test_an_empty_batch_and_extreme_padding_are_inert(name, single):
-  config, params = prepared()[0]
-  whole = batch(name)
-  mask = whole.rollout.mask
-  junk = np.where(mask, whole.rollout.response, config.vocab_size - 1)
-  dirty = lambda x: jnp.where(
-    mask.reshape(mask.shape + (1,) * (x.ndim - 2)),
-    x,
-    jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x,
-  )
-  soiled = jax.tree.map(
-    lambda x: dirty(x) if jnp.ndim(x) >= 2 else x, evidence(name)._replace(rollout=None)
-  )
-  soiled = soiled._replace(rollout=whole.rollout._replace(response=junk), key=evidence(name).key)
-  got = program(
-    params,
-    worlds.batch_of(METHODS[name], soiled, prepared()[1], single),
-    config=config,
-    layout=single,
-  )
-  close(got, plain(name))
-  silent = tuple(
-    weighted._replace(coefficient=0 * weighted.coefficient) for weighted in whole.weighted_terms
-  )
-  loss, slope, _ = program(
-    params, whole._replace(weighted_terms=silent), config=config, layout=single
-  )
-  assert loss == 0 and all(not leaf.any() for leaf in jax.tree.leaves(slope))
-
-
-@ALL
-def test_rows_are_a_set(name, single):
-  """Another order of the same rows is the same batch."""
-  config, params = prepared()[0]
+def test_rows_are_a_set(name):
+  """Another order of the same rows, with their groups, is the same batch; not asked of what draws by position."""
+  evidence = prepared(name).evidence
+  before = weighed(name)
+  if moved(before, weighed(name, evidence._replace(key=jax.random.key(1)))).any():
+    pytest.skip('its weights are drawn: another key gives others')
   order = np.array([5, 3, 0, 7, 1, 6, 2, 4])
-  whole = batch(name)
-  head = whole.target.head
-  turned = jax.tree.map(lambda x: x[order], whole._replace(target=whole.target._replace(head=None)))
-  turned = turned._replace(target=turned.target._replace(head=head))
-  close(program(params, turned, config=config, layout=single), plain(name))
+  turn = lambda tree: jax.tree.map(lambda x: np.asarray(x)[order], tree)
+  turned = evidence._replace(
+    rollout=turn(evidence.rollout),
+    scores=turn(evidence.scores),
+    measures=turn(evidence.measures),
+    mask=turn(evidence.mask),
+  )
+  everywhere_same([x[order] for x in before], weighed(name, turned), 1e-13)
 
 
 @ALL
-def test_a_teacher_read_from_disk_equals_a_live_one(name, single, tmp_path):
-  config, params = prepared()[0]
-  whole = batch(name)
-  leaves, tree = jax.tree.flatten(whole.target)
-  np.savez(tmp_path / 'teacher.npz', *leaves)
-  with np.load(tmp_path / 'teacher.npz') as stored:
-    cached = jax.tree.unflatten(tree, [stored[key] for key in stored])
-  got = program(params, whole._replace(target=cached), config=config, layout=single)
-  assert float(got[0]) == float(plain(name)[0])
+def test_what_does_not_count_or_is_not_known_changes_nothing(name):
+  """NaN and infinity outside the mask, and where a judge has no opinion."""
+  method, _, evidence = prepared(name)
+  written = np.asarray(evidence.rollout.mask)
 
-
-@ALL
-def test_each_program_is_compiled_once(name, single):
-  """Also for a method made anew from the same settings: terms are part of a program's identity."""
-  config, params = prepared()[0]
-  plain(name)
-  before = step.compiles()
-  fresh = next(entry.make() for entry in discover() if entry.name == name)
-  again = worlds.evidence_of(fresh, *prepared(), single)
-  program(
-    params, worlds.batch_of(fresh, again, prepared()[1], single), config=config, layout=single
-  )
-  assert step.compiles() == before
-
-
-@pytest.mark.parametrize('name', [name for name in METHODS if name not in ('seqkd', 'sft')])
-def test_the_teacher_answers_for_the_position_it_was_asked_about(name, single):
-  """Alignment: a token that the teacher embeds otherwise is felt from the next position on, and not at its own."""
-  student, (config, params), reference = prepared()
-  told = evidence(name)
-  response, mask, prompts = told.rollout.response, told.rollout.mask, told.rollout.prompt
-  row, at = 4, 2
-  token = int(response[row, at])
-  moved = {**params, 'embed': {'table': params['embed']['table'].at[token].add(1.0)}}
-  after = worlds.evidence_of(METHODS[name], student, (config, moved), reference, single)
-  felt = lambda one, other: (
-    np.abs(np.asarray(one) - np.asarray(other)).reshape(*mask.shape, -1).max(axis=-1) > 1e-7
-  )
-  seen = np.cumsum(np.concatenate([prompts.tokens == token, response == token], axis=1), axis=1)
-  before = (
-    seen[:, prompts.tokens.shape[1] - 1 : -1] > 0
-  )  # whether the token stands before each position
-  assert before[row, at + 1] and not before[row, at]
-  fields = zip(told.teacher, after.teacher, strict=True)
-  for moved_at in [felt(*map(_numbers, pair)) for pair in fields if pair[0] is not None]:
-    np.testing.assert_array_equal(moved_at & mask, before & mask)
-  if name != 'iw_opd':  # whose weights look back over the whole row
-    batches = [worlds.batch_of(METHODS[name], each, (config, judge), single)
-               for each, judge in ((told, params), (after, moved))]  # fmt: skip
-    moved_at = felt(
-      *(program(student[1], each, config=student[0], layout=single)[2] for each in batches)
+  def soiled(tree, mask):
+    junk = np.where(np.arange(worlds.R) % 2, np.nan, np.inf)
+    inside = lambda x: np.asarray(mask).reshape(mask.shape + (1,) * (x.ndim - 2))
+    dirty = lambda x: np.where(inside(x), x, junk.reshape(junk.shape + (1,) * (x.ndim - 2)))
+    whole = lambda x: np.where(inside(x), x, V - 1)
+    return jax.tree.map(
+      lambda x: (
+        np.asarray(x)
+        if np.ndim(x) < 2 or x.dtype == bool
+        else (dirty if np.issubdtype(x.dtype, np.floating) else whole)(np.asarray(x))
+      ),
+      tree,
     )
-    np.testing.assert_array_equal(moved_at & mask, before & mask)
+
+  rollout = soiled(evidence.rollout._replace(prompt=None, writer=None), written)
+  whole = evidence.rollout
+  rollout = rollout._replace(prompt=whole.prompt, writer=whole.writer)
+  scores = {
+    judge: soiled(each, written & np.asarray(each.known)) for judge, each in evidence.scores.items()
+  }
+  measures = soiled(dict(evidence.measures), np.asarray(evidence.mask))
+  dirty = remade(evidence, method, rollout=rollout, scores=scores, measures=measures)
+  everywhere_same(weighed(name), weighed(name, dirty))
 
 
-def _numbers(field):
-  """What a judge told, as numbers: of a top k its log-probabilities."""
-  return getattr(field, 'logp', field)
+@ALL
+def test_an_empty_row_weighs_nothing_and_so_does_an_empty_batch(name):
+  method, _, evidence = prepared(name)
+  empty = worlds.LENGTHS.index(0)
+  coefficients = [term.coefficient for term in prepared(name).weigh(evidence)]
+  assert all(not x[empty].any() for x in coefficients)
+  assert all(not np.asarray(x)[~np.asarray(evidence.rollout.mask)].any() for x in coefficients)
+  nothing = evidence.rollout._replace(mask=np.zeros(RESPONSE.shape, bool))
+  terms = prepared(name).weigh(remade(evidence, method, rollout=nothing))
+  assert all(not np.asarray(term.coefficient).any() for term in terms)
+
+
+def listens(name: str) -> np.ndarray:
+  """[N, B, R]: where weights move when what judges say of the n-th token that counts moves.
+
+  Taken as differences, since a choice of tokens has no derivative; several sizes, since a choice may need a push.
+  """
+  evidence = prepared(name).evidence
+  before, found = weighed(name), []
+  for row, at in np.argwhere(np.asarray(evidence.mask)):
+    heard = np.zeros(RESPONSE.shape, bool)
+    for size in (-2.0, 0.5, 12.0):
+      shift = np.zeros(RESPONSE.shape)
+      shift[row, at] = size
+      by_shift = lambda x, shift=shift: (
+        x + shift.reshape(shift.shape + (1,) * (x.ndim - 2))
+        if np.issubdtype(x.dtype, np.floating)
+        else x
+      )
+      scores = {
+        judge: each if judge == 'student' else jax.tree.map(by_shift, each)
+        for judge, each in evidence.scores.items()
+      }
+      measures = jax.tree.map(by_shift, dict(evidence.measures))
+      heard |= moved(before, weighed(name, evidence._replace(scores=scores, measures=measures)))
+    found.append(heard)
+  return np.array(found)
+
+
+@ALL
+def test_a_judge_is_heard_where_it_was_asked(name):
+  """Alignment: one logit of the teacher moves its own position, and no other unless weights look across positions."""
+  method, _, evidence = prepared(name)
+  heard = listens(name)
+  own = np.zeros_like(heard)
+  own[(np.arange(len(heard)), *np.argwhere(np.asarray(evidence.mask)).T)] = True
+  across = (heard & ~own).any()
+  assert (heard & own).any() or not across, (
+    'a judge is heard elsewhere, and never where it was asked'
+  )
+  if across:
+    return
+
+  def gradient_of(teacher):
+    evidence, targets = evidence_of(method, teacher=teacher)
+    terms = prepared(name).weigh(evidence)
+    return np.asarray(worlds.through_the_pass(STUDENT, RESPONSE, targets, terms)[1])
+
+  before = gradient_of(TEACHER)
+  sizes = np.abs(before).max(axis=-1)
+  row, at = np.unravel_index(sizes.argmax(), sizes.shape)
+  changed = np.zeros(RESPONSE.shape, bool)
+  for push in (
+    -12.0,
+    12.0,
+  ):  # powers of a small probability hide a small push, bounds one of the two
+    pushed = TEACHER.copy()
+    pushed[row, at, RESPONSE[row, at]] += push
+    changed |= moved([before], [gradient_of(pushed)])
+  assert np.argwhere(changed).tolist() == (
+    [[int(row), int(at)]] if 'teacher' in judges_read(method) else []
+  )
+
+
+def claims_the_teacher(name: str) -> bool:
+  """Whether a method has an exact gradient whose optimum is the teacher, and compares with the teacher at all."""
+  method = VARIANTS[name]()
+  claims = isinstance(method.claim, Unbiased) and method.claim.optimum is to_teacher
+  return claims and 'teacher' in judges_read(method)
+
+
+@pytest.mark.parametrize('name', [*filter(claims_the_teacher, VARIANTS)])
+def test_a_student_that_is_its_teacher_stays(name):
+  evidence, targets = evidence_of(prepared(name).method, student=TEACHER)
+  terms = prepared(name).weigh(evidence)
+  gradient = worlds.through_the_pass(TEACHER, RESPONSE, targets, terms)[1]
+  np.testing.assert_allclose(gradient, 0.0, rtol=0, atol=1e-14)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_jax import cli
+from opd_jax import configuration
 
 ROOT = Path(__file__).parent.parent / 'experiments'
 TINY, SUMS, OPD, TEACHER = (
@@ -18,20 +18,36 @@ FILES = pytest.mark.parametrize(
 
 @FILES
 def test_every_gin_file_builds_without_a_dead_binding(file):
+  bindings = ['TEACHER = "tiny"']
   if file.parent.name in ('models', 'layouts') or file.name == 'base.gin':
     files, bindings = [TINY, str(file)] if file.parent.name != 'models' else [str(file)], []
+  elif file.parent.name == 'recipes':
+    files = [str(file)]
   else:
     others = [SUMS, TEACHER] + ([] if file.parent.name == 'methods' else [OPD])
-    files, bindings = [TINY, *dict.fromkeys([*others, str(file)])], ['TEACHER = "tiny"']
-  experiment, operative = cli.build(files, bindings)
+    files = [TINY, *dict.fromkeys([*others, str(file)])]
+  experiment, operative = configuration.build(files, bindings)
   assert experiment.model.num_layers and 'experiment.Experiment.model' in operative
   assert bool(experiment.stages) == bool(bindings)
 
 
+def test_three_stages_take_at_most_25_lines():
+  file = ROOT / 'recipes' / 'three_stages.gin'
+  lines = [line for line in file.read_text().splitlines() if line and not line.startswith('#')]
+  assert len(lines) <= 25
+  experiment, _ = configuration.build([str(file)], ['TEACHER = "tiny"'])
+  warm, near, far = experiment.stages
+  assert warm.method.paper != near.method.paper == far.method.paper
+  assert warm.task == near.task != far.task and far.task.source.largest == 49
+  one, other = experiment.evaluations
+  assert (one.label, other.label) == ('sums', 'far') and other.task.source.largest == 49
+
+
 @pytest.mark.parametrize(
-  'file', sorted(file for file in ROOT.rglob('*.gin') if file.parent.name in ('models', 'methods', 'data', 'judges')),
+  'file',
+  sorted(file for file in ROOT.rglob('*.gin') if file.parent.name not in ('layouts', ROOT.name)),
   ids=lambda file: str(file.relative_to(ROOT)),
-)  # fmt: skip
+)
 def test_every_gin_file_begins_with_what_it_is_and_how_to_run_it(file):
   first, *rest = file.read_text().splitlines()
   assert first.startswith('# ') and any(line.startswith('# Command  opd ') for line in rest)

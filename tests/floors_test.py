@@ -13,6 +13,7 @@ FLOORS = {
   'sharding': 0,
   'host': 0,
   'static': 0,
+  'ramps': 0,
   'processes': 0,
   'storage': 2,
   'losses': 1,
@@ -20,14 +21,17 @@ FLOORS = {
   'data': 1,
   'inference': 2,
   'rollouts': 3,
-  'teachers': 3,
+  'judges': 3,
+  'responses': 3,
   'method': 3,
+  'method_reads': 3,
+  'claims': 2,
   'methods': 4,
   'evaluation': 4,
   'training': 5,
   'certify': 5,
-  'studies': 6,
-  'console': 6,
+  'planning': 6,
+  'configuration': 6,
   'commands': 6,
   'cli': 7,
 }
@@ -40,7 +44,13 @@ APART = {
   ('models', 'data'),
   ('losses', 'data'),
 }
-OWNERS = {'gin': {'cli'}, 'argparse': {'cli'}, 'absl': {'cli'}, 'torch': set(), 'chex': {'certify'}}
+OWNERS = {
+  'gin': {'configuration'},
+  'argparse': {'cli', 'commands'},
+  'absl': set(),
+  'torch': set(),
+  'chex': {'certify'},
+}
 WITHOUT_JAX = {'data'}
 FILES = sorted(ROOT.rglob('*.py'))
 

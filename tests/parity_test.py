@@ -40,14 +40,14 @@ def test_a_model_of_transformers_and_ours_cross_over_both_ways(case, single, tmp
   import torch
   import transformers
 
-  from opd_jax.storage import huggingface
+  from opd_jax.storage import huggingface, parameter_names
 
   theirs = parity_cases.torch_model(case)
   theirs.save_pretrained(tmp_path / 'theirs', max_shard_size='30KB')
   config, params = huggingface.load(tmp_path / 'theirs', single)
   expected = parity_cases.our_params(config, single)
-  for path, leaf in huggingface.names.flat(params).items():
-    np.testing.assert_array_equal(leaf, huggingface.names.flat(expected)[path])
+  for path, leaf in parameter_names.flat(params).items():
+    np.testing.assert_array_equal(leaf, parameter_names.flat(expected)[path])
   huggingface.save(tmp_path / 'ours', config, single, params, max_file_bytes=30_000)
   back = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / 'ours', attn_implementation='eager'

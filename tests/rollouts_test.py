@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from opd_jax import rollouts
+from opd_jax import ramps, responses, rollouts
 from opd_jax.data.prompts import left_padded
 from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import presets, transformer
+from opd_jax.ramps import Ramp
 from opd_jax.sharding import mesh_layout
+from opd_jax.training import gradient
 
 ROWS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1], [2], [3, 3]]
 SAMPLING = Sampling(budget=10, slots=4)
@@ -32,7 +34,7 @@ def write(writers, models, demonstrations=None, step=0):
   prompts = left_padded(ROWS, width=4, pad=0)
   return rollouts.write(
     writers, prompts, demonstrations or [None] * len(ROWS), jax.random.key(3), student=lambda: models[0],
-    teacher=lambda: models[1], sampling=SAMPLING, step=step,
+    teacher=lambda: rollouts.Writer(models[1], prompts), sampling=SAMPLING, step=step, columns=24,
   )  # fmt: skip
 
 
@@ -40,8 +42,8 @@ def write(writers, models, demonstrations=None, step=0):
   'shares', [(1.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.25, 0.25, 0.5), (0.0, 1.0, 0.0), (0.3, 0.7, 0.0)]
 )
 def test_every_row_has_one_writer_and_shares_are_kept(shares):
-  writers = rollouts.RolloutMix(student=shares[0], teacher=shares[1], dataset=shares[2])
-  dealt = np.stack(writers.deal(40))
+  writers = rollouts.RolloutMix(student=shares[0], teacher=shares[1], data=shares[2])
+  dealt = writers.deal(40)
   np.testing.assert_array_equal(dealt.sum(axis=0), 1)
   np.testing.assert_allclose(dealt.mean(axis=1), shares, atol=0.026)
 
@@ -68,8 +70,8 @@ def test_the_teacher_writes_where_it_is_asked_to(models):
 
 
 def test_a_prefix_of_the_teacher_is_read_and_does_not_count(models):
-  ramp = rollouts.Ramp(begin=6, end=0, steps=4)
-  assert [ramp.at(step) for step in (0, 1, 2, 4, 9)] == [6, 4, 3, 0, 0]
+  ramp = Ramp(begin=6, end=0, steps=4)
+  assert [ramps.whole_at(ramp, step) for step in (0, 1, 2, 4, 9)] == [6, 4, 3, 0, 0]
   got = write(rollouts.student(prefix=ramp), models, step=1)
   assert got.mask[:, 4:].all() and not got.mask[:, :4].any() and got.response.shape == (6, 10)
   longer = [row + front.tolist() for row, front in zip(ROWS, got.response[:, :4], strict=True)]
@@ -83,7 +85,7 @@ def test_a_prefix_of_the_teacher_is_read_and_does_not_count(models):
 
 
 def test_an_early_stop_shortens_what_is_written(models):
-  got = write(rollouts.student(stop_after=rollouts.Ramp(begin=3, end=8, steps=5)), models, step=0)
+  got = write(rollouts.student(stop_after=Ramp(begin=3, end=8, steps=5)), models, step=0)
   assert got.mask.sum(axis=1).max() == 3
   whole = write(rollouts.student(), models)
   np.testing.assert_array_equal(got.response[:, :3], whole.response[:, :3])
@@ -93,15 +95,15 @@ def test_trimming_and_cutting_keep_every_token():
   demonstrations = [[1, 2], [3], [4, 5, 6], [7], [8, 8], []]
   prompts = left_padded(ROWS, width=60, pad=0)
   whole = rollouts.given(prompts, lessons(demonstrations), width=40)
-  got = rollouts.trimmed(whole)
+  got = responses.trimmed(whole)
   assert got.response.shape == (6, 8) and got.prompt.tokens.shape == (6, 8)
   assert [
     row[mask].tolist() for row, mask in zip(got.response, got.mask, strict=True)
   ] == demonstrations
-  parts = rollouts.microbatches_of(got, 3, devices=2)
+  parts = gradient.microbatches_of(got, 3, devices=2)
   assert sorted(np.concatenate(parts).tolist()) == list(range(6)) and parts[0][0] == 2
   with pytest.raises(ValueError, match='6 rows cannot be dealt'):
-    rollouts.microbatches_of(got, 2, devices=4)
+    gradient.microbatches_of(got, 2, devices=4)
 
 
 def test_refusals(models):

@@ -1,3 +1,7 @@
+import dataclasses
+import itertools
+import math
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -69,3 +73,70 @@ def test_layouts_hash_and_may_live_on_other_devices():
 def test_constrain_is_the_identity_on_one_device():
   x = jax.numpy.ones((2, 2))
   assert mesh_layout().constrain(x, 'batch', 'width') is x
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a mesh wants to know of a TPU device."""
+
+  id: int
+  coords: tuple[int, ...]
+  core_on_chip: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v5p'
+  process_index: int = 0
+  slice_index: int = 0
+
+
+def pod(*sides):
+  """The chips of a torus, in the order in which jax lists them: the first coordinate runs first."""
+  places = itertools.product(*(range(side) for side in reversed(sides)))
+  return tuple(Chip(number, place[::-1]) for number, place in enumerate(places))
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {'fsdp': 8, 'tensor': 8},
+    {'fsdp': 32, 'tensor': 2},
+    {'data': 2, 'fsdp': 4, 'tensor': 8},
+    {'fsdp': 4, 'tensor': 16},
+    {'fsdp': -1},
+  ],
+)
+def test_any_sizes_with_the_right_product_fit_a_torus(sizes):
+  chips = pod(4, 4, 4)
+  mesh = mesh_layout(**sizes, devices=chips).mesh
+  wanted = {'data': 1, 'fsdp': 1, 'tensor': 1} | sizes
+  assert dict(mesh.shape) == {name: 64 if n == -1 else n for name, n in wanted.items()}
+  assert set(mesh.devices.flat) == set(chips)
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_neighbours_on_a_split_axis_stay_close():
+  """tensor, the axis that talks most, gets blocks of 2 x 4 chips, not chips from all over the torus."""
+  mesh = mesh_layout(fsdp=8, tensor=8, devices=pod(4, 4, 4)).mesh
+  for group in mesh.devices[0]:
+    spans = [max(axis) - min(axis) + 1 for axis in zip(*(d.coords for d in group), strict=True)]
+    assert math.prod(spans) == 8
+
+
+def test_chips_that_form_no_block_are_refused_with_the_counts_that_do():
+  with pytest.raises(
+    ValueError,
+    match=r'data=1 x fsdp=24 x tensor=1 cannot be laid over the first 24 of 64 devices, which form 4 x 4 x 4: '
+    r'these are no whole block\. Choose sizes whose product is one of \[1, 2, 3, 4, 8, 12, 16, 32, 48, 64\]',
+  ):
+    _ = mesh_layout(fsdp=24, devices=pod(4, 4, 4)).mesh
+
+
+def test_what_jax_cannot_arrange_is_refused_with_the_sizes_that_fit(monkeypatch):
+  def fail(*args, **kwargs):
+    raise NotImplementedError('Failed to find assignment')
+
+  monkeypatch.setattr(jax, 'make_mesh', fail)
+  monkeypatch.setattr('jax.experimental.mesh_utils.create_device_mesh', fail)
+  with pytest.raises(ValueError, match=r'which form 2 x 4\. Choose each size among \[1, 2, 4, 8\]'):
+    _ = mesh_layout(fsdp=2, tensor=4, devices=pod(2, 4, 1)).mesh
+  with pytest.raises(ValueError, match=r'fsdp=8 x tensor=1 .* sizes whose product is 8'):
+    _ = mesh_layout(fsdp=8).mesh

@@ -7,27 +7,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from opd_jax import teachers
+from opd_jax import judges
 from opd_jax.data.tiny_worlds import sums
+from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.inference.sampler import Sampling
 from opd_jax.methods import aopd, sft
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import orbax_folder
 from opd_jax.storage.fingerprint import digest
-from opd_jax.training import loop, metrics, optimisers
-from opd_jax.training.experiment import Evaluation, Experiment, Stage
+from opd_jax.training import loop, optimisers, recorder
+from opd_jax.training.experiment import Experiment, Stage
+from opd_jax.training.runtime import StageRuntime, build_runtime
+from opd_jax.training.state import State, initial_state
 
 CONFIG = presets.tiny(width=32, num_layers=1, vocab_size=24)
 QUIET = loop.Listener(say=lambda text: None)
 
 
-def teacher_folder(folder: Path, seed: int = 5, **overrides) -> str:
+def teacher_folder(folder: Path, seed: int = 5, *, strings=None, **overrides) -> str:
+  """A folder with a random teacher that speaks the tokenizer of *sums*."""
   config = dataclasses.replace(CONFIG, **overrides)
   if not (folder / 'teacher').exists():
-    orbax_folder.save(
-      folder / 'teacher', config, transformer.init(config, mesh_layout(), jax.random.key(seed))
-    )
+    params = transformer.init(config, mesh_layout(), jax.random.key(seed))
+    strings = sums.tokenizer().strings() if strings is None else strings
+    orbax_folder.save(folder / 'teacher', config, params, strings=strings)
   return str(folder / 'teacher')
 
 
@@ -36,17 +40,28 @@ def experiment(
 ) -> Experiment:
   """Three steps on given text, then three of AOPD, with an evaluation and checkpoints on the way."""
   warm = Stage(
-    name='warm', method=sft.sft(), steps=3, task=sums.sums(), prompts=prompts, rows=2 * prompts,
-    optimiser=optimisers.adamw(rate=1e-3), sampling=Sampling(budget=40, slots=prompts),
-  )  # fmt: skip
-  judges = {'teacher': teachers.frozen(teacher_folder(folder))}
-  second = dataclasses.replace(warm, name='distil', method=aopd.aopd(k=4), samples=2, judges=judges)
+    name='warm',
+    method=sft.sft(),
+    steps=3,
+    task=sums.sums(),
+    prompts=prompts,
+    rows=2 * prompts,
+    optimiser=optimisers.adamw(rate=1e-3),
+    sampling=Sampling(budget=40, slots=prompts),
+  )
+  teacher = {'teacher': judges.frozen(teacher_folder(folder))}
+  second = dataclasses.replace(
+    warm, name='distil', method=aopd.aopd(k=4), samples=2, judges=teacher
+  )
+  heldout = Evaluation(
+    task=sums.sums(split='heldout'), problems=prompts, every=2, budget=40, slots=prompts
+  )
   known = Experiment(
     model=CONFIG,
     layout=mesh_layout(),
     tokenizer=sums.tokenizer(),
     stages=(warm, dataclasses.replace(second, **(distil or {}))),
-    evaluation=Evaluation(task=sums.sums(split='heldout'), problems=prompts, every=2),
+    evaluations=(heldout,),
     checkpoint_every=2,
     samples_every=2,
   )
@@ -54,16 +69,28 @@ def experiment(
 
 
 def run(experiment: Experiment, workdir: Path, **options) -> loop.Outcome:
-  return loop.train(
-    experiment, workdir, ears=options.pop('ears', QUIET), **{'skip_preflight': True, **options}
-  )
+  listener = options.pop('listener', QUIET)
+  return loop.train(experiment, workdir, listener=listener, **{'skip_preflight': True, **options})
 
 
-def told(workdir: Path) -> list[dict]:
+def at_work(folder: Path, judges_by_name, **changes) -> tuple[StageRuntime, State]:
+  """A single stage of OPD at work, with the state that it begins with."""
+  from opd_jax.methods import opd
+
+  known = experiment(folder)
+  changes = {'method': opd.opd(), **changes}
+  layout = changes.pop('layout', known.layout)
+  stage = dataclasses.replace(known.stages[1], judges=judges_by_name, **changes)
+  known = dataclasses.replace(known, stages=(stage,), layout=layout)
+  params = transformer.init(CONFIG, layout, jax.random.key(0))
+  return build_runtime(known, 0), initial_state(known, stage, params)
+
+
+def metrics_of(workdir: Path) -> list[dict]:
   """The metrics of a run without what belongs to the machine."""
   return [
-    {name: value for name, value in row.items() if not name.startswith(metrics.NOT_THE_RUN)}
-    for row in metrics.read(workdir)
+    {name: value for name, value in row.items() if not name.startswith(recorder.NOT_THE_RUN)}
+    for row in recorder.read(workdir)
   ]
 
 

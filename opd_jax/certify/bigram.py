@@ -1,226 +1,193 @@
 r"""Floor 5. The bigram world, where every expectation is a sum that can be written down, in float64.
 
-A student, a teacher and a reference that know only the token before, V tokens, T positions: every response has a
-probability one can compute. A gradient runs through its own code on each of them; the exact one is that of
+A student, a teacher and a reference that know only the question and the token before, V tokens, T positions: every
+response, and so every whole batch, has a probability one can compute. A gradient runs through its own code on each
+batch; the exact one is that of
 
-    J = 1/T Σ_t Σ_c P(c before t) D( p(·|c), q(·|c) ),      P by whoever writes, and without a gradient of its own
+    J = 1/n Σ_rows Σ_t Σ_c P(c before t) D( p(·|c), q(·|c) ),      n tokens that count,
+
+with P by whoever writes the row, and without a gradient of its own.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from opd_jax.inference import scorer
-from opd_jax.losses import divergences, vocabulary
+from opd_jax.claims import Optimum
 from opd_jax.losses.divergences import Divergence
-from opd_jax.losses.terms import Term
-from opd_jax.losses.vocab_shard import Target
-from opd_jax.losses.vocabulary import WeightedTerm
-from opd_jax.method import Evidence, Method, target_of
+from opd_jax.ramps import whole_at
 from opd_jax.rollouts import RolloutMix
-from opd_jax.sharding import mesh_layout
-from opd_jax.types import Prompts, Rollout, Scores, TopK
+from opd_jax.types import DATA, NOBODY, STUDENT, TEACHER, ScoreRequest, Scores, TopK
 
-V, T = 5, 3  # tokens, positions
-STEPS, RATE = 3000, 0.05  # of the search for the fixed point
+# Programs here run for milliseconds; compiling them is what takes time.
+QUICK = {'xla_backend_optimization_level': 0}
 
-Gradient = Callable[
-  [Any, 'World', Any], Any
-]  # (table, world, response [1, T]) -> gradient of the table
+# (table, world, response [B, T], key) -> gradient of the table
+Gradient = Callable[[Any, 'World', Any, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Tables of logits [1 + V, V]; the first row answers for the beginning."""
+  """Tables of logits [Q, 1 + V, V], by question and by the token before; the first row answers for the beginning."""
 
   student: Any
   teacher: Any
   reference: Any
+  questions: tuple[int, ...]  # of every row of a batch; rows of one question are a group
+  verified: tuple[bool, ...]  # which rows a verifier looks at
+  length: int  # of every response
 
   @property
-  def responses(self):
-    return jnp.asarray(
-      np.stack(np.meshgrid(*[range(V)] * T, indexing='ij'), axis=-1).reshape(-1, T), jnp.int32
-    )
+  def size(self) -> int:
+    """Entries of the vocabulary."""
+    return self.student.shape[-1]
+
+  @property
+  def responses(self) -> np.ndarray:
+    """Every response of a row, [N, T]."""
+    tokens = itertools.product(range(self.size), repeat=self.length)
+    return np.asarray(list(tokens), np.int32)
+
+  @property
+  def chunk(self) -> int:
+    """Batches at a time: those in which the rows of one question write everything, and the others stand still."""
+    return len(self.responses) ** self.questions.count(0)
+
+  def logits(self, table, response):
+    """What a table answers at each position of a batch, [B, T, V]."""
+    return table[np.asarray(self.questions)[:, None], contexts_of(response)]
+
+  def reward(self, response):
+    """1 where a row ends in the token that is its question's number, else 0; NaN where nobody verifies."""
+    right = (response[:, -1] == np.asarray(self.questions)).astype(float)
+    return jnp.where(np.asarray(self.verified), right, jnp.nan)
 
 
-def world(seed: int = 0) -> World:
-  """Tables of the given seed; the beginning has the logits of the field's test vector."""
-  rng = np.random.RandomState(seed)
-  tables = 1.2 * rng.randn(3, 1 + V, V)
-  tables[0, 0], tables[1, 0] = [2, 1, 0, -1, 0.5], [0.2, 2, 1, -2, 0]
-  return World(*map(jnp.asarray, tables))
+jax.tree_util.register_dataclass(
+  World,
+  data_fields=['student', 'teacher', 'reference'],
+  meta_fields=['questions', 'verified', 'length'],
+)
 
 
-def contexts_of(responses):
+def single() -> World:
+  """One row of three of five tokens, for estimators; its beginning has the logits of the field's test vector."""
+  tables = 1.2 * np.random.RandomState(0).randn(3, 1, 6, 5)
+  tables[0, 0, 0], tables[1, 0, 0] = [2, 1, 0, -1, 0.5], [0.2, 2, 1, -2, 0]
+  return World(*map(jnp.asarray, tables), questions=(0,), verified=(False,), length=3)
+
+
+def batched(seed: int = 1) -> World:
+  """Two questions, two samples of each, one of the four never verified: 6561 batches of two of three tokens."""
+  tables = 1.2 * np.random.RandomState(seed).randn(3, 2, 4, 3)
+  rows, verified = (0, 0, 1, 1), (True, True, True, False)
+  return World(*map(jnp.asarray, tables), questions=rows, verified=verified, length=2)
+
+
+def contexts_of(response):
   """The row of the table that answers for each position."""
-  return jnp.concatenate([jnp.zeros_like(responses[:, :1]), responses[:, :-1] + 1], axis=1)
+  return jnp.concatenate([jnp.zeros_like(response[:, :1]), response[:, :-1] + 1], axis=1)
 
 
-def _log_chance(table, responses):
-  """log-probability of every response under a table."""
-  log = jax.nn.log_softmax(table)[contexts_of(responses)]
-  return jnp.take_along_axis(log, responses[..., None], axis=-1)[..., 0].sum(axis=1)
+def written(writers: RolloutMix, world: World) -> tuple[np.ndarray, np.ndarray]:
+  """Who writes each token of a batch, and which tokens count, [B, T]: as a run deals rows at step 0."""
+  shape = (len(world.questions), world.length)
+  student, teacher, _ = writers.deal(shape[0])
+  rows = np.where(student, STUDENT, np.where(teacher, TEACHER, DATA))
+  writer = np.broadcast_to(rows[:, None], shape).copy()
+  stop = shape[1] if writers.stop_after is None else whole_at(writers.stop_after, 0)
+  prefix = 0 if writers.prefix is None else whole_at(writers.prefix, 0)
+  position = np.arange(shape[1])
+  ahead, behind = student[:, None] & (position < prefix), student[:, None] & (position >= stop)
+  writer[ahead], writer[behind] = TEACHER, NOBODY
+  return writer, ~(ahead | behind)
 
 
-def _chances(writers: RolloutMix, student, world: World):
-  """Probability of every response under whoever writes; a data set is the teacher's text."""
-  responses = world.responses
-  mine, others = (jnp.exp(_log_chance(table, responses)) for table in (student, world.teacher))
-  return writers.student * mine + (1 - writers.student) * others
+@functools.partial(jax.jit, static_argnames=('writers',))
+def row_log_probs(writers: RolloutMix, table, world: World):
+  """log-probability of every response in every row by its writer, [B, N]; a data set is the teacher's text."""
+  responses, (writer, _) = jnp.asarray(world.responses), written(writers, world)
+  contexts = contexts_of(responses)
+  each = []
+  for row, question in enumerate(world.questions):
+    own, other = (
+      jnp.take_along_axis(
+        jax.nn.log_softmax(logits[question])[contexts], responses[..., None], axis=-1
+      )[..., 0]
+      for logits in (table, world.teacher)
+    )
+    by_student = (writer[row] == STUDENT) | (writer[row] == NOBODY)
+    each.append(jnp.where(by_student, own, other).sum(axis=1))
+  return jnp.stack(each)
+
+
+@functools.partial(jax.jit, static_argnames=('divergences', 'writers'), compiler_options=QUICK)
+def exact_of_each(
+  divergences: Sequence[Divergence], writers: RolloutMix, table, world: World, target=None
+) -> list[Any]:
+  """Gradients of the objective J with respect to the table; `target` replaces the teacher's logits."""
+  probs, (_, counts) = jnp.exp(row_log_probs(writers, table, world)), written(writers, world)
+  contexts = contexts_of(jnp.asarray(world.responses))
+  visits = jnp.zeros(table.shape[:2])
+  for row, question in enumerate(world.questions):
+    weight = probs[row][:, None] * counts[row] / counts.sum()
+    visits = visits.at[question, contexts].add(weight)
+  log_q = jax.nn.log_softmax(world.teacher if target is None else target)
+  value = lambda table, each: (visits * each(jax.nn.log_softmax(table), log_q)).sum()
+  return [jax.grad(value)(table, each) for each in divergences]
 
 
 def exact(divergence: Divergence, writers: RolloutMix, table, world: World, target=None):
-  """Gradient of the objective J with respect to the table; `target` replaces the teacher's log-probabilities."""
-  contexts = contexts_of(world.responses)
-  chances = _chances(writers, table, world)[:, None]
-  visits = jnp.zeros(table.shape[0]).at[contexts].add(jnp.broadcast_to(chances, contexts.shape)) / T
-  log_q = jax.nn.log_softmax(world.teacher if target is None else target)
-  return jax.grad(lambda table: (visits * divergence(jax.nn.log_softmax(table), log_q)).sum())(
-    table
+  """The same of one divergence."""
+  return exact_of_each((divergence,), writers, table, world, target)[0]
+
+
+def _at(log, ids):
+  """log-probabilities at ids; -inf at those outside the vocabulary."""
+  return jnp.take_along_axis(log, jnp.asarray(ids), axis=-1, mode='fill', fill_value=-jnp.inf)
+
+
+def _best(log, k: int) -> TopK:
+  """The likeliest k; where the vocabulary has fewer, ids outside it."""
+  size = log.shape[-1]
+  logp, ids = jax.lax.top_k(log, min(k, size))
+  fill = lambda x, value: jnp.pad(
+    x, (*[(0, 0)] * (x.ndim - 1), (0, max(k - size, 0))), constant_values=value
   )
+  return TopK(ids=fill(ids, size), logp=fill(logp, -jnp.inf))
 
 
-def scores_of(logits, response, needs: scorer.Needs = scorer.Needs(), ids=None) -> Scores:
-  """What a judge tells whose logits [B, T, V] are all there is of it."""
-  log = jax.nn.log_softmax(jnp.asarray(logits))
-  pick = lambda ids: jnp.take_along_axis(log, ids, axis=-1)
-  best = jax.lax.top_k(log, needs.top_k) if needs.top_k else None
+def scores_of(
+  logits: Any, response: Any, request: ScoreRequest = ScoreRequest(), ids: Any = None
+) -> Scores:
+  """What a judge tells whose logits [B, R, V] are all there is of it.
+
+  Args:
+    logits: its states too, under a head that is the identity; after every layer the same.
+    response: the written tokens.
+    request: what is asked.
+    ids: the student's likeliest tokens, where the judge is asked about them.
+  """
+  logits = jnp.asarray(logits)
+  log = jax.nn.log_softmax(logits / request.temperature)
+  layers = jnp.stack([logits] * len(request.layers), axis=-2) if request.layers else None
   return Scores(
-    logp=pick(jnp.asarray(response)[..., None])[..., 0],
-    entropy=-(jnp.exp(log) * log).sum(axis=-1) if needs.entropy else None,
-    top_k=None if best is None else TopK(ids=best[1], logp=best[0]),
-    at_ids=None if ids is None else pick(ids),
-    hidden=jnp.asarray(logits) if needs.hidden else None,
-    layers=None,
+    logp=_at(log, jnp.asarray(response)[..., None])[..., 0],
+    known=jnp.ones(log.shape[:2], bool),
+    entropy=-(jnp.exp(log) * log).sum(axis=-1) if request.entropy else None,
+    top_k=_best(log, request.top_k) if request.top_k else None,
+    at_ids=None if ids is None else TopK(ids=ids, logp=_at(log, ids)),
+    hidden=logits if request.hidden else None,
+    layers=layers,
   )
 
 
-def _evidence(method: Method, table, world: World, response) -> Evidence:
-  """What a run would know about one response [1, T]."""
-  contexts, needs = contexts_of(response), method.needs
-  student = scores_of(table[contexts], response, needs.student)
-  ids = student.top_k.ids if needs.at_student_top_k and student.top_k is not None else None
-  one, mask = jnp.zeros((1,), jnp.int32), jnp.ones(response.shape, bool)
-  rollout = Rollout(
-    prompt=Prompts(tokens=one[:, None], length=one + 1, row=one, group=one), response=response, mask=mask,
-    by_student=mask, behaviour_logp=student.logp, logp=student.logp, entropy=None, top_k=None, ended_by=one + 1,
-    version=one, reward=jnp.zeros((1,)),
-  )  # fmt: skip
-  return Evidence(
-    rollout=rollout,
-    student=student,
-    teacher=scores_of(world.teacher[contexts], response, needs.teacher, ids),
-    others={name: scores_of(world.reference[contexts], response) for name in needs.others},
-    step=jnp.int32(0),
-    key=jax.random.key(0),
-  )
-
-
-def _pass(table, response, target: Target, weighted_terms: Sequence[WeightedTerm]):
-  """Loss of one response through the vocabulary pass; the head is the identity, so states are logits."""
-  states = table[contexts_of(response)]
-  return vocabulary.weighted_sum(
-    states, jnp.eye(V), response, target, weighted_terms, layout=mesh_layout()
-  )[0]
-
-
-def by_method(method: Method) -> Gradient:
-  """(table, world, response [1, T]) -> the gradient of the method's loss."""
-
-  def gradient(table, world: World, response):
-    evidence = _evidence(method, jax.lax.stop_gradient(table), world, response)
-    target, weighted_terms = target_of(evidence, jnp.eye(V)), method.weigh(evidence)
-    return jax.grad(lambda table: _pass(table, response, target, weighted_terms))(table)
-
-  return gradient
-
-
-def by_term(term: Term) -> Gradient:
-  """The same for a term with coefficient 1/T, the teacher known whole."""
-
-  def gradient(table, world: World, response):
-    contexts = contexts_of(response)
-    logp = scores_of(world.teacher[contexts], response).logp
-    weighted = WeightedTerm(term, jnp.full(response.shape, 1 / T), {'teacher_logp': logp})
-    target = Target(hidden=world.teacher[contexts], head=jnp.eye(V))
-    return jax.grad(lambda table: _pass(table, response, target, (weighted,)))(table)
-
-  return gradient
-
-
-def by_advantage(advantage: Callable[[Any], Any]) -> Gradient:
-  """The same for a policy gradient whose advantage is a function of log u."""
-
-  def gradient(table, world: World, response):
-    contexts = contexts_of(response)
-    log = lambda table: scores_of(table[contexts], response).logp
-    weight = jax.lax.stop_gradient(advantage(log(world.teacher) - log(table))) / T
-    return jax.grad(lambda table: -(weight * log(table)).sum())(table)
-
-  return gradient
-
-
-def by_loss(loss: Callable[[Any, Any], Any]) -> Gradient:
-  """The same for a loss of whole distributions (log p, log q) -> [1, T]."""
-
-  def gradient(table, world: World, response):
-    contexts = contexts_of(response)
-    log_q = jax.nn.log_softmax(world.teacher)[contexts]
-    return jax.grad(lambda table: loss(jax.nn.log_softmax(table)[contexts], log_q).mean())(table)
-
-  return gradient
-
-
-def _each(gradient: Gradient, writers: RolloutMix, table, world: World):
-  """Probability of every response while the student is `table`, and the gradient there."""
-  chances = _chances(writers, table, world)
-  return chances, jax.vmap(lambda response: gradient(table, world, response[None]))(world.responses)
-
-
-@functools.partial(jax.jit, static_argnames=('gradient', 'writers'))
-def _moments(gradient: Gradient, writers: RolloutMix, tables):
-  """Expectation of a gradient over every response, and its variance."""
-  here = World(*tables)
-  chances, each = _each(gradient, writers, here.student, here)
-  mean = jnp.tensordot(chances, each, axes=1)
-  return mean, (chances * jnp.square(each - mean).sum(axis=(1, 2))).sum()
-
-
-def moments(gradient, writers: RolloutMix, world: World) -> tuple[Any, Any]:
-  return _moments(gradient, writers, (world.student, world.teacher, world.reference))
-
-
-def compared(mean, variance, truth) -> tuple[float, float, float]:
-  """Relative bias, cosine, relative deviation."""
-  size, length = float(jnp.linalg.norm(truth)), float(jnp.linalg.norm(mean))
-  cosine = float((mean * truth).sum()) / (size * length) if length > 0 else 0.0
-  return float(jnp.linalg.norm(mean - truth)) / size, cosine, float(jnp.sqrt(variance)) / size
-
-
-def fixed_point(method: Method, world: World) -> float:
-  """Follows the expected gradient to its end: KL from the closed form there, at the worst context."""
-  gradient, optimiser = by_method(method), optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
-
-  @jax.jit
-  def end(tables):
-    here = World(*tables)
-
-    def step(_, carry):
-      table, state = carry
-      updates, state = optimiser.update(
-        jnp.tensordot(*_each(gradient, method.rollout, table, here), axes=1), state
-      )
-      return optax.apply_updates(table, updates), state
-
-    return jax.lax.fori_loop(0, STEPS, step, (here.student, optimiser.init(here.student)))[0]
-
-  log_p = jax.nn.log_softmax(end((world.student, world.teacher, world.reference)))
-  optimum = method.optimum(jax.nn.log_softmax(world.teacher), jax.nn.log_softmax(world.reference))
-  return float(divergences.forward_kl()(log_p, jax.nn.log_softmax(optimum)).max())
+def optimum_of(optimum: Optimum, world: World):
+  """The logits that a claim names."""
+  return optimum(jax.nn.log_softmax(world.teacher), jax.nn.log_softmax(world.reference))

@@ -1,56 +1,53 @@
 """Floor 5. Certificates: what a gradient is *in expectation*, held against what it claims, by enumeration.
 
-A method runs through its own `weigh` and the vocabulary pass on every response of the bigram world. Bad estimators are
-certified too, as bad, with their numbers: a certificate that could not fail would prove nothing.
+A method runs through its own code on every batch of a small world: two questions, two samples of each, with mixed
+rewards. Bad estimators are certified too, as bad, with their numbers: a certificate that could not fail would prove
+nothing.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from opd_jax.certify import bigram
-from opd_jax.certify.bigram import (
-  T,
-  V,
-  World,
-  by_advantage,
-  by_loss,
-  by_method,
-  by_term,
-  compared,
-  exact,
-  moments,
-)
+from opd_jax.certify import bigram, terms
+from opd_jax.certify.bigram import Gradient, World, exact, optimum_of
 from opd_jax.certify.estimators import (
   ALL_DIVERGENCES,
   Estimator,
-  K,
   checked_terms,
   detached_jsd,
   estimators,
   kept_mass,
   student_top,
+  whole,
 )
-from opd_jax.losses import advantages, divergences, supports, terms, vocabulary
-from opd_jax.losses.terms import Term
-from opd_jax.losses.vocab_shard import Target
-from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.certify.expectations import compared, fixed_point, moments
+from opd_jax.certify.gradients import by_advantage, by_loss, by_method, by_term
+from opd_jax.claims import Claim, Converges, Nothing, Unbiased, to_teacher
+from opd_jax.losses import advantages
+from opd_jax.losses.divergences import (
+  ClampedPerEntry,
+  Divergence,
+  ForwardKL,
+  JensenShannon,
+  ReverseKL,
+)
+from opd_jax.losses.rest_rules import Renormalised, Stopped, Unclosed
+from opd_jax.losses.terms import Likelihood
 from opd_jax.method import Method
 from opd_jax.methods import discover
-from opd_jax.methods.aopd import zero
-from opd_jax.methods.iw_opd import fixed_prefix, linear, mean_one, signed
 from opd_jax.rollouts import RolloutMix
-from opd_jax.sharding import mesh_layout
 
 EXACT = 1e-9  # relative: what counts as equal in float64
 PLAIN = 1e-3  # relative: what counts as different
-FIXED = 1e-3  # nats from the closed form
+FIXED = 1e-3  # nats from the optimum
+ROUNDS = 4  # of the search for it
+TOP_K = 2  # what a method's top k is cut to: fewer than the world's three tokens
 ON_POLICY = RolloutMix(student=1.0)
 
 
@@ -62,168 +59,189 @@ class Line(NamedTuple):
   claim: str
   bias: float | None
   cosine: float | None
-  deviation: float | None  # of one response's gradient
+  deviation: float | None  # of one batch's gradient
   fixed_point: (
     float | None
-  )  # KL in nats between where it ends and the closed form, at the worst context
+  )  # KL in nats between where it ends and the optimum, at the worst context
   holds: bool
 
 
-def makers() -> Mapping[str, Callable[[], Method]]:
-  """Every method with its defaults, its top k cut to this world, and the variants that papers compare."""
-  found: dict[str, Callable[..., Method]] = {}
-  for entry in discover():
-    small = {'k': K} if 'k' in inspect.signature(entry.make).parameters else {}
-    found[entry.name] = functools.partial(entry.make, **small)
-  aopd, iw_opd, opd_plus, gkd = (found[name] for name in ('aopd', 'iw_opd', 'opd_plus', 'gkd'))
-  forward = divergences.forward_kl()
-  found['aopd, zero gate'] = functools.partial(aopd, intervene=zero())
-  for weight in (signed, linear, fixed_prefix, mean_one):
-    found[f'iw_opd, {weight.__name__}'] = functools.partial(iw_opd, weight=weight())
-  found['opd_plus, forward_kl'] = functools.partial(opd_plus, divergence=forward)
-  found['gkd, forward_kl on-policy'] = functools.partial(
-    gkd, divergence=forward, student_fraction=1.0
-  )
-  return found
+def makers(module: ModuleType | None = None) -> Mapping[str, Callable[[], Method]]:
+  """Every method with its defaults, its top k cut to this world, and its variants: 'aopd, zero gate'.
+
+  Args:
+    module: where methods are looked for; None takes those of the library.
+  """
+  methods: dict[str, Callable[[], Method]] = {}
+  for entry in discover(module):
+    small = {'k': TOP_K} if 'k' in inspect.signature(entry.make).parameters else {}
+    methods[entry.name] = functools.partial(entry.make, **small)
+    for variant, settings in entry.variants.items():
+      methods[f'{entry.name}, {variant}'] = functools.partial(entry.make, **small | dict(settings))
+  return methods
 
 
-def certify_method(name: str, make: Callable[[], Method], world: World) -> Line:
-  """Bias against what it claims; without a claim, how it lies to the reverse KL; and where it ends."""
-  method = make()
-  claimed = method.descends
-  log_q, log_r = (jax.nn.log_softmax(table) for table in (world.teacher, world.reference))
-  truth = exact(
-    claimed or divergences.reverse_kl(),
-    method.rollout,
-    world.student,
+def _described(claim: Claim) -> str:
+  if isinstance(claim, Nothing):
+    return f'nothing: {claim.why}'
+  kind = f'unbiased for {claim.divergence.name}' if isinstance(claim, Unbiased) else 'converges'
+  if claim.optimum is not to_teacher:
+    return f'{kind}, to {claim.optimum}'
+  return kind if isinstance(claim, Unbiased) else 'converges to the teacher'
+
+
+def certify_method(name: str, method: Method) -> Line:
+  """A method against its own claim: its bias or its cosine in whole batches, and where following it ends.
+
+  `Nothing` is measured against the reverse KL to the teacher, and never fails.
+  """
+  claim, writers, world = method.claim, method.rollout, bigram.batched()
+  divergence = claim.divergence if isinstance(claim, Unbiased) else ReverseKL()
+  optimum = to_teacher if isinstance(claim, Nothing) else claim.optimum
+  truth = exact(divergence, writers, world.student, world, optimum_of(optimum, world))
+  gradient = by_method(method)
+  (moment,) = moments((gradient,), writers, world)
+  bias, cosine, deviation = compared(*moment, truth)
+  end = fixed_point(
+    gradient,
+    writers,
     world,
-    method.optimum(log_q, log_r),
+    optimum,
+    enough=FIXED,
+    rounds=1 if isinstance(claim, Nothing) else ROUNDS,
   )
-  bias, cosine, deviation = compared(*moments(by_method(method), method.rollout, world), truth)
-  end = bigram.fixed_point(method, world)
-  holds = end <= FIXED and (bias <= EXACT if claimed else cosine > 0)
-  claim = f'unbiased for {claimed.name}' if claimed else 'along reverse_kl'
-  return Line('method', name, claim, bias, cosine, deviation, end, holds)
-
-
-def certify_estimator(estimator: Estimator, world: World) -> Line:
-  """Bias against the exact gradient of the divergence it claims."""
-  kind, name, claimed, gradient = estimator
-  truth = exact(claimed, ON_POLICY, world.student, world)
-  bias, cosine, deviation = compared(*moments(gradient, ON_POLICY, world), truth)
-  return Line(
-    kind, name, f'unbiased for {claimed.name}', bias, cosine, deviation, None, bias <= EXACT
+  holds = isinstance(claim, Nothing) or (
+    end <= FIXED and (cosine > 0 if isinstance(claim, Converges) else bias <= EXACT)
   )
+  return Line('method', name, _described(claim), bias, cosine, deviation, end, holds)
 
 
-def _bad(name: str, claim: str, numbers: tuple[float, float, float], holds: bool) -> Line:
-  return Line('known bad', name, claim, *numbers, None, holds)
+def certify_estimators(wanted: Sequence[Estimator], world: World) -> list[Line]:
+  """Bias of each against the exact gradient of the divergence it claims: one program for all of them."""
+  lines = []
+  each = moments([estimator.gradient for estimator in wanted], ON_POLICY, world)
+  truth = _exact_on_policy(world)
+  for (kind, name, divergence, _), moment in zip(wanted, each, strict=True):
+    bias, cosine, deviation = compared(*moment, truth[divergence])
+    claim = f'unbiased for {divergence.name}'
+    lines.append(Line(kind, name, claim, bias, cosine, deviation, None, bias <= EXACT))
+  return lines
 
 
-def known_bad(world: World) -> Iterator[Line]:
-  """The field's public mistakes, each held to *how* it is wrong."""
-  truth = {each: exact(each, ON_POLICY, world.student, world) for each in ALL_DIVERGENCES}
-  reverse, forward, half = (
-    divergences.reverse_kl(),
-    divergences.forward_kl(),
-    divergences.jensen_shannon(beta=0.5),
-  )
-  run = lambda gradient, divergence: compared(
-    *moments(gradient, ON_POLICY, world), truth[divergence]
-  )
-  mean = lambda gradient: moments(gradient, ON_POLICY, world)[0]
-
-  numbers = run(by_term(terms.likelihood()), reverse)  # ∇ k1 = ∇ log p: the teacher has gone
-  size = float(jnp.linalg.norm(mean(by_term(terms.likelihood()))))
-  yield _bad('k1 as a loss', 'zero on average, noise in each', numbers, size < EXACT < numbers[2])
-  raw, stopped = (student_top(reverse, 2, close) for close in (supports.raw(), supports.stopped()))
-  numbers = run(raw, reverse)
-  gap = jnp.linalg.norm(mean(raw) - mean(stopped) - mean(by_loss(kept_mass)))
-  claim = 'biased by the gradient of the kept mass'
-  yield _bad('reverse_kl, raw top 2', claim, numbers, numbers[0] > PLAIN and float(gap) < EXACT)
-  for divergence in ALL_DIVERGENCES:
-    if divergence is not reverse:
-      numbers = run(by_advantage(functools.partial(advantages.naive, divergence)), divergence)
-      yield _bad(f'{divergence.name}: naive advantage', 'biased', numbers, numbers[0] > PLAIN)
-  for name, gradient, divergence in (
-    ('reverse_kl, renormalised top 1', student_top(reverse, 1, supports.renorm()), reverse),
-    ('jensen_shannon, detached weights', by_loss(detached_jsd), half),
-  ):
-    numbers = run(gradient, divergence)
-    yield _bad(name, 'no gradient at all', numbers, float(jnp.linalg.norm(mean(gradient))) < EXACT)
-  clamped = divergences.clamped_per_entry(forward, most=0.05)
-  first = jnp.zeros((1 + V, 1)).at[0].set(1.0)  # the printed test vector is the first context
-  both = [
-    mean(by_term(terms.divergence(each, supports.full()))) * first for each in (clamped, forward)
-  ]
-  numbers = compared(both[0], 0.0, both[1])
-  yield _bad(
-    'forward_kl, clamped per entry', 'turned against the true gradient', numbers, numbers[1] < 0
-  )
+def _exact_on_policy(world: World) -> dict[Divergence, Any]:
+  gradients = bigram.exact_of_each(ALL_DIVERGENCES, ON_POLICY, world.student, world)
+  return dict(zip(ALL_DIVERGENCES, gradients, strict=True))
 
 
-def check_term(name: str, term: Term, world: World) -> Line:
-  """The one-sweep gradient against finite differences, in states and head."""
-  rng = np.random.RandomState(5)
-  number = lambda *shape: jnp.asarray(rng.randn(*shape))
-  response = jnp.asarray([[0, 3, 1], [2, 2, 4]], jnp.int32)
-  target = Target(hidden=number(2, T, V), head=number(V, V))
-  known = {
-    'advantage': number(2, T),
-    'teacher_logp': -1 + 0 * number(2, T),
-    'hidden': number(2, T, 4),
+def _bad_gradients() -> dict[str, Gradient]:
+  """The mistakes, and what they are explained by."""
+  reverse, forward = ReverseKL(), ForwardKL()
+  naive = lambda each: by_advantage(functools.partial(advantages.naive, each))
+  return {
+    'k1': by_term(Likelihood()),  # ∇ k1 = ∇ log p: the teacher has gone
+    'raw': student_top(reverse, 2, Unclosed()),
+    'stopped': student_top(reverse, 2, Stopped()),
+    'kept mass': by_loss(kept_mass),
+    'renormalised': student_top(reverse, 1, Renormalised()),
+    'detached': by_loss(detached_jsd),
+    'clamped': whole(ClampedPerEntry(inner=forward, max=0.05)),
+    'forward': whole(forward),
+    **{each.name: naive(each) for each in ALL_DIVERGENCES if each != reverse},
   }
-  known['behaviour_logp'] = known['teacher_logp'] - 0.6
-  weighted = WeightedTerm(
-    term, jnp.abs(number(2, T)) + 0.1, {name: known[name] for name in term.reads}
+
+
+def known_bad(world: World) -> list[Line]:
+  """The field's public mistakes, each held to *how* it is wrong."""
+  truth, gradients = _exact_on_policy(world), _bad_gradients()
+  reverse, half = ReverseKL(), JensenShannon(beta=0.5)
+  each = dict(zip(gradients, moments(list(gradients.values()), ON_POLICY, world), strict=True))
+  against = lambda name, divergence: compared(*each[name], truth[divergence])
+  mean = {name: moment[0] for name, moment in each.items()}
+  size = lambda gradient: float(jnp.linalg.norm(gradient))
+  bad = lambda name, claim, numbers, holds: Line(
+    'known bad', name, claim, numbers[0], numbers[1], numbers[2], None, holds
   )
 
-  def loss(states, head):
-    return vocabulary.weighted_sum(
-      states, head, response, target, (weighted,), layout=mesh_layout()
-    )[0]
+  numbers = against('k1', reverse)
+  holds = size(mean['k1']) < EXACT < numbers[2]
+  lines = [bad('k1 as a loss', 'zero on average, noise in each', numbers, holds)]
+  numbers = against('raw', reverse)
+  gap = size(mean['raw'] - mean['stopped'] - mean['kept mass'])
+  claim = 'biased by the gradient of the kept mass'
+  lines.append(bad('reverse_kl, raw top 2', claim, numbers, numbers[0] > PLAIN and gap < EXACT))
+  for divergence in ALL_DIVERGENCES:
+    if divergence != reverse:
+      numbers = against(divergence.name, divergence)
+      name = f'{divergence.name}: naive advantage'
+      lines.append(bad(name, 'biased', numbers, numbers[0] > PLAIN))
+  for name, which, divergence in (
+    ('reverse_kl, renormalised top 1', 'renormalised', reverse),
+    ('jensen_shannon, detached weights', 'detached', half),
+  ):
+    numbers, holds = against(which, divergence), size(mean[which]) < EXACT
+    lines.append(bad(name, 'no gradient at all', numbers, holds))
+  clamped, forward = (mean[name][:, :1] for name in ('clamped', 'forward'))
+  numbers = compared(clamped, 0.0, forward)  # at the beginning: the printed test vector
+  claim = 'turned against the true gradient'
+  return [*lines, bad('forward_kl, clamped per entry', claim, numbers, numbers[1] < 0)]
 
-  try:
-    chex.assert_numerical_grads(
-      jax.jit(loss), (number(2, T, 4), number(4, V)), order=1, atol=1e-6, rtol=1e-6, modes=['rev']
-    )
-    holds = True
-  except AssertionError:
-    holds = False
+
+def certify_term(name: str, term: Any) -> Line:
+  """The one-sweep gradient against finite differences."""
+  holds = terms.agrees(term)
   return Line('term', name, 'finite differences agree', None, None, None, None, holds)
 
 
+def _work(module: ModuleType | None) -> dict[str, Callable[[], Line | list[Line]]]:
+  """What can be certified, by name; of a module of the user's nothing but its methods."""
+  work: dict[str, Callable[[], Line | list[Line]]] = {
+    name: lambda name=name, make=make: certify_method(name, make())
+    for name, make in makers(module).items()
+  }
+  if module is not None:
+    return work
+  single = bigram.single()
+  work |= {each.name: lambda each=each: certify_estimators([each], single) for each in estimators()}
+  work['known bad'] = lambda: known_bad(single)
+  return work | {
+    name: functools.partial(certify_term, name, term) for name, term in checked_terms()
+  }
+
+
+def _check_names(names: Sequence[str], work: Mapping[str, Any]) -> None:
+  if unknown := [name for name in names if name not in work]:
+    stems = [name.split(',')[0].lower() for name in unknown]
+    near = [name for name in work if any(stem in name.lower() for stem in stems)]
+    raise ValueError(
+      f'certify: nothing is called {", ".join(map(repr, unknown))}; '
+      + (f'near it: {"; ".join(near)}.' if near else f'there are {"; ".join(work)}.')
+    )
+
+
 def certificates(
-  names: Sequence[str] | None, progress: Callable[[int, int, str], None]
+  names: Sequence[str] | None,
+  progress: Callable[[int, int, str], None],
+  module: ModuleType | None = None,
 ) -> list[Line]:
   """Some certificates by name, or all of them.
 
   Args:
     names: of methods, their variants, estimators or terms; None certifies everything, also what is known to be bad.
     progress: told how many are done, of how many, and which comes next.
+    module: of the user's: its methods and their variants, and nothing else.
   """
   with jax.enable_x64(True):
-    here = bigram.world()
-    work: dict[str, Callable[[], Any]] = {
-      name: functools.partial(certify_method, name, make, here) for name, make in makers().items()
-    }
-    work |= {each.name: functools.partial(certify_estimator, each, here) for each in estimators()}
-    work['known bad'] = lambda: list(known_bad(here))
-    work |= {
-      name: functools.partial(check_term, name, term, here) for name, term in checked_terms()
-    }
-    if unknown := [name for name in names or () if name not in work]:
-      near = sorted(
-        {found for name in unknown for found in work if name.split(',')[0].lower() in found.lower()}
-      )
-      raise ValueError(
-        f'certify: nothing is called {", ".join(map(repr, unknown))}; '
-        + (f'near it: {"; ".join(near)}.' if near else f'there are {"; ".join(work)}.')
-      )
+    work = _work(module)
+    _check_names(names or (), work)
+    if names is None and module is None:  # estimators share a program
+      every = list(estimators())
+      first = every[0].name
+      work = {name: run for name, run in work.items() if name not in {e.name for e in every[1:]}}
+      work[first] = lambda: certify_estimators(every, bigram.single())
     lines: list[Line] = []
     wanted = list(names or work)
     for number, name in enumerate(wanted):
       progress(number, len(wanted), name)
-      found = work[name]()
-      lines += found if isinstance(found, list) else [found]
+      result = work[name]()
+      lines += result if isinstance(result, list) else [result]
   return lines

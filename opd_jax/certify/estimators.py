@@ -7,12 +7,39 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opd_jax.certify.bigram import Gradient, by_advantage, by_term
-from opd_jax.losses import advantages, divergences, supports, terms
-from opd_jax.losses.divergences import Divergence
-from opd_jax.losses.terms import OnSupport, Term
-
-K = 3  # what a top k is cut to in this world
+from opd_jax.certify.bigram import Gradient
+from opd_jax.certify.gradients import by_advantage, by_term
+from opd_jax.losses import advantages
+from opd_jax.losses.divergences import (
+  Alpha,
+  ClampedPerEntry,
+  Divergence,
+  ForwardKL,
+  Hellinger,
+  Jeffreys,
+  JensenShannon,
+  Neyman,
+  Pearson,
+  ReverseKL,
+  SkewForward,
+  SkewReverse,
+  TotalVariation,
+)
+from opd_jax.losses.rest_rules import Renormalised, RestRule, Tail, TeacherOnly, Unclosed
+from opd_jax.losses.supports import FULL, Columns, Entries, StudentTopK, Support, TeacherTopK
+from opd_jax.losses.terms import (
+  K2,
+  K3,
+  Candidates,
+  ClippedRatio,
+  DivergenceTerm,
+  HiddenDistance,
+  ImportanceRatio,
+  Likelihood,
+  PolicyGradient,
+  Term,
+  TruncatedRatio,
+)
 
 
 class Estimator(NamedTuple):
@@ -20,41 +47,46 @@ class Estimator(NamedTuple):
 
   kind: str  # 'estimator': from sampled tokens; 'exact': from whole distributions
   name: str
-  descends: Divergence
+  divergence: Divergence
   gradient: Gradient
 
 
 ALL_DIVERGENCES = (
-  divergences.forward_kl(), divergences.reverse_kl(), divergences.jensen_shannon(beta=0.5),
-  divergences.jensen_shannon(beta=0.1), divergences.jeffreys(), divergences.skew_forward(alpha=0.1),
-  divergences.skew_reverse(alpha=0.1), divergences.alpha_family(alpha=0.5), divergences.pearson(),
-  divergences.neyman(), divergences.total_variation(), divergences.hellinger(),
+  ForwardKL(), ReverseKL(), JensenShannon(beta=0.5), JensenShannon(beta=0.1), Jeffreys(),
+  SkewForward(alpha=0.1), SkewReverse(alpha=0.1), Alpha(alpha=0.5), Pearson(), Neyman(),
+  TotalVariation(), Hellinger(),
 )  # fmt: skip
 
 
-def _corrected(divergence: Divergence) -> Gradient:
-  return by_advantage(functools.partial(advantages.corrected, divergence))
+def whole(divergence: Divergence) -> Gradient:
+  """Of a divergence over the whole vocabulary."""
+  return by_term(DivergenceTerm(divergence=divergence, support=FULL))
 
 
 def estimators() -> Iterator[Estimator]:
   """Those that are right."""
-  yield Estimator('estimator', 'k2 as a loss', divergences.reverse_kl(), by_term(terms.k2()))
-  yield Estimator('estimator', 'k3 as a loss', divergences.forward_kl(), by_term(terms.k3()))
+  yield Estimator('estimator', 'k2 as a loss', ReverseKL(), by_term(K2()))
+  yield Estimator('estimator', 'k3 as a loss', ForwardKL(), by_term(K3()))
   for each in ALL_DIVERGENCES:
-    whole = by_term(terms.divergence(each, supports.full()))
-    yield Estimator('exact', f'{each.name}: whole vocabulary', each, whole)
-    yield Estimator('estimator', f'{each.name}: corrected advantage', each, _corrected(each))
+    sampled = by_advantage(functools.partial(advantages.corrected, each))
+    yield Estimator('exact', f'{each.name}: whole vocabulary', each, whole(each))
+    yield Estimator('estimator', f'{each.name}: corrected advantage', each, sampled)
 
 
-def student_top(divergence: Divergence, k: int, close) -> Gradient:
-  return by_term(terms.divergence(divergence, supports.student_top_k(k, close=close)))
+def student_top(divergence: Divergence, k: int, rest: RestRule) -> Gradient:
+  """Of a divergence on the student's top k."""
+  support = Support(entries=StudentTopK(k), rest=rest)
+  return by_term(DivergenceTerm(divergence=divergence, support=support))
 
 
 def kept_mass(log_p, log_q):
+  """The student's mass on its top 2."""
+  del log_q
   return jnp.exp(jax.lax.top_k(log_p, 2)[0]).sum(axis=-1)
 
 
 def detached_jsd(log_p, log_q):
+  """A Jensen-Shannon divergence whose weights p have no gradient."""
   fixed = jax.lax.stop_gradient(log_p)
   log_m = jnp.logaddexp(fixed, log_q) - jnp.log(2.0)
   return 0.5 * (jnp.exp(fixed) * (log_p - log_m)).sum(axis=-1) + 0.5 * (
@@ -64,31 +96,35 @@ def detached_jsd(log_p, log_q):
 
 def checked_terms() -> tuple[tuple[str, Term], ...]:
   """One of every kind of term, for finite differences."""
-  top = lambda close: supports.teacher_top_k(K, close=close())
-  closings = supports.tail, supports.renorm, supports.teacher_only, supports.raw
-  found: list[Term] = [terms.policy_gradient(), terms.likelihood(), terms.clipped_ratio(dual=3.0)]
-  found += [terms.importance_ratio(), terms.k2(), terms.k3(), terms.hidden_distance()]
-  found += [terms.divergence(each, supports.full()) for each in ALL_DIVERGENCES]
-  found += [terms.divergence(divergences.forward_kl(), top(close)) for close in closings]
-  sides = supports.union_top_k, supports.student_top_k, supports.intersection_top_k
-  found += [
-    terms.divergence(divergences.jensen_shannon(beta=0.5), side(2, close=supports.tail()))
-    for side in sides
-  ]
-  found += [
-    terms.divergence(
-      divergences.jensen_shannon(beta=0.5), supports.union_top_k(2, close=supports.renorm())
-    )
-  ]
-  found += [
-    terms.divergence(divergences.reverse_kl(), supports.columns((0, 3), close=supports.tail()))
-  ]
-  found += [
-    terms.divergence(
-      divergences.clamped_per_entry(divergences.forward_kl(), most=0.05), supports.full()
-    )
-  ]
-  found += [terms.divergence(divergences.forward_kl(), supports.full(), most_per_token=0.5)]
-  return tuple(
-    (term.name if isinstance(term, OnSupport) else term.name.split('(')[0], term) for term in found
+  forward, half = ForwardKL(), JensenShannon(beta=0.5)
+  on = lambda divergence, entries, rest: DivergenceTerm(
+    divergence=divergence, support=Support(entries=entries, rest=rest)
+  )
+  full = functools.partial(DivergenceTerm, support=FULL)
+  both = TeacherTopK(2), StudentTopK(2)
+  sides: tuple[Entries, ...] = (both[0] | both[1], both[1], both[0] & both[1])
+  ratio = TruncatedRatio(max=1.5)
+  plain: tuple[Term, ...] = (
+    PolicyGradient(), Likelihood(), ClippedRatio(dual=3.0), ImportanceRatio(), K2(), K3(),
+    HiddenDistance(), Candidates(),
+  )  # fmt: skip
+  divergences = (
+    *(full(divergence=each) for each in ALL_DIVERGENCES),
+    *(
+      on(forward, TeacherTopK(3), rest)
+      for rest in (Tail(), Renormalised(), TeacherOnly(), Unclosed())
+    ),
+    *(on(half, side, Tail()) for side in sides),
+    on(half, sides[0], Renormalised()),
+    on(ReverseKL(), Columns((0, 3)), Tail()),
+    full(divergence=ClampedPerEntry(inner=forward, max=0.05)),
+    full(divergence=forward, max_per_token=0.5),
+    full(divergence=half, temperature=0.7),
+    full(divergence=ReverseKL(), of='reference'),
+    full(divergence=half, ratio=ratio),
+    full(divergence=forward, of='reference', temperature=2.0, ratio=ratio),
+  )
+  return (
+    *((type(term).__name__, term) for term in plain),
+    *((term.name, term) for term in divergences),
   )

@@ -1,1 +1,4 @@
-"""Floor 6. What the subcommands of `opd` do, as functions of plain values; `cli.py` reads the flags."""
+"""Floor 6. The subcommands of `opd`. A file with HELP, EPILOG, `add_flags(parser)` and `run(args)` is one.
+
+Files of this folder import jax inside functions only, so that `opd --help` answers at once.
+"""

@@ -1,23 +1,40 @@
 """Floor 6. `opd demo`: a teacher, a weak student, and two ways to learn from the one, in a few minutes."""
 
+import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opd_jax import console
+from opd_jax.commands import console
 from opd_jax.commands.train import STUDENT, train
-from opd_jax.training import metrics
-from opd_jax.training.experiment import Experiment
 
-Build = Callable[[list[str], list[str]], tuple[Experiment, str]]
+HELP = (
+  'a teacher, a weak student, OPD and AOPD on sums, a table and a picture: minutes on two cores'
+)
+EPILOG = None
 FILES = ['experiments/models/small.gin', 'experiments/data/sums.gin']
 TEACHER_STEPS, STUDENT_STEPS, STEPS = 300, 150, 60
+ACCURACY = 'eval/sums/avg@1'
 RATES = {'opd': 1e-4, 'aopd': 3e-4}  # each the best of those tried: OPD 1e-4, 3e-4; AOPD 3e-4, 1e-3
 
 
-def demo(workdir: Path, build: Build) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--workdir', default='runs/demo', metavar='DIR', help='default: runs/demo')
+
+
+def run(args: argparse.Namespace) -> None:
+  from opd_jax import host
+
+  host.keep_memory()
+  demo(Path(args.workdir))
+
+
+def demo(workdir: Path) -> None:
   """Runs, or goes on with, the four runs; prints what was learned and draws it."""
+  from opd_jax.configuration import build
+  from opd_jax.training import recorder
+
   began = time.monotonic()
   missing = [file for file in FILES if not Path(file).is_file()]
   if missing:
@@ -31,38 +48,38 @@ def demo(workdir: Path, build: Build) -> None:
     plans[method] = (
       [*FILES, f'experiments/methods/{method}.gin', 'experiments/judges/teacher.gin'],
       [f'TEACHER = "{workdir / "teacher" / STUDENT}"', f'WEIGHTS = "{workdir / "student" / STUDENT}"',
-       f'STEPS = {STEPS}', f'RATE = {rate}', 'experiment.Evaluation.every = 20'],
+       f'STEPS = {STEPS}', f'RATE = {rate}', 'evaluator.Evaluation.every = 20'],
     )  # fmt: skip
-  told: dict[str, list[dict[str, Any]]] = {}
+  runs: dict[str, list[dict[str, Any]]] = {}
   for number, (name, (files, bindings)) in enumerate(plans.items(), start=1):
     print(f'\n=== {number} of {len(plans)}: {name}', flush=True)
     if not train(*build(files, bindings), workdir=workdir / name, skip_preflight=False):
       return
-    told[name] = metrics.read(workdir / name)
-  _report(told, workdir, time.monotonic() - began)
+    runs[name] = recorder.read(workdir / name)
+  _report(runs, workdir, time.monotonic() - began)
 
 
-def _report(told: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: float) -> None:
-  ends = lambda name: [row for row in told[name] if 'eval/accuracy' in row]
-  last = lambda name, key: [row[key] for row in told[name] if key in row][-1]
+def _report(runs: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: float) -> None:
+  ends = lambda name: [row for row in runs[name] if ACCURACY in row]
+  last = lambda name, key: [row[key] for row in runs[name] if key in row][-1]
   print('\nsums: 128 held-out problems, greedy')
   rows = [
-    (name, len([row for row in told[name] if 'loss' in row]), f'{ends(name)[0]["eval/accuracy"]:.1%}',
-     f'{ends(name)[-1]["eval/accuracy"]:.1%}', f'{last(name, "entropy"):.3f}', f'{last(name, "grad_norm"):.2f}')
-    for name in told
+    (name, len([row for row in runs[name] if 'loss' in row]), f'{ends(name)[0][ACCURACY]:.1%}',
+     f'{ends(name)[-1][ACCURACY]:.1%}', f'{last(name, "entropy"):.3f}', f'{last(name, "grad_norm"):.2f}')
+    for name in runs
   ]  # fmt: skip
   console.table(('run', 'steps', 'accuracy before', 'after', 'entropy', 'gradient norm'), rows)
-  begun = ends('student')[-1]['eval/accuracy']
+  begun = ends('student')[-1][ACCURACY]
   for name in RATES:
-    gain = ends(name)[-1]['eval/accuracy'] - begun
+    gain = ends(name)[-1][ACCURACY] - begun
     print(
       f'{name}: {gain:+.1%} in {STEPS} steps on what the student wrote itself, scored by the teacher'
     )
-  picture = _draw(told, workdir / 'demo.png')
+  picture = _draw(runs, workdir / 'demo.png')
   print(f'{seconds:.0f} s. Everything lies in {workdir}/{picture}')
 
 
-def _draw(told: Mapping[str, list[dict[str, Any]]], file: Path) -> str:
+def _draw(runs: Mapping[str, list[dict[str, Any]]], file: Path) -> str:
   try:
     import matplotlib
   except ImportError:
@@ -73,11 +90,11 @@ def _draw(told: Mapping[str, list[dict[str, Any]]], file: Path) -> str:
   figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
   for axis, key, title in zip(
     axes,
-    ('eval/accuracy', 'entropy', 'grad_norm'),
+    (ACCURACY, 'entropy', 'grad_norm'),
     ('accuracy', 'entropy, nats', 'gradient norm'),
     strict=True,
   ):
-    for name, rows in told.items():
+    for name, rows in runs.items():
       points = [(row['step'], row[key]) for row in rows if key in row]
       axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
     axis.set_title(title)

@@ -1,29 +1,29 @@
 """Floor 6. A model by its name, with the tokenizer that lies beside it."""
 
-import jax
+from typing import Any
 
-from opd_jax import console
-from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer, Tokenizer
-from opd_jax.sharding import Layout, mesh_layout
-from opd_jax.storage import load
+from opd_jax.commands import console
+
+TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
-def with_tokenizer(
-  name: str, *, seed: int, dtype: str | None
-) -> tuple[load.Loaded, Tokenizer | None, Layout]:
-  """The model, its tokenizer (bytes for a preset; None where the folder has none), and one device."""
+def with_tokenizer(name: str, *, seed: int, dtype: str | None) -> tuple[Any, Any, Any]:
+  """The model (`load.Loaded`), its tokenizer (bytes for a preset; None where the folder has none), and one device."""
+  import jax
+
+  from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer
+  from opd_jax.sharding import mesh_layout
+  from opd_jax.storage import load
+
   layout = mesh_layout(devices=(jax.local_devices()[0],))
   types = {} if dtype is None else {'param_dtype': dtype, 'dtype': dtype}
   with console.progress_bar('reading') as progress:
     loaded = load.model(name, layout, seed=seed, progress=progress, **types)
   if loaded.folder is None:
     return loaded, ByteTokenizer(), layout
-  found = any(
-    (loaded.folder / file).is_file() for file in ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-  )
-  if not found:
+  if not any((loaded.folder / file).is_file() for file in TOKENIZER_FILES):
     return loaded, None, layout
-  tokenizer: Tokenizer = HubTokenizer(loaded.folder)
+  tokenizer = HubTokenizer(loaded.folder)
   if (tokens := len(tokenizer.strings())) > loaded.config.vocab_size:
     raise ValueError(
       f'{name}: its tokenizer has {tokens} tokens, the model only {loaded.config.vocab_size} rows; '

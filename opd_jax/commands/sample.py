@@ -1,31 +1,79 @@
-"""Floor 6. `opd sample`: write with a model, and say how likely it thought what it wrote."""
+"""Floor 6. `opd sample`: writes with a model, and says how likely the model thought what it wrote."""
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+from opd_jax.commands import console, flags
 
-from opd_jax import console
-from opd_jax.commands.loading import with_tokenizer
-from opd_jax.data.prompts import left_padded, read_rows, tokens_of
-from opd_jax.data.tokenizers import Tokenizer
-from opd_jax.inference import decoding, sampler
-from opd_jax.inference.sampler import Model, Run, Sampling
-from opd_jax.types import ENDINGS
+HELP = 'write with a model'
+EPILOG = """\
+  opd sample --model tiny --prompt 'Hello' --samples 4 --json
+  opd sample --model models/qwen3-0.6b --prompts questions.jsonl --temperature 0.7 --top_p 0.95
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  flags.add_model(parser)
+  add = parser.add_argument
+  add('--prompt', action='append', default=[], metavar='TEXT', help='may be repeated')
+  add('--prompts', metavar='FILE.jsonl', help='rows of {"text"}, {"messages"} or {"tokens"}')
+  add('--chat', action='store_true', help='send texts through the chat template')
+  add('--max_new_tokens', type=int, default=64, metavar='N', help='default: 64')
+  add('--temperature', type=float, default=1.0, metavar='T', help='0 is greedy')
+  add('--top_k', type=int, metavar='K', help='draw from the K likeliest tokens')
+  add('--top_p', type=float, metavar='P', help='draw from the likeliest tokens with mass P')
+  add(
+    '--min_p', type=float, metavar='P', help='draw from tokens of P times the highest probability'
+  )
+  add('--samples', type=int, default=1, metavar='N', help='responses to each prompt')
+  add('--slots', type=int, default=64, metavar='N', help='rows in flight: speed and memory only')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Samples and prints every response as it ends; a lone one as it is written."""
+  from opd_jax.commands.loading import with_tokenizer
+  from opd_jax.data.prompts import tokens_of
+
+  chosen = rules(
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    min_p=args.min_p,
+  )
+  if args.samples < 1:
+    raise ValueError(f'sample: --samples must be at least 1, got {args.samples}.')
+  prompts = read_prompts(args.prompt, args.prompts, chat=args.chat)
+  loaded, tokenizer, layout = with_tokenizer(args.model, seed=args.seed, dtype=args.dtype)
+  rows = [
+    tokens_of(row, tokenizer, name=name, vocab_size=loaded.config.vocab_size)
+    for name, row in prompts
+    for _ in range(args.samples)
+  ]
+  sampled = _started(loaded, tokenizer, layout, rows, chosen, args)
+  started = time.monotonic()
+  tokens = _show(sampled, rows, tokenizer, as_json=args.json)
+  seconds = time.monotonic() - started
+  print(
+    f'{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s with compilation',
+    file=sys.stderr,
+  )
 
 
 def rules(
   *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> tuple:
   """The usual order: temperature, then what is cut off. Temperature 0 is greedy."""
-  first = decoding.greedy() if temperature == 0 else decoding.temperature(temperature)
+  from opd_jax.inference import decoding
+
+  first = decoding.Greedy() if temperature == 0 else decoding.Temperature(temperature)
   chosen = [] if temperature == 1.0 else [first]
-  chosen += [decoding.top_k(top_k)] if top_k is not None else []
-  chosen += [decoding.top_p(top_p)] if top_p is not None else []
-  chosen += [decoding.min_p(min_p)] if min_p is not None else []
+  chosen += [decoding.TopK(top_k)] if top_k is not None else []
+  chosen += [decoding.TopP(top_p)] if top_p is not None else []
+  chosen += [decoding.MinP(min_p)] if min_p is not None else []
   return tuple(chosen)
 
 
@@ -33,6 +81,8 @@ def read_prompts(
   texts: Sequence[str], file: str | None, *, chat: bool
 ) -> list[tuple[str, dict[str, Any]]]:
   """Prompt rows with the name of the place each comes from: flags, a file, or standard input."""
+  from opd_jax.data.sources import read_rows
+
   kind = lambda text: {'messages': [{'role': 'user', 'content': text}]} if chat else {'text': text}
   rows = [(f'--prompt number {number}', kind(text)) for number, text in enumerate(texts, start=1)]
   if file is not None:
@@ -54,77 +104,63 @@ def read_prompts(
   return rows
 
 
-def sample(
-  *,
-  model: str,
-  prompts: Sequence[str],
-  prompts_file: str | None,
-  chat: bool,
-  max_new_tokens: int,
-  settings: tuple,
-  samples: int,
-  seed: int,
-  slots: int,
-  dtype: str | None,
-  as_json: bool,
-) -> None:
-  """Samples and prints every response as it ends; a lone one as it is written."""
-  if samples < 1:
-    raise ValueError(f'sample: --samples must be at least 1, got {samples}.')
-  asked = read_prompts(prompts, prompts_file, chat=chat)
-  loaded, tokenizer, layout = with_tokenizer(model, seed=seed, dtype=dtype)
-  size = loaded.config.vocab_size
-  rows = [
-    tokens_of(row, tokenizer, name=name, vocab_size=size)
-    for name, row in asked
-    for _ in range(samples)
-  ]
+def _started(
+  loaded: Any,
+  tokenizer: Any,
+  layout: Any,
+  rows: list[list[int]],
+  chosen: tuple,
+  args: argparse.Namespace,
+) -> Any:
+  """The `sampler.Run` of these prompts."""
+  import jax
+
+  from opd_jax.data.prompts import left_padded
+  from opd_jax.inference import decoding, sampler
+
   batch = left_padded(
     rows,
     width=max(map(len, rows)),
     pad=0,
-    groups=[number // samples for number in range(len(rows))],
+    groups=[number // args.samples for number in range(len(rows))],
   )
-  stops = tuple(sorted(tokenizer.stop_tokens)) if tokenizer else ()
-  written = Run(
-    sampler.unrolled(Model(loaded.config, layout, loaded.params)),
+  stops = sorted(tokenizer.stop_tokens) if tokenizer else ()
+  settings = decoding.Decoding(
+    rules=chosen,
+    stop_tokens=tuple(token for token in stops if token < loaded.config.vocab_size),
+  )
+  return sampler.Run(
+    sampler.unrolled(sampler.Model(loaded.config, layout, loaded.params)),
     batch,
-    jax.random.key(seed),
-    sampling=Sampling(
-      decoding=decoding.Decoding(
-        rules=settings, stop_tokens=tuple(token for token in stops if token < size)
-      ),
-      budget=max_new_tokens,
-      slots=slots,
-    ),
+    jax.random.key(args.seed),
+    sampling=sampler.Sampling(decoding=settings, budget=args.max_new_tokens, slots=args.slots),
   )
+
+
+def _show(sampled: Any, rows: list[list[int]], tokenizer: Any, *, as_json: bool) -> int:
+  """Prints the responses; the tokens that were written."""
   started = time.monotonic()
   tokens = done = 0
   shown = 0  # characters of a lone response that are on the screen
   with console.progress_bar('sampling') as bar:
-    for progress in written.stream():
+    for progress in sampled.stream():
       if len(rows) == 1 and tokenizer and not as_json:
-        text = tokenizer.decode(written.rollout.response[0, : progress.tokens].tolist())
+        text = tokenizer.decode(sampled.rollout.response[0, : progress.tokens].tolist())
         # A character may still lack its last bytes; it is held back until they come.
         whole = text if progress.finished else text.rstrip('\ufffd')
         print(whole[shown:], end='\n' if progress.finished else '', flush=True)
         shown = max(shown, len(whole))
       else:
         for row in progress.finished:
-          _print(written, row, rows[row], tokenizer, as_json=as_json)
+          _print(sampled.rollout, row, rows[row], tokenizer, as_json=as_json)
       done, tokens = done + len(progress.finished), progress.tokens
       bar(done, len(rows), f'{tokens / (time.monotonic() - started):,.0f} tokens/s')
-  seconds = time.monotonic() - started
-  print(
-    f'{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s with compilation',
-    file=sys.stderr,
-  )
+  return tokens
 
 
-def _print(
-  written: Run, row: int, prompt: list[int], tokenizer: Tokenizer | None, *, as_json: bool
-) -> None:
-  rollout = written.rollout
+def _print(rollout: Any, row: int, prompt: list[int], tokenizer: Any, *, as_json: bool) -> None:
+  from opd_jax.types import ENDINGS
+
   length = int(rollout.mask[row].sum())
   tokens = rollout.response[row, :length].tolist()
   text = tokenizer.decode(tokens) if tokenizer else None

@@ -1,59 +1,52 @@
 """Floor 6. `opd score`: what a model thinks of every token that was written."""
 
+import argparse
 import json
 import math
 import sys
 import time
+from typing import Any
 
-from opd_jax import console
-from opd_jax.commands.loading import with_tokenizer
-from opd_jax.data.prompts import read_rows, token_list
-from opd_jax.inference import scorer
-from opd_jax.inference.scorer import Needs
+from opd_jax.commands import console, flags
+
+HELP = 'log-prob and entropy of every token of what `opd sample --json` wrote'
+EPILOG = '  opd score --model models/qwen3-0.6b --json written.jsonl\n'
+BATCHES = 32  # that are scored between two prints
 
 
-def score(
-  *, model: str, file: str | None, seed: int, dtype: str | None, rows: int, as_json: bool
-) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  flags.add_model(parser)
+  parser.add_argument('file', nargs='?', metavar='FILE.jsonl', help='default: standard input')
+  parser.add_argument('--rows', type=int, default=8, metavar='N', help='rows per batch')
+
+
+def run(args: argparse.Namespace) -> None:
   """Reads objects with `prompt_tokens` and `tokens` (as `opd sample --json` prints them) and scores each token."""
-  if rows < 1:
-    raise ValueError(f'score: --rows must be at least 1, got {rows}.')
-  name = file or 'standard input'
-  if file is None:
-    records = list(read_rows(sys.stdin, name=name))
-  else:
-    with open(file) as stream:
-      records = list(read_rows(stream, name=name))
-  if not records:
-    raise ValueError(
-      f'score: {name} holds no rows. Each line is an object with "prompt_tokens" and "tokens".'
-    )
-  loaded, _, layout = with_tokenizer(model, seed=seed, dtype=dtype)
-  size = loaded.config.vocab_size
-  pairs = [
-    [
-      token_list(row, key, name=f'{name}, line {number}', vocab_size=size)
-      for key in ('prompt_tokens', 'tokens')
-    ]
-    for number, row in records
-  ]
-  for (number, _), (prompt, response) in zip(records, pairs, strict=True):
-    scorer.check_row(prompt, response, name=f'{name}, line {number}:', config=loaded.config)
-  started, part = time.monotonic(), 32 * rows
+  from opd_jax.commands.loading import with_tokenizer
+  from opd_jax.inference import scorer
+  from opd_jax.types import ScoreRequest
+
+  if args.rows < 1:
+    raise ValueError(f'score: --rows must be at least 1, got {args.rows}.')
+  name = args.file or 'standard input'
+  records = _read(args.file, name)
+  loaded, _, layout = with_tokenizer(args.model, seed=args.seed, dtype=args.dtype)
+  pairs = _token_pairs(records, name, loaded.config)
+  started, part = time.monotonic(), BATCHES * args.rows
   with console.progress_bar('scoring') as bar:
     for begin in range(0, len(pairs), part):
       prompts, responses = zip(*pairs[begin : begin + part], strict=True)
-      found = scorer.score_rows(
+      scored = scorer.score_rows(
         loaded.params,
         prompts,
         responses,
         config=loaded.config,
         layout=layout,
-        needs=Needs(entropy=True),
-        rows=rows,
+        request=ScoreRequest(entropy=True),
+        rows=args.rows,
       )
-      for (_, record), scores in zip(records[begin : begin + part], found, strict=True):
-        _print(record, scores, as_json=as_json)
+      for (_, record), scores in zip(records[begin : begin + part], scored, strict=True):
+        _print(record, scores, as_json=args.json)
       bar(min(begin + part, len(pairs)), len(pairs), '')
   tokens = sum(len(response) for _, response in pairs)
   seconds = time.monotonic() - started
@@ -63,14 +56,43 @@ def score(
   )
 
 
-def _print(record, scores, *, as_json: bool) -> None:
-  if as_json:
-    print(
-      json.dumps(
-        {**record, 'score_logps': scores.logp.tolist(), 'entropies': scores.entropy.tolist()}
-      ),
-      flush=True,
+def _read(file: str | None, name: str) -> list[tuple[int, dict[str, Any]]]:
+  from opd_jax.data.sources import read_rows
+
+  if file is None:
+    records = list(read_rows(sys.stdin, name=name))
+  else:
+    with open(file) as stream:
+      records = list(read_rows(stream, name=name))
+  if not records:
+    raise ValueError(
+      f'score: {name} holds no rows. Each line is an object with "prompt_tokens" and "tokens".'
     )
+  return records
+
+
+def _token_pairs(
+  records: list[tuple[int, dict[str, Any]]], name: str, config: Any
+) -> list[tuple[list[int], list[int]]]:
+  """Prompt and response of every record, checked against the model."""
+  from opd_jax.data.prompts import token_list
+  from opd_jax.inference import scorer
+
+  pairs = []
+  for number, record in records:
+    prompt, response = (
+      token_list(record, key, name=f'{name}, line {number}', vocab_size=config.vocab_size)
+      for key in ('prompt_tokens', 'tokens')
+    )
+    scorer.check_row(prompt, response, name=f'{name}, line {number}:', config=config)
+    pairs.append((prompt, response))
+  return pairs
+
+
+def _print(record: dict[str, Any], scores: Any, *, as_json: bool) -> None:
+  if as_json:
+    scored = {'score_logps': scores.logp.tolist(), 'entropies': scores.entropy.tolist()}
+    print(json.dumps({**record, **scored}), flush=True)
     return
   count = max(len(scores.logp), 1)
   mean = float(scores.logp.sum()) / count

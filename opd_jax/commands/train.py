@@ -1,26 +1,65 @@
 """Floor 6. `opd train`: runs an experiment in a folder, or goes on with the one that is there."""
 
+import argparse
 import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import jax
+from opd_jax.commands import console, flags
 
-from opd_jax import console
-from opd_jax.data.tokenizers import HubTokenizer
-from opd_jax.processes import barrier
-from opd_jax.storage import orbax_folder
-from opd_jax.teachers import Routed
-from opd_jax.training import loop, memory, metrics
-from opd_jax.training.experiment import Experiment, Stage
-
+HELP = 'run an experiment; the same command goes on with one that was interrupted'
+EPILOG = (
+  flags.GIN
+  + """\
+  opd train --gin_file experiments/models/small.gin --gin_file experiments/data/sums.gin \\
+            --gin_file experiments/methods/sft.gin --workdir runs/sft
+"""
+)
 STUDENT = 'student'  # the folder of the finished model, in the workdir
 
 
-def header(experiment: Experiment, *, skip_preflight: bool) -> str:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  flags.add_gin(parser)
+  add = parser.add_argument
+  add('--workdir', required=True, metavar='DIR', help='metrics, checkpoints, samples, the student')
+  add(
+    '--skip_preflight',
+    action='store_true',
+    help='begin without looking at tokenizers and judges',
+  )
+  add(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='of process 0, where several processes make one run',
+  )
+  add('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
+  add('--process', type=int, metavar='I', help='which of them this is')
+
+
+def run(args: argparse.Namespace) -> None:
+  import jax
+
+  if args.coordinator is not None:
+    jax.distributed.initialize(
+      args.coordinator,
+      num_processes=args.processes,
+      process_id=args.process,
+    )
+  from opd_jax import host
+  from opd_jax.configuration import build
+
+  host.keep_memory()
+  experiment, operative = build(args.gin_file, args.gin_bindings)
+  train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
+
+
+def header(experiment: Any, *, skip_preflight: bool) -> str:
   """What is about to run."""
+  from opd_jax.planning import memory
+
   plan = memory.plan(experiment)
   model = experiment.model
   lines = [
@@ -35,35 +74,42 @@ def header(experiment: Experiment, *, skip_preflight: bool) -> str:
   return '\n'.join(lines)
 
 
-def _stage(stage: Stage) -> list[str]:
-  rows = stage.prompts * stage.samples
-  table = lambda judge: judge.table if isinstance(judge, Routed) else (('', judge),)
-  name = lambda route, judge: (
-    (f'{route}: ' if route else '') + (judge.weights or 'the student itself')
-  )
-  judges = {
-    who: ', '.join(name(*each) for each in table(judge)) for who, judge in stage.judges.items()
-  }
+def _stage(stage: Any) -> list[str]:
+  from opd_jax.judges.spec import named_parts
+
+  rows, budget = stage.prompts * stage.samples, stage.sampling.budget
+  judges = [
+    f'  judge  {part}: {judge.weights or "the student itself"}'
+    for name in stage.asked
+    for part, judge in named_parts(name, stage.judges[name])
+  ]
+  writers = {name: getattr(stage.mix, name) for name in ('student', 'teacher', 'data')}
+  shares = ' and '.join(f'{share:.0%} {name}' for name, share in writers.items() if share)
   return [
-    f'stage    {stage.name}: {stage.steps} steps of {stage.prompts} prompts x {stage.samples}, at most '
-    f'{stage.sampling.budget} tokens each: {stage.steps * rows * stage.sampling.budget:,} tokens at most',
-    f'  method {stage.method.paper}; learns from '
-    + ' and '.join(f'{getattr(stage.method.rollout, who):.0%} {who}' for who in ('student', 'teacher', 'dataset')
-                   if getattr(stage.method.rollout, who)),
-    *(f'  judge  {who}: {what}' for who, what in judges.items()),
-  ]  # fmt: skip
+    f'stage    {stage.name}: {stage.steps} steps of {stage.prompts} prompts x {stage.samples}, at most {budget} tokens '
+    f'each: {stage.steps * rows * budget:,} tokens at most',
+    f'  method {stage.method.paper}; learns from {shares}',
+    *judges,
+  ]
 
 
-def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflight: bool) -> bool:
+def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: bool) -> bool:
   """Runs to the end (True), or to SIGTERM."""
+  import jax
+
+  from opd_jax.data.tokenizers import HubTokenizer
+  from opd_jax.processes import barrier
+  from opd_jax.storage import orbax_folder
+  from opd_jax.training import loop
+
   chief = jax.process_index() == 0
   say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
   with console.progress_bar('training') as bar:
-    ears = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
+    listener = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
     outcome = loop.train(
-      experiment, workdir, config=operative, ears=ears, skip_preflight=skip_preflight
+      experiment, workdir, config=operative, listener=listener, skip_preflight=skip_preflight
     )
   if not outcome.finished:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
@@ -74,19 +120,26 @@ def train(experiment: Experiment, operative: str, *, workdir: Path, skip_preflig
   barrier('the student before this one has left')
   tokenizer = experiment.tokenizer
   companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
-  orbax_folder.save(folder, experiment.model, outcome.state.params, companions=companions)
+  orbax_folder.save(
+    folder,
+    experiment.model,
+    outcome.state.params,
+    strings=tokenizer.strings(),
+    companions=companions,
+  )
   if chief:
     _last_words(workdir, time.monotonic() - began)
   return True
 
 
 def _last_words(workdir: Path, seconds: float) -> None:
-  rows = metrics.read(workdir)
-  tests = [row for row in rows if 'eval/accuracy' in row]
-  if tests:
-    print(
-      f'accuracy {tests[0]["eval/accuracy"]:.1%} before, {tests[-1]["eval/accuracy"]:.1%} after'
-    )
+  from opd_jax.training import recorder
+
+  rows = recorder.read(workdir)
+  names = dict.fromkeys(name for row in rows for name in row if '/avg@' in name)
+  for name in names:
+    values = [row[name] for row in rows if name in row]
+    print(f'{name.removeprefix("eval/")}: {values[0]:.1%} before, {values[-1]:.1%} after')
   trained = [row for row in rows if 'loss' in row]
   if trained:
     verbs = ('sample', 'score', 'weigh', 'update')

@@ -1,11 +1,15 @@
-"""Floor 1. What is asked, and what counts as an answer.
+"""Floor 1. Problems, and what counts as an answer to them.
 
 A task joins a source of raw rows, a reader that makes a `Problem` of one, and a verifier.
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from opd_jax.data.sources import Raw, Source
 from opd_jax.data.tokenizers import Message
@@ -16,15 +20,21 @@ class Problem(NamedTuple):
 
   messages: tuple[Message, ...]  # up to where the answer begins
   answer: str = ''  # what a verifier compares with
-  demonstration: str | tuple[Message, ...] | None = (
-    None  # what to imitate, where there is anything: an answer, or turns
-  )
-  route: str = ''  # which of several teachers answers for it
+  demonstration: str | tuple[Message, ...] | None = None  # an answer or turns to imitate
+  route: str = ''  # which of several teachers and verifiers has it
   name: str = ''  # file and number, for errors
+  extra: Mapping[str, str] = {}  # further columns, e.g. a hint that only the teacher sees
+
+
+class Verdict(NamedTuple):
+  """What a verifier thinks of a response."""
+
+  reward: float  # NaN where nobody can tell
+  feedback: str = ''  # what is wrong, in words
 
 
 Reader = Callable[[Raw], Problem | None]  # None: the row is not wanted
-Verifier = Callable[[Problem, str], float]  # problem and response -> reward
+Verifier = Callable[[Problem, str], float | Verdict]  # problem and response -> reward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +45,7 @@ class Task:
     name: as it appears in metrics.
     source: raw rows.
     read: one raw row -> a problem, or None where the row is not wanted.
-    verify: problem and response -> reward; None where nobody can tell.
+    verify: problem and response -> reward, or a `Verdict` with feedback; None where nobody can tell.
     on_bad_row: what a row that cannot be read does to a run: 'stop' it, or be counted and left out.
   """
 
@@ -50,58 +60,124 @@ class Task:
       raise ValueError(f"Task: on_bad_row is 'stop' or 'skip', got {self.on_bad_row!r}.")
 
 
+def verdict_of(task: Task, problem: Problem, text: str) -> Verdict:
+  """What the task's verifier thinks of a response; reward NaN where the task has none."""
+  if task.verify is None:
+    return Verdict(math.nan)
+  result: Any = task.verify(problem, text)
+  verdict = result if isinstance(result, Verdict) else Verdict(result)
+  if not isinstance(verdict.reward, numbers.Real | np.bool_) or math.isinf(verdict.reward):
+    raise ValueError(
+      f'task {task.name}: its verifier returned {str(result)[:80]} for {problem.name or "a problem"}. '
+      'Return a finite number, NaN where nobody can tell, or a Verdict.'
+    )
+  return verdict._replace(reward=float(verdict.reward))
+
+
 def question(text: str) -> tuple[Message, ...]:
   """A question as a conversation."""
   return ({'role': 'user', 'content': text},)
 
 
+def text_in(row: Raw, column: str) -> str:
+  """The text of a column. Anything else, also nothing but blanks, makes the row a bad one."""
+  value = row[column]
+  if not isinstance(value, str):
+    raise ValueError(f'column {column} holds {_kind(value)}, text is expected')
+  if not value.strip():
+    raise ValueError(f'column {column} holds an empty text')
+  return value
+
+
+def answer_in(row: Raw, column: str) -> str:
+  """The answer of a column: text, which may be empty, or a finite number (72 is '72')."""
+  value = row[column]
+  if isinstance(value, str):
+    return value
+  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    raise ValueError(f'column {column} holds {_kind(value)}, text or a number is expected')
+  return str(value)
+
+
+def _kind(value: Any) -> str:
+  return 'null' if value is None else type(value).__name__
+
+
 def from_columns(
-  *, problem: str = 'problem', answer: str = 'answer', demonstration: str | None = None
+  *,
+  problem: str = 'problem',
+  answer: str = 'answer',
+  demonstration: str | None = None,
+  extra: Sequence[str] = (),
 ) -> Reader:
-  """A reader of rows with plain columns of text.
+  """A reader of rows with plain columns. Questions must be text; answers may be numbers.
 
   Args:
     problem, answer: names of the columns.
     demonstration: column of a response to imitate; None where there is none.
+    extra: columns that travel with the problem under their names, text or numbers.
   """
 
   def read(row: Raw) -> Problem:
     return Problem(
-      messages=question(str(row[problem])),
-      answer=str(row[answer]),
-      demonstration=None if demonstration is None else str(row[demonstration]),
+      messages=question(text_in(row, problem)),
+      answer=answer_in(row, answer),
+      demonstration=None if demonstration is None else text_in(row, demonstration),
+      extra={column: answer_in(row, column) for column in extra},
     )
 
   return read
 
 
 def from_messages(*, column: str = 'messages', answer: str | None = None) -> Reader:
-  """A reader of conversations, {role, content} each: what stands before the first answer is the prompt.
+  """A reader of conversations, {role, content} each: the turns before the first answer are the prompt.
 
   Args:
     column: of the messages.
-    answer: column of what a verifier compares with; None where there is none.
+    answer: column of what a verifier compares with, text or a number; None where there is none.
   """
 
   def read(row: Raw) -> Problem:
-    turns = [{'role': str(turn['role']), 'content': turn['content']} for turn in row[column]]
-    if any(not isinstance(turn['content'], str) for turn in turns):
-      raise ValueError('its conversation has a turn without text (a tool call?)')
+    turns = roles(row[column], column=column, role='role', content='content')
     begin = next(
       (number for number, turn in enumerate(turns) if turn['role'] == 'assistant'), len(turns)
     )
-    if all(turn['role'] != 'user' for turn in turns[:begin]):
+    if all(turn['role'] != 'user' or not turn['content'].strip() for turn in turns[:begin]):
       raise ValueError('its conversation begins without a question')
-    demonstration = None if begin == len(turns) else tuple(turns[begin:])
     return Problem(
       tuple(turns[:begin]),
-      answer='' if answer is None else str(row[answer]),
-      demonstration=demonstration,
+      answer='' if answer is None else answer_in(row, answer),
+      demonstration=None if begin == len(turns) else tuple(turns[begin:]),
     )
 
   return read
 
 
-def roles(turns: Sequence[Raw], names: Mapping[str, str]) -> list[Message]:
-  """Turns of {from, value}, in the names that chat templates know."""
-  return [{'role': names[str(turn['from'])], 'content': str(turn['value'])} for turn in turns]
+def roles(
+  turns: Any,
+  *,
+  column: str,
+  role: str,
+  content: str,
+  names: Mapping[str, str] | None = None,
+) -> list[Message]:
+  """The turns of a conversation as {role, content}.
+
+  Args:
+    turns: what the row holds.
+    column: where it holds them, for errors.
+    role, content: what the two are called there.
+    names: from the roles of the data set to those that chat templates know; None leaves them.
+  """
+  if isinstance(turns, str | Mapping) or not isinstance(turns, Sequence):
+    raise ValueError(f'column {column} holds {_kind(turns)}, a list of turns is expected')
+  messages = []
+  for turn in turns:
+    if not isinstance(turn, Mapping) or not isinstance(turn[content], str):
+      raise ValueError('its conversation has a turn without text (a tool call?)')
+    if names is not None and turn[role] not in names:
+      raise ValueError(f'its conversation has the unknown role {turn[role]!r}')
+    messages.append(
+      {'role': str(turn[role]) if names is None else names[turn[role]], 'content': turn[content]}
+    )
+  return messages

@@ -5,7 +5,7 @@ Each returns a `Reader` for `problems.Task.read`; a row without its columns is a
 
 import json
 
-from opd_jax.data.problems import Problem, Reader, question, roles
+from opd_jax.data.problems import Problem, Reader, answer_in, question, roles, text_in
 from opd_jax.data.sources import Raw
 
 BOXED = '\nPlease reason step by step, and put your final answer within \\boxed{}.'
@@ -25,10 +25,10 @@ def deepmath(
   def read(row: Raw) -> Problem | None:
     if float(row['difficulty']) < least_difficulty:
       return None
-    demonstration = None if solution is None else str(row[f'r1_solution_{solution}'])
+    demonstration = None if solution is None else text_in(row, f'r1_solution_{solution}')
     return Problem(
-      question(str(row['question']) + suffix),
-      answer=str(row['final_answer']),
+      question(text_in(row, 'question') + suffix),
+      answer=answer_in(row, 'final_answer'),
       demonstration=demonstration,
       route='maths',
     )
@@ -41,13 +41,19 @@ def openthoughts(*, suffix: str = '') -> Reader:
   names = {'user': 'user', 'human': 'user', 'assistant': 'assistant', 'gpt': 'assistant'}
 
   def read(row: Raw) -> Problem:
-    turns = roles(row['conversations'], names)
+    turns = roles(
+      row['conversations'],
+      column='conversations',
+      role='from',
+      content='value',
+      names=names,
+    )
     if len(turns) < 2 or turns[0]['role'] != 'user' or turns[1]['role'] != 'assistant':
       raise ValueError('its conversation is not a question and an answer')
-    system = [{'role': 'system', 'content': str(row['system'])}] if row.get('system') else []
-    question = {**turns[0], 'content': turns[0]['content'] + suffix}
+    system = [{'role': 'system', 'content': text_in(row, 'system')}] if row.get('system') else []
+    first = {**turns[0], 'content': turns[0]['content'] + suffix}
     return Problem(
-      (*system, question), demonstration=turns[1]['content'], route=str(row.get('domain', ''))
+      (*system, first), demonstration=turns[1]['content'], route=str(row.get('domain', ''))
     )
 
   return read
@@ -89,13 +95,13 @@ def toolalpaca() -> Reader:
 
   def read(row: Raw) -> Problem:
     text = TOOL_FORMAT.format(
-      name=row['name'],
-      description=row['description'],
-      documentation=row['nl_documentation'],
-      question=row['instruction'],
+      name=text_in(row, 'name'),
+      description=text_in(row, 'description'),
+      documentation=text_in(row, 'nl_documentation'),
+      question=text_in(row, 'instruction'),
     )
-    shown = row.get('golden_response')
-    demonstration = '\n'.join(shown) if isinstance(shown, list) else shown
+    response = row.get('golden_response')
+    demonstration = '\n'.join(response) if isinstance(response, list) else response
     return Problem(
       question(text),
       answer=json.dumps(row['golden_answer']),

@@ -31,15 +31,15 @@ class JsonLines(Source):
 
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
-    found, at = [], 0
+    lines, at = [], 0
     with open(self.path, 'rb') as stream:
       for number, line in enumerate(stream, start=1):
         if line.strip():
-          found.append((at, number))
+          lines.append((at, number))
         at += len(line)
-    if not found:
+    if not lines:
       raise ValueError(f'data: {self.path} holds no rows.')
-    return np.array(found)
+    return np.array(lines)
 
   def __len__(self) -> int:
     return len(self._offsets)

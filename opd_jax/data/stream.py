@@ -65,15 +65,15 @@ class Stream(Iterator[Problem]):
     for _ in range(
       2 * len(self.task.source) + 1
     ):  # two epochs without one that is wanted: there is none
-      found = next(self._iterator)
-      if isinstance(found, Problem):
-        return found
-      if found.message is not None:
+      row = next(self._iterator)
+      if isinstance(row, Problem):
+        return row
+      if row.message is not None:
         if self.task.on_bad_row == 'stop':
           raise ValueError(
-            f'data: {found.message} (task {self.task.name}; on_bad_row="skip" leaves such rows out).'
+            f'data: {row.message} (task {self.task.name}; on_bad_row="skip" leaves such rows out).'
           )
-        self.skipped, last = self.skipped + 1, f'the last bad one is {found.message}'
+        self.skipped, last = self.skipped + 1, f'the last bad one is {row.message}'
     raise ValueError(f'data: no row of the task {self.task.name} can be used: {last}.')
 
   def take(self, count: int) -> list[Problem]:
@@ -89,14 +89,14 @@ class Stream(Iterator[Problem]):
 
 def first(task: Task, count: int) -> list[Problem]:
   """The first problems of a task in the order of its source: a fixed set to evaluate on."""
-  found: list[Problem] = []
+  problems: list[Problem] = []
   reading = _Reading(task)
   for number in range(len(reading)):
-    if len(found) == count:
+    if len(problems) == count:
       break
-    problem = reading[number]
-    if isinstance(problem, Problem):
-      found.append(problem)
-    elif problem.message is not None and task.on_bad_row == 'stop':
-      raise ValueError(f'data: {problem.message}')
-  return found
+    row = reading[number]
+    if isinstance(row, Problem):
+      problems.append(row)
+    elif row.message is not None and task.on_bad_row == 'stop':
+      raise ValueError(f'data: {row.message}')
+  return problems

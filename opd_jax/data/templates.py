@@ -85,9 +85,9 @@ class Template:
     return TaughtTokens(tokens, [True] * len(tokens))
 
   def _conversation(
-    self, tokenizer: Tokenizer, said: list[Message], turns: Sequence[Message]
+    self, tokenizer: Tokenizer, earlier: list[Message], turns: Sequence[Message]
   ) -> TaughtTokens:
-    """What the template puts between two answers is what it shows behind the first and before the second."""
+    """Tokens between two assistant turns are the difference of two renderings."""
     speakers = [turn['role'] == 'assistant' for turn in turns]
     if (
       not self.chat
@@ -95,24 +95,26 @@ class Template:
       or not (speakers[0] and speakers[-1])
       or (True, True) in itertools.pairwise(speakers)
     ):
-      raise ValueError('Template: a conversation to imitate needs chat=True, and an assistant who has the first, the '
-                       'last and never two words in a row.')  # fmt: skip
-    said = self._suffixed(said)
-    before, lesson, answer = self._chat(tokenizer, said), TaughtTokens([], []), ''
+      raise ValueError(
+        'Template: a conversation to imitate needs chat=True, and an assistant who has the first, the '
+        'last and never two words in a row.'
+      )
+    earlier = self._suffixed(earlier)
+    before, response, answer = self._chat(tokenizer, earlier), TaughtTokens([], []), ''
     for number, turn in enumerate(turns):
-      said = [*said, turn]
+      earlier = [*earlier, turn]
       if speakers[number]:
         answer = turn['content']
         tokens, counts = self.response(tokenizer, answer)
       elif speakers[number + 1]:
-        said = self._suffixed(said)
-        after = self._chat(tokenizer, said)
+        earlier = self._suffixed(earlier)
+        after = self._chat(tokenizer, earlier)
         tokens, before = _behind(answer, before, after, tokenizer), after
         counts = [False] * len(tokens)
       else:
         continue
-      lesson = TaughtTokens([*lesson.tokens, *tokens], [*lesson.taught, *counts])
-    return lesson
+      response = TaughtTokens([*response.tokens, *tokens], [*response.taught, *counts])
+    return response
 
 
 def _behind(answer: str, before: list[int], after: list[int], tokenizer: Tokenizer) -> list[int]:

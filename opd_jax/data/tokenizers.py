@@ -1,6 +1,6 @@
-"""Floor 1. Text <-> tokens behind one small protocol, and the proof that two models share a vocabulary."""
+"""Floor 1. Text <-> tokens behind one small protocol."""
 
-import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,16 +50,7 @@ class CharacterTokenizer:
   ([1, 10, 1, 11, 2], '1+1=2')
   """
 
-  SPECIALS = (
-    '<pad>',
-    '<begin>',
-    '<end>',
-    '<system>',
-    '<user>',
-    '<assistant>',
-    '<think>',
-    '</think>',
-  )
+  SPECIALS = ('<pad>', '<begin>', '<end>', '<system>', '<user>', '<assistant>', '<think>', '</think>')  # fmt: skip
 
   def __init__(self, alphabet: str):
     if len(set(alphabet)) != len(alphabet):
@@ -151,18 +142,12 @@ class HubTokenizer:
         f'tokenizer: {folder} declares no token that ends a text. Pass stop_tokens, e.g. stop_tokens=("<|im_end|>",).'
       )
     self.folder = Path(folder)
-    self._turn_end: int | None = None
     self.pad = (
       self._inner.pad_token_id if self._inner.pad_token_id is not None else min(self.stop_tokens)
     )
 
-  @property
+  @functools.cached_property
   def turn_end(self) -> int:
-    if self._turn_end is None:
-      self._turn_end = self._found_turn_end()
-    return self._turn_end
-
-  def _found_turn_end(self) -> int:
     mark = 'the answer stands here'
     rendered = ''
     if self._inner.chat_template:
@@ -231,80 +216,3 @@ class HubTokenizer:
       for number, token in self._inner.added_tokens_decoder.items()
       if token.special
     }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-  """Whether two models speak of the same tokens. A number of rows says nothing about that.
-
-  `shared` ids mean the same to both; the rows of each model's table beyond its last token are padding
-  (a size for the hardware), and carry no string.
-  """
-
-  shared: int
-  differences: tuple[str, ...]
-  stop_difference: str | None
-  student_padding: range
-  teacher_padding: range
-
-  def check(self, *, stops: bool = True) -> None:
-    """Raises with every difference named; `stops=False` lets the two end their texts differently."""
-    problems = list(self.differences)
-    if stops and self.stop_difference:
-      problems.append(self.stop_difference)
-    if problems:
-      raise ValueError(
-        'tokenizers: student and teacher do not share a vocabulary, so their probabilities cannot be compared '
-        'token by token: '
-        + '; '.join(problems)
-        + '. Use a teacher of the same family, pass the same stop_tokens '
-        'to both, or a method for unlike tokenizers.'
-      )
-
-
-def compare(
-  student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teacher_rows: int
-) -> Comparison:
-  """Holds two tokenizers against each other: strings, ids, special tokens, padded rows.
-
-  Args:
-    student, teacher: the tokenizers.
-    student_rows, teacher_rows: `vocab_size` of the models that go with them.
-  """
-  ours, theirs = student.strings(), teacher.strings()
-  differences = []
-  for who, strings, rows in (('student', ours, student_rows), ('teacher', theirs, teacher_rows)):
-    if len(strings) > rows:
-      differences.append(
-        f'the tokenizer of the {who} has {len(strings)} tokens, its model only {rows} rows'
-      )
-  unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-  if unlike:
-    examples = ', '.join(f'{i}: {ours[i]!r} against {theirs[i]!r}' for i in unlike[:3])
-    differences.append(f'{len(unlike)} ids stand for other strings (id {examples})')
-  longer, who = (ours, 'student') if len(ours) > len(theirs) else (theirs, 'teacher')
-  if extra := [name for name in longer[min(len(ours), len(theirs)) :] if name is not None]:
-    differences.append(
-      f'{len(extra)} tokens only the {who} has ({", ".join(map(repr, extra[:3]))})'
-    )
-  mine, yours = student.specials(), teacher.specials()
-  if special := sorted(
-    name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)
-  ):
-    differences.append(
-      f'{len(special)} tokens are special on one side or with another id ({", ".join(special[:3])})'
-    )
-  stop_difference = None
-  if student.stop_tokens != teacher.stop_tokens:
-    name = lambda strings, i: str(strings[i]) if i < len(strings) else f'id {i}'
-    named = [
-      sorted(name(s, i) for i in t.stop_tokens) for s, t in ((ours, student), (theirs, teacher))
-    ]
-    stop_difference = f'the student ends a text with {named[0]}, the teacher with {named[1]}'
-  return Comparison(
-    shared=min(len(ours), len(theirs)) - len(unlike),
-    differences=tuple(differences),
-    stop_difference=stop_difference,
-    student_padding=range(len(ours), student_rows),
-    teacher_padding=range(len(theirs), teacher_rows),
-  )

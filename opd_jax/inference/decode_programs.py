@@ -177,7 +177,8 @@ class Recording(NamedTuple):
 def decode(
   params: Sequence[Params],
   slots: Slots,
-  patience: Int[Array, ''],
+  patience: Int[AnyArray, ''],
+  numbers: tuple[Float[AnyArray, ''], ...],
   *,
   specs: Specs,
   decoding: Decoding,
@@ -186,14 +187,17 @@ def decode(
 ) -> tuple[Slots, Record, Int[Array, '']]:
   """Writes until `patience` slots have ended, or for `steps` tokens.
 
+  Args:
+    numbers: the values of the decoding rules' ramps.
+
   Returns the slots, a record of `steps` steps and how many of them took place.
   """
-  models = _bound(specs, params)
+  models, values = _bound(specs, params), dict(zip(decoding.ramps, numbers, strict=True))
 
   def advance(slots: Slots) -> tuple[Slots, Record]:
     logits = [transformer.logits_of(h, m.head()) for h, m in zip(slots.hidden, models, strict=True)]
     with jax.named_scope('choose'):
-      scores = decoding.distribution(logits)
+      scores = decoding.distribution(logits, values)
       token = draw(scores, jax.vmap(jax.random.fold_in)(slots.stream, slots.written))
     with jax.named_scope('record'):
       record = _note(logits[0], scores, token, slots.ended == RUNNING, recording)

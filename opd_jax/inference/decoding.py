@@ -1,21 +1,51 @@
 """Floor 2. How the next token is chosen: rules on distributions, endings, and one exact draw.
 
 A rule maps the scores of a position (logits of the writer, float32) to the scores of the distribution that
-will be drawn from; rules are applied in order. Each is a frozen record: it hashes, prints, and is static
-under `jit`. Whatever the rules did, the log-probability that is recorded is that of the final distribution.
+will be drawn from; rules are applied in order. Each is a static record. A number of a rule may be a ramp: then it is
+an argument of the program, which is compiled once for the whole schedule. Whatever the rules did, the log-probability
+that is recorded is that of the final distribution.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from opd_jax.ramps import Moving, Number, Piecewise, Ramp
+from opd_jax.static import static
+
 Scores = Float[Array, 'B V']
-# (scores so far, logits of every model at this position: the writer's first) -> scores
-Rule = Callable[[Scores, Sequence[Scores]], Scores]
+Numbers = Mapping[Moving, Any]  # the values of ramps at this step
+
+
+class Rule:
+  """(scores so far, logits of every model at this position: the writer's first, values of ramps) -> scores."""
+
+  def __call__(self, scores: Scores, models: Sequence[Scores], numbers: Numbers) -> Scores:
+    raise NotImplementedError
+
+
+def value_of(number: Number, numbers: Numbers) -> Any:
+  """A number of a rule: itself, or where its ramp stands."""
+  return numbers[number] if isinstance(number, Moving) else number
+
+
+def _all_between(number: Number, low: float, high: float) -> bool:
+  """Whether a number lies between two others wherever its ramp stands: at the corners of the ramp."""
+  if isinstance(number, Ramp):
+    corners = [number.begin, number.end]
+  elif isinstance(number, Piecewise):
+    corners = [value for _, value in number.points]
+  else:
+    corners = [number]
+  return all(low <= corner <= high for corner in corners)
 
 
 def _require(good: bool, who: str, what: str, got: object) -> None:
@@ -23,109 +53,111 @@ def _require(good: bool, who: str, what: str, got: object) -> None:
     raise ValueError(f'{who}: {what}, got {got}.')
 
 
-@dataclasses.dataclass(frozen=True)
-class temperature:
+@static(kw_only=False)
+class Temperature(Rule):
   """p^(1/t), renormalised."""
 
-  value: float
+  value: Number
 
   def __post_init__(self):
-    good = 0 < self.value < math.inf
-    _require(
-      good, 'temperature', 'must be above 0 and finite (for the limit use greedy())', self.value
-    )
+    good = _all_between(self.value, math.ulp(0.0), sys.float_info.max)
+    what = 'must be above 0 and finite (for the limit use Greedy())'
+    _require(good, 'Temperature', what, self.value)
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
-    return scores / self.value
+  def __call__(self, scores, models, numbers):
+    return scores / value_of(self.value, numbers)
 
 
-@dataclasses.dataclass(frozen=True)
-class greedy:
+@static(kw_only=False)
+class Greedy(Rule):
   """The likeliest token with probability one; of equals the first."""
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     best = jnp.argmax(scores, axis=-1, keepdims=True)
     # Certain of a number; of NaN, or of nothing left to choose from, it must not look certain.
     certain = jnp.where(jnp.isfinite(jnp.max(scores, axis=-1, keepdims=True)), 0.0, jnp.nan)
     return jnp.where(jnp.arange(scores.shape[-1]) == best, certain, -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class top_k:
+@static(kw_only=False)
+class TopK(Rule):
   """The k likeliest tokens; of equals the first."""
 
   k: int
 
   def __post_init__(self):
-    _require(self.k >= 1, 'top_k', 'k must be at least 1', self.k)
+    _require(self.k >= 1, 'TopK', 'k must be at least 1', self.k)
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     kept = jax.lax.top_k(scores, min(self.k, scores.shape[-1]))[1]
     return jnp.where(_members(kept, jnp.ones_like(kept, bool), scores), scores, -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class top_p:
+@static(kw_only=False)
+class TopP(Rule):
   """The smallest set of likeliest tokens with mass at least p; never empty."""
 
   p: float
 
   def __post_init__(self):
-    _require(0 < self.p <= 1, 'top_p', 'p must lie in (0, 1]', self.p)
+    _require(0 < self.p <= 1, 'TopP', 'p must lie in (0, 1]', self.p)
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     if self.p == 1:  # a cumulative sum in float32 would lose the last tokens
       return scores
     order = jnp.argsort(-scores, axis=-1)
-    chances = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1)
-    before = jnp.cumsum(chances, axis=-1) - chances  # mass of all likelier tokens
+    probs = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs  # mass of all likelier tokens
     return jnp.where(_members(order, before < self.p, scores), scores, -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class min_p:
+@static(kw_only=False)
+class MinP(Rule):
   """Tokens at least `fraction` times as likely as the likeliest."""
 
   fraction: float
 
   def __post_init__(self):
-    _require(0 < self.fraction <= 1, 'min_p', 'fraction must lie in (0, 1]', self.fraction)
+    _require(0 < self.fraction <= 1, 'MinP', 'fraction must lie in (0, 1]', self.fraction)
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     return jnp.where(
       scores >= scores.max(axis=-1, keepdims=True) + math.log(self.fraction), scores, -jnp.inf
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class forbid:
+@static(kw_only=False)
+class Forbid(Rule):
   """Tokens that are never written: padded rows of a table, for one."""
 
   tokens: tuple[int, ...]
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     return scores.at[:, jnp.asarray(self.tokens, jnp.int32)].set(-jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class blend:
+@static(kw_only=False)
+class Blend(Rule):
   """p^(1-β) q^β, renormalised: the geometric mixture of the writer with the second model."""
 
-  beta: float
+  beta: Number
 
   def __post_init__(self):
-    _require(0 <= self.beta <= 1, 'blend', 'beta must lie in [0, 1]', self.beta)
+    good = _all_between(self.beta, 0.0, 1.0)
+    _require(good, 'Blend', 'beta must lie in [0, 1]', self.beta)
 
-  def __call__(self, scores: Scores, models: Sequence[Scores]) -> Scores:
+  def __call__(self, scores, models, numbers):
     if len(models) < 2:
       raise ValueError(
-        'blend: it mixes two models and one is sampling; pass the second to the sampler as well.'
+        'Blend: it mixes two models and one is sampling. Let the student write beside the teacher: '
+        "RolloutMix(beside='teacher')."
       )
-    mine, other = jax.nn.log_softmax(scores), jax.nn.log_softmax(models[1])
+    own, other = jax.nn.log_softmax(scores), jax.nn.log_softmax(models[1])
+    beta = value_of(self.beta, numbers)
     # At the ends one side is absent, and 0 · (-inf) must not turn up.
-    if self.beta in (0, 1):
-      return other if self.beta else mine
-    return (1 - self.beta) * mine + self.beta * other
+    part = lambda weight, log: jnp.where(weight == 0, 0.0, weight * log)
+    mixed = part(1 - beta, own) + part(beta, other)
+    return jnp.where(scores == -jnp.inf, -jnp.inf, mixed)  # what earlier rules took away stays away
 
 
 def _members(
@@ -136,7 +168,7 @@ def _members(
   return jnp.zeros(scores.shape, bool).at[rows, ids].set(keep)
 
 
-@dataclasses.dataclass(frozen=True)
+@static(kw_only=False)
 class RepetitionStop:
   """Ends a response whose last `period · times` tokens are one block of `period` tokens, `times` times over.
 
@@ -168,7 +200,7 @@ class RepetitionStop:
     return looping
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@static
 class Decoding:
   """How responses are written and when they end.
 
@@ -182,12 +214,25 @@ class Decoding:
   stop_tokens: tuple[int, ...] = ()
   repetition: RepetitionStop | None = None
 
-  def distribution(self, models: Sequence[Scores]) -> Scores:
-    """Scores of the distribution that is drawn from, from the logits of every model."""
+  def distribution(
+    self, models: Sequence[Scores], numbers: Numbers = MappingProxyType({})
+  ) -> Scores:
+    """Scores of the distribution that is drawn from, from the logits of every model and the values of ramps."""
     scores = models[0]
     for rule in self.rules:
-      scores = rule(scores, models)
+      scores = rule(scores, models, numbers)
     return scores
+
+  @property
+  def ramps(self) -> tuple[Moving, ...]:
+    """The numbers of the rules that move."""
+    records: tuple[Any, ...] = self.rules
+    fields = [getattr(rule, field.name) for rule in records for field in dataclasses.fields(rule)]
+    return tuple(dict.fromkeys(field for field in fields if isinstance(field, Moving)))
+
+  def numbers_at(self, step: int) -> tuple[np.float32, ...]:
+    """Their values at a step: traced arguments of the programs."""
+    return tuple(np.float32(ramp.at(step)) for ramp in self.ramps)
 
   def is_stop(self, tokens: Int[Array, ' B']) -> Bool[Array, ' B']:
     return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
@@ -201,8 +246,8 @@ def draw(scores: Scores, keys: Key[Array, ' B']) -> Int[Array, ' B']:
   """
   rows, size = scores.shape
   width = 1 << math.ceil(math.log2(max(size, 2)) / 2)
-  chances = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-  blocks = jnp.pad(chances, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
+  probs = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+  blocks = jnp.pad(probs, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
   uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
   block = _invert(blocks.sum(axis=-1), uniform[:, 0])
   within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]

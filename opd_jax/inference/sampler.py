@@ -1,7 +1,7 @@
 """Floor 2. The sampler: prompts in, a `Rollout` out. A fixed number of slots, refilled as rows end.
 
-This is the host side: it moves row numbers, chooses buckets and collects what `slots.py` records. A row's random
-stream hangs on the run's key, the row's number and the position, and its arithmetic does not look at its
+This is the host side: it moves row numbers, chooses buckets and collects what `decode_programs.py` records. A row's
+random stream hangs on the run's key, the row's number and the position, and its arithmetic does not look at its
 neighbours: its text is the same for any number of slots and any order.
 """
 
@@ -14,13 +14,15 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from opd_jax.inference import decode_programs as slotting
-from opd_jax.inference.decode_programs import Admission, Prefilled, Recording, Slots
+from opd_jax.inference import decode_programs
+from opd_jax.inference.buckets import bucket
+from opd_jax.inference.decode_programs import Recording, Slots
 from opd_jax.inference.decoding import Decoding
+from opd_jax.inference.prompt_reader import PromptReader
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.types import Params, Prompts, Rollout, TopK
+from opd_jax.types import STUDENT, Params, Prompts, Rollout, TopK
 
 
 class Model(NamedTuple):
@@ -44,7 +46,7 @@ class Sampling:
     recording: what is noted besides log-probabilities.
   """
 
-  decoding: Decoding = dataclasses.field(default_factory=Decoding)
+  decoding: Decoding = Decoding()
   budget: int = 256
   slots: int = 64
   segment: int = 32
@@ -72,23 +74,6 @@ def unrolled(model: Model) -> Model:
   return Model(config, model.layout, params)
 
 
-def bucket(size: int, *, least: int, most: int) -> int:
-  """The smallest of 1, 2, 3, 4, 6, 8, 12 … that holds `size`, within bounds: programs stay few, waste below a half."""
-  power = 1 << math.ceil(math.log2(max(size, 1)))
-  near = 3 * power // 4 if power >= 4 and 3 * power // 4 >= size else power
-  return min(max(least, near), most)
-
-
-def check_fresh(rollout: Rollout, *, version: int, most_steps_old: int = 0) -> None:
-  """Refuses a rollout that other weights wrote than it is about to be used with."""
-  oldest, newest = int(np.min(rollout.version)), int(np.max(rollout.version))
-  if newest > version or oldest < version - most_steps_old:
-    raise ValueError(
-      f'rollout: written by weights of versions {oldest} to {newest}, used with version {version} (at most '
-      f'{most_steps_old} steps old allowed). Copy the new weights to the sampler before sampling, or allow the lag.'
-    )
-
-
 def generate(
   model: Model,
   prompts: Prompts,
@@ -98,6 +83,7 @@ def generate(
   others: Sequence[Model] = (),
   budgets: Sequence[int] | None = None,
   version: int = 0,
+  step: int = 0,
 ) -> Rollout:
   """One response for every row of `prompts`.
 
@@ -106,11 +92,21 @@ def generate(
     prompts: left-padded rows; neighbours with the same prompt share its prefill.
     key: of the run; together with `prompts.row` it fixes every token.
     sampling: rules, budget and slots.
-    others: further models that rules may read at the same positions (`decoding.blend`).
+    others: further models that rules may read at the same positions (`decoding.Blend`).
     budgets: most tokens of each row; None gives all of them `sampling.budget`.
     version: stamp of the weights, checked by `check_fresh` before the rollout is used.
+    step: of the stage, for numbers of rules that move with it.
   """
-  run = Run(model, prompts, key, sampling=sampling, others=others, budgets=budgets, version=version)
+  run = Run(
+    model,
+    prompts,
+    key,
+    sampling=sampling,
+    others=others,
+    budgets=budgets,
+    version=version,
+    step=step,
+  )
   for _ in run.stream():
     pass
   return run.rollout
@@ -129,11 +125,13 @@ class Run:
     others: Sequence[Model] = (),
     budgets: Sequence[int] | None = None,
     version: int = 0,
+    step: int = 0,
   ):
     models = [unrolled(each) for each in (model, *others)]
     self.params = tuple(each.params for each in models)
     self.specs = tuple((each.config, each.layout) for each in models)
     self.key, self.sampling = key, sampling
+    self.numbers = sampling.decoding.numbers_at(step)
     self.rows, self.lengths = np.asarray(prompts.row), np.asarray(prompts.length)
     tokens = np.asarray(prompts.tokens)
     self.prompts = [
@@ -143,8 +141,18 @@ class Run:
     self.budgets, self.context_bound = self._checked_budgets(budgets)
     self.rollout = _blank(prompts, sampling, version)
     self.written = np.zeros(len(self.rows), np.int64)
-    self.read: dict[tuple[int, ...], tuple[Prefilled, int]] = {}  # prompts of the latest prefill
     self.pieces = math.lcm(*(layout.size('batch') for _, layout in self.specs))
+    self.reader = PromptReader(
+      params=self.params,
+      specs=self.specs,
+      prompts=self.prompts,
+      rows=self.rows,
+      budgets=self.budgets,
+      key=key,
+      chunk=sampling.chunk,
+      table=self.table,
+      pieces=self.pieces,
+    )
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens each row may write, and whether the position table is what limits it."""
@@ -176,7 +184,9 @@ class Run:
 
   def stream(self) -> Iterator[Progress]:
     """Samples, and tells after every segment which rows have ended."""
-    self.rollout.ended_by[:] = np.where(self.context_bound, slotting.CONTEXT, slotting.BUDGET)
+    self.rollout.ended_by[:] = np.where(
+      self.context_bound, decode_programs.CONTEXT, decode_programs.BUDGET
+    )
     waiting = np.flatnonzero(self.budgets > 0)
     steps = slot_steps = 0
     if len(waiting) < len(self.rows):
@@ -189,19 +199,19 @@ class Run:
       held[free] = arriving
       slots, held = self._fitted(slots, held, shrink=not len(waiting))
       if len(arriving):
-        slots = self._admit(slots, arriving, held)
+        slots = self.reader.admit(slots, arriving, held)
       if not len(waiting):
-        self.read = {}  # nobody will ask for these prompts again
-      slots, record, count = slotting.decode(
-        self.params, slots, self._patience(held, hurry=len(waiting) > 0), specs=self.specs,
+        self.reader.read = {}  # nobody will ask for these prompts again
+      slots, record, count = decode_programs.decode(
+        self.params, slots, self._patience(held, hurry=len(waiting) > 0), self.numbers, specs=self.specs,
         decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
       )  # fmt: skip
       record, count, ended = jax.device_get((record, count, slots.ended))
       self._keep(record, int(count), held)
-      over = (held >= 0) & (ended != slotting.RUNNING)
+      over = (held >= 0) & (ended != decode_programs.RUNNING)
       finished, code = held[over], ended[over]
       self.rollout.ended_by[finished] = np.where(
-        code == slotting.BUDGET, self.rollout.ended_by[finished], code
+        code == decode_programs.BUDGET, self.rollout.ended_by[finished], code
       )
       held = np.where(over, -1, held)
       steps, slot_steps = steps + int(count), slot_steps + int(count) * len(held)
@@ -225,74 +235,23 @@ class Run:
     ahead = np.minimum(
       self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets
     )[rows]
-    need = max(int(ahead.max()), *map(self._width, self.lengths[rows].tolist()))
-    columns = bucket(need, least=64, most=max(self.table, 2))
+    need = max(int(ahead.max()), *map(self.reader.width, self.lengths[rows].tolist()))
+    columns = bucket(need, minimum=64, maximum=max(self.table, 2))
     if slots is None:
       repetition = self.sampling.decoding.repetition
       window = repetition.window if repetition else 0
-      return slotting.vacant(specs=self.specs, rows=size, columns=columns, window=window), held
+      return decode_programs.vacant(
+        specs=self.specs, rows=size, columns=columns, window=window
+      ), held
     columns = max(columns, slots.caches[0].columns)
     if size == len(held) and columns == slots.caches[0].columns:
       return slots, held
     kept = np.argsort(held < 0, kind='stable')[:size] if size < len(held) else np.arange(size)
-    return slotting.reshaped(slots, kept.astype(np.int32), specs=self.specs, columns=columns), held[
-      kept
-    ]
+    return decode_programs.reshaped(
+      slots, kept.astype(np.int32), specs=self.specs, columns=columns
+    ), held[kept]
 
-  def _admit(self, slots: Slots, arriving: np.ndarray, held: np.ndarray) -> Slots:
-    """Puts every arriving row into its slot. A prompt is read once, for all of its samples."""
-    place = {row: slot for slot, row in enumerate(held.tolist())}
-    wanted = dict.fromkeys(self.prompts[row] for row in arriving.tolist())
-    if unread := [prompt for prompt in wanted if prompt not in self.read]:
-      self.read = {prompt: self.read[prompt] for prompt in wanted if prompt in self.read}
-      for width in sorted(
-        {self._width(len(prompt)) for prompt in unread}
-      ):  # a long prompt does not widen the others
-        self.read |= self._prefill(
-          [prompt for prompt in unread if self._width(len(prompt)) == width]
-        )
-    batches: dict[int, list[int]] = {}
-    for row in arriving.tolist():
-      batches.setdefault(id(self.read[self.prompts[row]][0]), []).append(row)
-    for rows in batches.values():
-      slots = self._place(slots, rows, place)
-    return slots
-
-  def _width(self, length: int) -> int:
-    """Columns in which a prompt is read."""
-    chunk = self.sampling.chunk
-    if length <= chunk:
-      return bucket(length, least=16, most=min(chunk, self.table))
-    return min(-(-length // chunk) * chunk, self.table)
-
-  def _prefill(
-    self, prompts: list[tuple[int, ...]]
-  ) -> dict[tuple[int, ...], tuple[Prefilled, int]]:
-    rows = bucket(len(prompts), least=1, most=1 << 30)
-    rows = -(-rows // self.pieces) * self.pieces
-    width = max(self._width(len(prompt)) for prompt in prompts)
-    tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-    for row, prompt in enumerate(prompts):
-      tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-    chunk = self.sampling.chunk if width % self.sampling.chunk == 0 else width
-    prefilled = slotting.prefill(self.params, tokens, lengths, specs=self.specs, chunk=chunk)
-    return {prompt: (prefilled, row) for row, prompt in enumerate(prompts)}
-
-  def _place(self, slots: Slots, rows: list[int], place: dict[int, int]) -> Slots:
-    """Rows whose prompts were read in one batch go into their slots."""
-    prefilled = self.read[self.prompts[rows[0]]][0]
-    size = slots.ended.shape[0]  # one program, however many arrive
-    fill = lambda values: np.resize(np.asarray(values, np.int32), size)
-    admission = Admission(
-      slot=fill([place[row] for row in rows]),
-      source=fill([self.read[self.prompts[row]][1] for row in rows]),
-      row=fill(self.rows[rows]),
-      budget=fill(self.budgets[rows]),
-      count=np.asarray(len(rows), np.int32),
-    )
-    return slotting.admit(slots, prefilled, admission, self.key, specs=self.specs)
-
-  def _keep(self, record: slotting.Record, count: int, held: np.ndarray) -> None:
+  def _keep(self, record: decode_programs.Record, count: int, held: np.ndarray) -> None:
     """Files what the steps of a segment wrote under the rows that wrote it."""
     rollout = self.rollout
     for step in range(count):
@@ -310,7 +269,7 @@ class Run:
         )
       rollout.response[at] = record.token[step, active]
       rollout.mask[at] = True
-      rollout.by_student[at] = True
+      rollout.writer[at] = STUDENT
       rollout.behaviour_logp[at] = record.behaviour_logp[step, active]
       rollout.logp[at] = record.logp[step, active]
       if rollout.entropy is not None and record.entropy is not None:
@@ -329,7 +288,7 @@ def _blank(prompts: Prompts, sampling: Sampling, version: int) -> Rollout:
     prompt=prompts,
     response=np.zeros((rows, width), np.int32),
     mask=np.zeros((rows, width), bool),
-    by_student=np.zeros((rows, width), bool),
+    writer=np.zeros((rows, width), np.int32),
     behaviour_logp=floats(),
     logp=floats(),
     entropy=floats() if sampling.recording.entropy else None,

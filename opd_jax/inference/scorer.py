@@ -7,7 +7,6 @@ response position and cannot misalign.
 The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -19,55 +18,46 @@ from jaxtyping import Array, Float, Int
 from opd_jax.models import transformer
 from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.types import AnyArray, Params, Scores, TopK
+from opd_jax.types import AnyArray, Params, ScoreRequest, Scores, TopK
 
 TILE_BYTES = 64 * 2**20  # of float32 logits in one tile; a few such buffers live at once
-LEAST_COLUMNS = 64
+MIN_COLUMNS = 64
+ABSENT = (
+  -50.0
+)  # logit of an entry that a model's table does not have: e^-50 is nothing beside any token
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Needs:
-  """What a judge is asked for besides the log-probability of the written token.
-
-  Args:
-    entropy: of the whole distribution.
-    top_k: how many of the likeliest tokens, with their log-probabilities.
-    hidden: the states that predict each token, after the last norm.
-    layers: the same after these layers (0 is the first), before the last norm.
-  """
-
-  entropy: bool = False
-  top_k: int = 0
-  hidden: bool = False
-  layers: tuple[int, ...] = ()
-
-  def check(self, config: ModelConfig) -> None:
-    if not 0 <= self.top_k <= config.vocab_size:
-      raise ValueError(f'scorer: top_k={self.top_k} of a vocabulary of {config.vocab_size}.')
-    if bad := [layer for layer in self.layers if not 0 <= layer < config.num_layers]:
-      raise ValueError(
-        f'scorer: layers {bad} do not exist; the model has layers 0 to {config.num_layers - 1}.'
-      )
+def check_request(request: ScoreRequest, config: ModelConfig) -> None:
+  """Refuses a request that this model cannot answer."""
+  if request.top_k > config.vocab_size:
+    raise ValueError(f'scorer: top_k={request.top_k} of a vocabulary of {config.vocab_size}.')
+  if bad := [layer for layer in request.layers if not 0 <= layer < config.num_layers]:
+    raise ValueError(
+      f'scorer: layers {bad} do not exist; the model has layers 0 to {config.num_layers - 1}.'
+    )
 
 
-def tile_of(config: ModelConfig, tokens: int) -> int:
+def tile_of(vocabulary: int, tokens: int) -> int:
   """Tokens of one tile, from the size of the vocabulary."""
-  return max(1, min(tokens, TILE_BYTES // (4 * config.vocab_size)))
+  return max(1, min(tokens, TILE_BYTES // (4 * vocabulary)))
 
 
 @functools.partial(
-  jax.jit, static_argnames=('config', 'layout', 'needs'), compiler_options=SAME_ROUNDING
+  jax.jit,
+  static_argnames=('config', 'layout', 'request', 'columns'),
+  compiler_options=SAME_ROUNDING,
 )
 def score(
   params: Params,
-  prompt: Int[Array, 'B P'],
-  length: Int[Array, ' B'],
-  response: Int[Array, 'B R'],
-  ids: Int[Array, 'B R C'] | None = None,
+  prompt: Int[AnyArray, 'B P'],
+  length: Int[AnyArray, ' B'],
+  response: Int[AnyArray, 'B R'],
+  ids: Int[AnyArray, 'B R C'] | None = None,
   *,
   config: ModelConfig,
   layout: Layout,
-  needs: Needs = Needs(),
+  request: ScoreRequest = ScoreRequest(),
+  columns: int | None = None,
 ) -> Scores:
   """Scores of one batch under any prompt. Entries behind a response's end are finite and mean nothing.
 
@@ -77,22 +67,44 @@ def score(
     response: right-padded.
     ids: tokens whose log-probabilities are wanted at each position.
     config, layout: of the judge.
-    needs: what is wanted.
+    request: what is wanted.
+    columns: entries of the vocabulary that is compared; None takes the model's own. See `fitted`.
   """
-  needs.check(config)
+  check_request(request, config)
   model = transformer.bind(config, layout, params)
-  states, tapped = states_of(model, prompt, length, response, layers=needs.layers)
-  logp, entropy, top_k, at_ids = _read(
-    states, model.head().astype(states.dtype), response, ids, config=config, needs=needs
-  )
-  return Scores(
-    logp=logp,
-    entropy=entropy,
-    top_k=top_k,
-    at_ids=at_ids,
-    hidden=states if needs.hidden else None,
-    layers=jnp.stack(tapped, axis=2) if tapped else None,
-  )
+  states, tapped = states_of(model, prompt, length, response, layers=request.layers)
+  states, head = fitted(states, model.head(), columns or config.vocab_size)
+  scores = _read(states, head.astype(states.dtype), response, ids, request)
+  return scores._replace(layers=jnp.stack(tapped, axis=2) if tapped else None)
+
+
+@functools.partial(jax.jit, static_argnames=('request',), compiler_options=SAME_ROUNDING)
+def read(
+  states: Float[AnyArray, 'B R D'],
+  head: Float[AnyArray, 'D V'],
+  response: Int[AnyArray, 'B R'],
+  ids: Int[AnyArray, 'B R C'] | None = None,
+  *,
+  request: ScoreRequest = ScoreRequest(),
+) -> Scores:
+  """Scores from states that somebody else made, e.g. sums of those of several models."""
+  return _read(states, head.astype(states.dtype), response, ids, request)
+
+
+def fitted(
+  states: Float[Array, 'B R D'], head: Float[Array, 'D V'], columns: int
+) -> tuple[Float[Array, 'B R E'], Float[Array, 'E W']]:
+  """States and a head over `columns` entries, where a table is padded to another size than the one it is compared with.
+
+  Columns beyond are left out; missing ones stand for no token, and get the logit `ABSENT` through one more state that
+  is always one.
+  """
+  width, size = head.shape
+  if size >= columns:
+    return states, head[:, :columns]
+  head = jnp.pad(head, ((0, 1), (0, columns - size)))
+  head = head.at[width].set(jnp.where(jnp.arange(columns) < size, 0.0, ABSENT).astype(head.dtype))
+  return jnp.pad(states, ((0, 0), (0, 0), (0, 1)), constant_values=1.0), head
 
 
 def states_of(
@@ -117,11 +129,11 @@ def states_of(
   return at_response(states), tuple(map(at_response, tapped))
 
 
-def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):
-  """Log-probabilities and what else is needed, tile by tile; each comes back as [B, R, …]."""
+def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
+  """Log-probabilities and what else is asked for, tile by tile."""
   rows = response.shape
   size = rows[0] * rows[1]
-  tile = tile_of(config, size)
+  tile = tile_of(head.shape[1], size)
   flat = lambda x: None if x is None else x.reshape(size, *x.shape[2:])
   pieces = jax.tree.map(
     lambda x: jnp.pad(x, ((0, -size % tile), *((0, 0),) * (x.ndim - 1))).reshape(
@@ -131,25 +143,28 @@ def _read(states, head, response, ids, *, config: ModelConfig, needs: Needs):
   )
 
   def one(piece):
-    state, token, asked = piece
+    state, token, wanted = piece
     logits = transformer.logits_of(state, head)
+    if request.temperature != 1.0:
+      logits = logits / request.temperature
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     pick = lambda which: jnp.take_along_axis(logits, which, axis=-1) - total
     gap = total - logits
-    entropy = (
-      jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1)
-      if needs.entropy
-      else None
-    )
-    best = jax.lax.top_k(logits, needs.top_k) if needs.top_k else None
+    entropy = None
+    if request.entropy:
+      entropy = jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1)
+    best = jax.lax.top_k(logits, request.top_k) if request.top_k else None
     top_k = None if best is None else TopK(ids=best[1], logp=best[0] - total)
-    return pick(token[:, None])[:, 0], entropy, top_k, None if asked is None else pick(asked)
+    at_ids = None if wanted is None else TopK(ids=wanted, logp=pick(wanted))
+    return pick(token[:, None])[:, 0], entropy, top_k, at_ids
 
   with jax.named_scope('head'):
     tiles = jax.lax.map(one, pieces)
-  return jax.tree.map(
+  logp, entropy, top_k, at_ids = jax.tree.map(
     lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]), tiles
   )
+  hidden = states if request.hidden else None
+  return Scores(logp, jnp.ones(rows, bool), entropy, top_k, at_ids, hidden)
 
 
 def score_rows(
@@ -159,7 +174,7 @@ def score_rows(
   *,
   config: ModelConfig,
   layout: Layout,
-  needs: Needs = Needs(),
+  request: ScoreRequest = ScoreRequest(),
   rows: int = 8,
 ) -> list[Scores]:
   """Scores of rows of any length, as numpy arrays of each row's own length [R, …].
@@ -186,7 +201,7 @@ def score_rows(
     for begin in range(0, len(members), rows):
       part = members[begin : begin + rows]
       batch = _padded([prompts[i] for i in part], [responses[i] for i in part], rows, left, right)
-      scores = jax.device_get(score(params, *batch, config=config, layout=layout, needs=needs))
+      scores = jax.device_get(score(params, *batch, config=config, layout=layout, request=request))
       for row, number in enumerate(part):
         found[number] = _row(scores, row, len(responses[number]))
   return [each for each in found if each is not None]
@@ -208,7 +223,7 @@ def check_row(
 
 def _buckets(prompt: int, response: int, table: int) -> tuple[int, int]:
   """Columns for prompt and response: powers of two while they fit the position table together."""
-  left, right = (max(LEAST_COLUMNS, 1 << (size - 1).bit_length()) for size in (prompt, response))
+  left, right = (max(MIN_COLUMNS, 1 << (size - 1).bit_length()) for size in (prompt, response))
   if left + right <= table:
     return left, right
   left = max(prompt, min(left, table - min(right, table - prompt)))

@@ -30,7 +30,9 @@ def corrected(divergence: Divergence, gap: Numbers) -> Numbers:
 
 def naive(divergence: Divergence, gap: Numbers) -> Numbers:
   r"""-f(u), the reward that forgets that f depends on the student. Biased for all but reverse KL; a control."""
-  return -(divergence.entry(jnp.zeros_like(gap), gap) + divergence.slope * jnp.expm1(gap))
+  return -(
+    divergence.entry(jnp.zeros_like(gap), gap) + divergence.derivative_at_one * jnp.expm1(gap)
+  )
 
 
 def bridge(gap: Numbers, *, beta: float) -> Numbers:
@@ -63,9 +65,9 @@ def power(teacher_logp: Numbers, student_logp: Numbers, *, exponent: float) -> N
   return jnp.exp(exponent * teacher_logp) - jnp.exp(exponent * student_logp)
 
 
-def clipped(gap: Numbers, *, least: float, most: float) -> Numbers:
+def clipped(gap: Numbers, *, min: float, max: float) -> Numbers:
   """The gap held between two bounds: a token beyond them keeps its sign and loses its size."""
-  return jnp.clip(gap, least, most)
+  return jnp.clip(gap, min, max)
 
 
 def log_compressed(gap: Numbers) -> Numbers:

@@ -36,14 +36,6 @@ def summed(mask: Mask) -> Coefficients:
   return mask.astype(float)
 
 
-def fixed_length(mask: Mask, *, tokens: int) -> Coefficients:
-  """1 / (rows · tokens), whatever was written: a long response counts more, a constant keeps the scale."""
-  if tokens < 1:
-    raise ValueError(f'fixed_length: tokens must be at least 1, got {tokens}.')
-  rows = jnp.maximum(mask.any(axis=1).sum(), 1)
-  return mask / (rows * tokens)
-
-
 def filtered(mask: Mask, keep: Bool[AnyArray, ' B']) -> Coefficients:
   """Per token over the responses that are kept: the others leave numerator and denominator."""
   return per_token(mask & keep[:, None])

@@ -1,29 +1,22 @@
 """Floor 1. Which entries of the vocabulary are compared, and how the rest is closed. Both are always explicit.
 
-A support asks a `Reader` for entries; the reader knows whether the teacher came as hidden states (every
-entry), as its top k, or as log-probabilities at ids that were asked for. Closings:
-
-    tail          one more entry that holds the rest of each side: an exact coarse-graining, never above the whole
-    renorm        each side divided by its mass on the support: blind to what lies outside
-    teacher_only  the teacher divided by its mass, the student's rest kept: pulls the student into the support
-    stopped       -Σ p · stop_gradient(w): a truncated sum whose gradient is that of the kept entries
-    raw           the plain truncated sum. Biased by the gradient of the kept mass; here to be certified as bad
+`Support(entries=TeacherTopK(32), rest=Tail())`: entries say which ids: they compose with `|` (union) and `&`
+(intersection), and ask a `TileView` for them, which knows whether the teacher came as hidden states (every entry), as
+its top k, or as log-probabilities at ids that were asked for. How the remainder is closed is said by `rest_rules`.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.losses import divergences
 from opd_jax.losses.divergences import Divergence
-from opd_jax.types import TopK
+from opd_jax.losses.rest_rules import OutsideMass, RestRule
+from opd_jax.static import static
+from opd_jax.types import ScoreRequest, TopK
 
 
-class Entries(NamedTuple):
+class Compared(NamedTuple):
   """What is compared at each position."""
 
   ids: Int[Array, '*N C']
@@ -31,23 +24,9 @@ class Entries(NamedTuple):
   valid: Bool[Array, '*N C']
 
 
-class OutsideMass(NamedTuple):
-  """log of the mass outside the entries, where somebody has summed it; then it is an input with a gradient of its own.
-
-  None: one minus what is inside. That difference is off by the rounding of one, 1e-7 in float32: all there is of the
-  tail of a peaked model.
-  """
-
-  log_p: Float[Array, '*N'] | None = None
-  log_q: Float[Array, '*N'] | None = None
-
-
-RestRule = Callable[[Divergence, Array, Array, OutsideMass], Array]
-
-
 @runtime_checkable
-class Reader(Protocol):
-  """Where a support finds its entries. Both sides come best first, with the *teacher's* log-probabilities."""
+class View(Protocol):
+  """Where entries are found. Both sides come best first, with the *judge's* log-probabilities."""
 
   @property
   def size(self) -> Any:
@@ -61,252 +40,218 @@ class Reader(Protocol):
   def columns(self, ids: tuple[int, ...]) -> TopK: ...
 
 
-@jax.custom_jvp
-def _remainder(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
-  """log( 1 - Σ exp log )."""
-  kept = jnp.minimum(_mass(log), -jnp.finfo(log.dtype).eps)
-  return jnp.log(-jnp.expm1(kept))
+class Entries:
+  """Which ids are compared."""
+
+  @property
+  def name(self) -> str:
+    raise NotImplementedError
+
+  @property
+  def request(self) -> ScoreRequest:
+    """What is asked of the judge for them."""
+    raise NotImplementedError
+
+  def find(self, view: View) -> Compared | None:
+    """None: every entry."""
+    raise NotImplementedError
+
+  def __or__(self, other: 'Entries') -> 'Union':
+    return Union(self, other)
+
+  def __and__(self, other: 'Entries') -> 'Intersection':
+    return Intersection(self, other)
 
 
-@_remainder.defjvp
-def _remainder_jvp(primals, tangents):
-  (log,), (slope,) = primals, tangents
-  rest = _remainder(log)
-  return rest, -jnp.sum(jnp.exp(log) * slope, axis=-1, keepdims=True) / jnp.exp(rest)
+def _check_k(who: str, k: int) -> None:
+  if not isinstance(k, int) or k < 1:
+    raise ValueError(f'{who}: at least one entry is compared, got k={k!r}.')
 
 
-def _rests(log_p, log_q, rest: OutsideMass) -> tuple[Float[Array, '*N 1'], Float[Array, '*N 1']]:
-  """log of the mass outside, of either side."""
-  p = _remainder(log_p) if rest.log_p is None else rest.log_p[..., None]
-  if rest.log_q is not None:
-    return p, rest.log_q[..., None]
-  # Where nothing lies outside, nothing of a sparse teacher does, whatever its rounding says.
-  return p, jnp.where(p == -jnp.inf, -jnp.inf, _remainder(log_q))
+def _all(top: TopK, view: View) -> Compared:
+  """Ids outside the vocabulary (a judge that had fewer to tell) are no entries."""
+  ids, log_q = jnp.asarray(top.ids), jnp.asarray(top.logp)
+  return Compared(ids=ids, log_q=log_q, valid=(ids >= 0) & (ids < view.size))
 
 
-def _mass(log: Float[Array, '*N C']) -> Float[Array, '*N 1']:
-  """log Σ exp; zero for an empty support, which then divides by one."""
-  empty = (log == -jnp.inf).all(axis=-1, keepdims=True)
-  return jax.nn.logsumexp(jnp.where(empty, -jnp.log(log.shape[-1]), log), axis=-1, keepdims=True)
+def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M'], valid) -> Bool[Array, '*N C']:
+  return ((ids[..., :, None] == others[..., None, :]) & valid[..., None, :]).any(axis=-1)
 
 
-def _tail(divergence: Divergence, log_p, log_q, rest: OutsideMass):
-  pairs = zip((log_p, log_q), _rests(log_p, log_q, rest), strict=True)
-  return divergence(*(jnp.concatenate(pair, axis=-1) for pair in pairs))
-
-
-def _renorm(divergence: Divergence, log_p, log_q, rest: OutsideMass):
-  return divergence(log_p - _mass(log_p), log_q - _mass(log_q))
-
-
-def _teacher_only(divergence: Divergence, log_p, log_q, rest: OutsideMass):
-  log_p = jnp.concatenate([log_p, _rests(log_p, log_q, rest)[0]], axis=-1)
-  log_q = jnp.concatenate([log_q - _mass(log_q), jnp.full_like(log_p[..., :1], -jnp.inf)], axis=-1)
-  return divergence(log_p, log_q)
-
-
-def _raw(divergence: Divergence, log_p, log_q, rest: OutsideMass):
-  return divergences.raw(divergence)(log_p, log_q)
-
-
-def _stopped(divergence: Divergence, log_p, log_q, rest: OutsideMass):
-  # Σ -p · w has the value of the truncated sum for reverse KL; p · w is `pull`, finite where w is not.
-  pull = jax.lax.stop_gradient(divergence.pull(log_p, log_q))
-  alive = jnp.where(log_p == -jnp.inf, 0.0, log_p)
-  return -jnp.sum(pull * jnp.exp(alive - jax.lax.stop_gradient(alive)), axis=-1)
-
-
-def tail() -> RestRule:
-  return _tail
-
-
-def renorm() -> RestRule:
-  return _renorm
-
-
-def teacher_only() -> RestRule:
-  return _teacher_only
-
-
-def stopped() -> RestRule:
-  return _stopped
-
-
-def raw() -> RestRule:
-  return _raw
-
-
-class Asks(NamedTuple):
-  """What a support wants to know of the teacher."""
-
-  everything: bool = False
-  top_k: int = 0  # its own best
-  at_student_top_k: int = 0  # at the student's best
-
-
-@dataclasses.dataclass(frozen=True)
-class Support:
-  """The whole vocabulary, which needs no closing; subclasses choose entries and say how to close."""
+@static
+class Full(Entries):
+  """Every entry: exact, and it needs the judge's hidden states and head."""
 
   @property
   def name(self) -> str:
     return 'full'
 
   @property
-  def asks(self) -> Asks:
-    return Asks(everything=True)
+  def request(self) -> ScoreRequest:
+    return ScoreRequest(hidden=True)
 
-  @property
-  def wants_rest(self) -> bool:
-    """Whether the mass outside the entries matters."""
-    return False
-
-  def check(self, divergence: Divergence) -> None:
-    """Refuses a divergence that has no finite value here."""
-
-  def value(
-    self, divergence: Divergence, log_p: Array, entries: Entries, rest: OutsideMass
-  ) -> Array:
-    """The divergence on chosen entries; log_p are the student's log-probabilities there."""
-    raise NotImplementedError
-
-  def entries(self, reader: Reader) -> Entries | None:
-    """None: every entry."""
+  def find(self, view: View) -> None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Chosen(Support):
-  close: RestRule
+@static(kw_only=False)
+class TeacherTopK(Entries):
+  """The k entries the judge likes best."""
 
-  @property
-  def wants_rest(self) -> bool:
-    return self.close in (_tail, _teacher_only)
-
-  def check(self, divergence: Divergence) -> None:
-    if self.close is not _teacher_only:
-      return
-    with jax.ensure_compile_time_eval():
-      finite = bool(jnp.isfinite(divergence.entry(jnp.log(0.5), jnp.array(-jnp.inf))))
-    if not finite:
-      raise ValueError(
-        f'supports: {divergence.name} is infinite where the teacher has no mass, and closing with teacher_only says '
-        'that it has none outside the support. Close with tail or renorm, or take forward_kl or a JSD.'
-      )
-
-  def value(
-    self, divergence: Divergence, log_p: Array, entries: Entries, rest: OutsideMass
-  ) -> Array:
-    log_p = jnp.where(entries.valid, log_p, -jnp.inf)
-    return self.close(divergence, log_p, jnp.where(entries.valid, entries.log_q, -jnp.inf), rest)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Top(_Chosen):
   k: int
 
   def __post_init__(self):
-    if self.k < 1:
-      raise ValueError(f'supports: a support needs at least one entry, got k={self.k}.')
+    _check_k('TeacherTopK', self.k)
 
   @property
   def name(self) -> str:
-    kind = type(self).__name__.removeprefix('_').removesuffix('Top').lower()
-    return f'{kind} top {self.k}, {self.close.__name__.strip("_")}'
+    return f'teacher top {self.k}'
 
-
-def _all(top: TopK, reader: Reader) -> Entries:
-  """Ids outside the vocabulary (a judge that had fewer to tell) are no entries."""
-  ids, log_q = jnp.asarray(top.ids), jnp.asarray(top.logp)
-  return Entries(ids=ids, log_q=log_q, valid=(ids >= 0) & (ids < reader.size))
-
-
-def _among(ids: Int[Array, '*N C'], others: Int[Array, '*N M']) -> Bool[Array, '*N C']:
-  return (ids[..., :, None] == others[..., None, :]).any(axis=-1)
-
-
-class _TeacherTop(_Top):
   @property
-  def asks(self) -> Asks:
-    return Asks(top_k=self.k)
+  def request(self) -> ScoreRequest:
+    return ScoreRequest(top_k=self.k)
 
-  def entries(self, reader: Reader) -> Entries:
-    return _all(reader.teacher_top_k(self.k), reader)
+  def find(self, view: View) -> Compared:
+    return _all(view.teacher_top_k(self.k), view)
 
 
-class _StudentTop(_Top):
+@static(kw_only=False)
+class StudentTopK(Entries):
+  """The k entries the student likes best; with a sparse judge, those it was asked about."""
+
+  k: int
+
+  def __post_init__(self):
+    _check_k('StudentTopK', self.k)
+
   @property
-  def asks(self) -> Asks:
-    return Asks(at_student_top_k=self.k)
+  def name(self) -> str:
+    return f'student top {self.k}'
 
-  def entries(self, reader: Reader) -> Entries:
-    return _all(reader.student_top_k(self.k), reader)
-
-
-class _UnionTop(_Top):
   @property
-  def asks(self) -> Asks:
-    return Asks(top_k=self.k, at_student_top_k=self.k)
+  def request(self) -> ScoreRequest:
+    return ScoreRequest(at_student_top_k=self.k)
 
-  def entries(self, reader: Reader) -> Entries:
-    teacher, student = (
-      _all(top(self.k), reader) for top in (reader.teacher_top_k, reader.student_top_k)
-    )
-    new = student._replace(valid=student.valid & ~_among(student.ids, teacher.ids))
-    return Entries(*(jnp.concatenate(pair, axis=-1) for pair in zip(teacher, new, strict=True)))
+  def find(self, view: View) -> Compared:
+    return _all(view.student_top_k(self.k), view)
 
 
-class _IntersectionTop(_Top):
-  @property
-  def asks(self) -> Asks:
-    return Asks(top_k=self.k, at_student_top_k=self.k)
+@static(kw_only=False)
+class Columns(Entries):
+  """The same entries at every position; they need the judge's hidden states and head."""
 
-  def entries(self, reader: Reader) -> Entries:
-    teacher, student = _all(reader.teacher_top_k(self.k), reader), reader.student_top_k(self.k)
-    return teacher._replace(valid=teacher.valid & _among(teacher.ids, jnp.asarray(student.ids)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Columns(_Chosen):
   ids: tuple[int, ...]
 
   def __post_init__(self):
+    object.__setattr__(self, 'ids', tuple(self.ids))
     if not self.ids or len(set(self.ids)) < len(self.ids):
-      raise ValueError(f'supports: columns are at least one entry, each once, got {self.ids}.')
+      raise ValueError(f'Columns: at least one entry, each once, got {self.ids}.')
 
   @property
   def name(self) -> str:
-    return f'{len(self.ids)} columns, {self.close.__name__.strip("_")}'
+    return f'{len(self.ids)} columns'
 
-  def entries(self, reader: Reader) -> Entries:
-    return _all(reader.columns(self.ids), reader)
+  @property
+  def request(self) -> ScoreRequest:
+    return ScoreRequest(hidden=True)
 
-
-def full() -> Support:
-  """Every entry: exact, and it needs the teacher's hidden states and head."""
-  return Support()
-
-
-def teacher_top_k(k: int, *, close: RestRule) -> Support:
-  """The k entries the teacher likes best."""
-  return _TeacherTop(k=k, close=close)
+  def find(self, view: View) -> Compared:
+    return _all(view.columns(self.ids), view)
 
 
-def student_top_k(k: int, *, close: RestRule) -> Support:
-  """The k entries the student likes best; with a sparse teacher, those it was asked about."""
-  return _StudentTop(k=k, close=close)
+def _both(one: Entries, other: Entries, view: View) -> tuple[Compared, Compared]:
+  left, right = one.find(view), other.find(view)
+  if left is None or right is None:
+    raise ValueError('supports: every entry is compared already; nothing can be joined to Full().')
+  return left, right
 
 
-def union_top_k(k: int, *, close: RestRule) -> Support:
-  """The best k of either side."""
-  return _UnionTop(k=k, close=close)
+@static(kw_only=False)
+class Union(Entries):
+  """The entries of either, each once."""
+
+  one: Entries
+  other: Entries
+
+  @property
+  def name(self) -> str:
+    return f'{self.one.name} or {self.other.name}'
+
+  @property
+  def request(self) -> ScoreRequest:
+    return self.one.request | self.other.request
+
+  def find(self, view: View) -> Compared:
+    left, right = _both(self.one, self.other, view)
+    new = right._replace(valid=right.valid & ~_among(right.ids, left.ids, left.valid))
+    return Compared(*(jnp.concatenate(pair, axis=-1) for pair in zip(left, new, strict=True)))
 
 
-def intersection_top_k(k: int, *, close: RestRule) -> Support:
-  """Those of the teacher's best k that are among the student's best k."""
-  return _IntersectionTop(k=k, close=close)
+@static(kw_only=False)
+class Intersection(Entries):
+  """The entries of the first that are among those of the second."""
+
+  one: Entries
+  other: Entries
+
+  @property
+  def name(self) -> str:
+    return f'{self.one.name} and {self.other.name}'
+
+  @property
+  def request(self) -> ScoreRequest:
+    return self.one.request | self.other.request
+
+  def find(self, view: View) -> Compared:
+    left, right = _both(self.one, self.other, view)
+    return left._replace(valid=left.valid & _among(left.ids, right.ids, right.valid))
 
 
-def columns(ids: tuple[int, ...], *, close: RestRule) -> Support:
-  """The same entries at every position."""
-  return _Columns(ids=tuple(ids), close=close)
+@static
+class Support:
+  """Entries, and how the rest is closed; the whole vocabulary has no rest.
+
+  Args:
+    entries: which ids are compared.
+    rest: what is made of the mass outside them; None only where there is none.
+  """
+
+  entries: Entries
+  rest: RestRule | None = None
+
+  def __post_init__(self):
+    if (self.rest is None) != isinstance(self.entries, Full):
+      raise ValueError(
+        f'Support: {self.entries.name} entries with rest={self.rest}. Say how the rest is closed (Tail(), '
+        'Renormalised(), TeacherOnly(), Stopped()); only Full() has none.'
+      )
+
+  @property
+  def name(self) -> str:
+    return self.entries.name if self.rest is None else f'{self.entries.name}, {self.rest.label}'
+
+  @property
+  def request(self) -> ScoreRequest:
+    """What a judge is asked for."""
+    return self.entries.request
+
+  @property
+  def reads_outside(self) -> bool:
+    return self.rest is not None and self.rest.reads_outside
+
+  def check(self, divergence: Divergence) -> None:
+    """Refuses a divergence that has no finite value here."""
+    if self.rest is not None:
+      self.rest.check(divergence)
+
+  def value(
+    self, divergence: Divergence, log_p: Array, compared: Compared, outside: OutsideMass
+  ) -> Array:
+    """The divergence on chosen entries; log_p are the student's log-probabilities there."""
+    assert self.rest is not None
+    log_p = jnp.where(compared.valid, log_p, -jnp.inf)
+    log_q = jnp.where(compared.valid, compared.log_q, -jnp.inf)
+    return self.rest.value(divergence, log_p, log_q, outside)
+
+
+FULL = Support(entries=Full())

@@ -2,6 +2,7 @@ r"""Floor 1. One tile of tokens: logits, values, readings and d logits, formed t
 
 The chain rule is written out once, through log p:
     d logits = g - p · Σ_v g,      g = Σ_terms coefficient · ∂ term / ∂ log p
+and the same with p at another temperature, divided by it, for terms that have one.
 """
 
 import functools
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opd_jax.losses import divergences
-from opd_jax.losses.supports import OutsideMass
-from opd_jax.losses.terms import HiddenDistance, OnSupport, OnToken, Term
-from opd_jax.losses.vocab_shard import TileView, VocabShard
+from opd_jax.losses.divergences import ForwardKL, ReverseKL
+from opd_jax.losses.rest_rules import OutsideMass
+from opd_jax.losses.terms import Candidates, DivergenceTerm, HiddenDistance, OnToken, Term
+from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 from opd_jax.types import AnyArray
 
 BLOCK = 2**20  # entries; less is not worth a loop
@@ -24,13 +25,14 @@ BLOCK = 2**20  # entries; less is not worth a loop
 class Reading(NamedTuple):
   """What the sweep saw; no gradient flows through it. Entries at positions that do not count mean nothing."""
 
-  values: tuple[Float[Array, 'B R'], ...]  # of every share's term, undivided
+  values: tuple[Float[Array, 'B R'], ...]  # of every term, undivided
   logp: Float[Array, 'B R']  # of the written token
   entropy: Float[Array, 'B R']
   teacher: Mapping[str, Float[Array, 'B R']]  # diagnostics, by name; what the target allows
 
 
 def product(hidden: Float[AnyArray, '*N D'], head: Float[AnyArray, 'D V']) -> Float[Array, '*N V']:
+  """Logits, summed in float32 at least."""
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
   return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=wide)
 
@@ -41,6 +43,20 @@ class _Sums(NamedTuple):
   dense: list[Array]
   sparse: list[tuple[Array, Array]]  # ids, gradient
 
+  def logits(self, columns: VocabShard, log_p: Array) -> Array:
+    """The gradient with respect to the logits."""
+    probs = jnp.exp(log_p)
+    parts = (gradient.sum(axis=-1) for _, gradient in self.sparse)
+    mass = sum(parts, jnp.zeros(log_p.shape[:1], log_p.dtype))
+    if self.dense:
+      dense = functools.reduce(jnp.add, self.dense)
+      d_logits = dense - probs * (mass + columns.total(dense))[:, None]
+    else:
+      d_logits = -probs * mass[:, None]
+    for ids, gradient in self.sparse:
+      d_logits = columns.scatter(d_logits, ids, gradient)
+    return d_logits
+
 
 def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
   value, pull = jax.vjp(lambda logp: term.value(logp, inputs), logp)
@@ -49,131 +65,146 @@ def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
   return value
 
 
+def _on_candidates(columns: VocabShard, log_p, inputs, coefficient, sums: _Sums):
+  ids, weights = inputs['ids'], inputs['weights'].astype(log_p.dtype)
+  weights = jnp.where((ids >= 0) & (ids < columns.whole), weights, 0.0)
+  gradient = jnp.where((coefficient != 0)[:, None], -coefficient[:, None] * weights, 0.0)
+  sums.sparse.append((ids, gradient))
+  return -(weights * columns.pick(log_p, ids)).sum(axis=-1)
+
+
 def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
   value, pull = jax.vjp(lambda hidden: term.value(hidden, inputs), hidden)
-  return value, jnp.where(
-    (coefficient != 0)[:, None], pull(coefficient.astype(value.dtype))[0], 0.0
-  )
+  gradient = pull(coefficient.astype(value.dtype))[0]
+  return value, jnp.where((coefficient != 0)[:, None], gradient, 0.0)
 
 
-def _elementwise(term: OnSupport, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']):
-  """Σ of entries and their pull, a block of columns at a time: what stands between needs no room of a tile's size."""
-  size = log_p.shape[1]
+def _elementwise(
+  term: DivergenceTerm, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']
+) -> tuple[Array, Array]:
+  """Σ of entries, and their pull. Works in column blocks, so intermediates never have a whole tile's size."""
+  size, divergence = log_p.shape[1], term.divergence
   blocks = next(
     count
     for count in (8, 4, 2, 1)
     if size % count == 0 and (log_p.size // count >= BLOCK or count == 1)
   )
   if blocks == 1:
-    return term.divergence.entry(log_p, log_q).sum(axis=-1), term.divergence.pull(log_p, log_q)
+    return divergence.entry(log_p, log_q).sum(axis=-1), divergence.pull(log_p, log_q)
 
   def add(number, carry):
     value, pulls = carry
-    begin = number * (size // blocks)
-    p, q = (
-      jax.lax.dynamic_slice_in_dim(log, begin, size // blocks, axis=1) for log in (log_p, log_q)
+    begin, width = number * (size // blocks), size // blocks
+    part_p, part_q = (
+      jax.lax.dynamic_slice_in_dim(log, begin, width, axis=1) for log in (log_p, log_q)
     )
-    pulls = jax.lax.dynamic_update_slice_in_dim(pulls, term.divergence.pull(p, q), begin, axis=1)
-    return value + term.divergence.entry(p, q).sum(axis=-1), pulls
+    pull = divergence.pull(part_p, part_q)
+    pulls = jax.lax.dynamic_update_slice_in_dim(pulls, pull, begin, axis=1)
+    return value + divergence.entry(part_p, part_q).sum(axis=-1), pulls
 
-  return jax.lax.fori_loop(
-    0, blocks, add, (jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p))
-  )
+  start = jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p)
+  return jax.lax.fori_loop(0, blocks, add, start)
 
 
-def _on_support(term: OnSupport, reader: TileView, coefficient, sums: _Sums):
-  columns, coefficient = reader.vocabulary, coefficient[:, None]
-  entries = term.support.entries(reader)
-  if entries is None:
-    value, pull = _elementwise(term, reader.log_p, reader.need(term.name))
+def _on_support(term: DivergenceTerm, view: TileView, coefficient, sums: _Sums):
+  columns, coefficient = view.vocabulary, coefficient[:, None]
+  compared, bound = term.support.entries.find(view), term.max_per_token
+  if compared is None:
+    value, pull = _elementwise(term, view.log_p, view.need(term.name))
     value = columns.everywhere(value)
-    keep = True if term.most is None else (value < term.most)[:, None]
+    keep = True if bound is None else (value < bound)[:, None]
     sums.dense.append(jnp.where((coefficient != 0) & keep, -coefficient * pull, 0.0))
-  else:
-    found = columns.pick(reader.log_p, entries.ids)
-    rest = reader.rest(entries) if term.support.wants_rest else OutsideMass()
-    value_of = lambda log_p, outside: term.support.value(
-      term.divergence, log_p, entries, rest._replace(log_p=outside)
-    )
-    value, pull = jax.vjp(value_of, found, rest.log_p)
-    keep = (
-      (coefficient != 0) if term.most is None else (coefficient != 0) & (value < term.most)[:, None]
-    )
-    inside, outside = pull(coefficient[:, 0].astype(value.dtype))
-    sums.sparse.append((entries.ids, jnp.where(keep & entries.valid, inside, 0.0)))
-    if rest.log_p is not None:
-      # Every entry outside has its share of the rest: summed there, never as one minus what is inside.
-      others = jnp.exp(
-        columns.without(reader.log_p, entries.ids, entries.valid) - rest.log_p[:, None]
-      )
-      alive = keep & (rest.log_p > -jnp.inf)[:, None]
-      sums.dense.append(jnp.where(alive, outside[:, None] * others, 0.0))
-  return value if term.most is None else jnp.minimum(value, term.most)
+    return value if bound is None else jnp.minimum(value, bound)
+  picked = columns.pick(view.log_p, compared.ids)
+  outside = view.outside(compared) if term.support.reads_outside else OutsideMass()
+  value_of = lambda log_p, rest: term.support.value(
+    term.divergence, log_p, compared, outside._replace(log_p=rest)
+  )
+  value, pull = jax.vjp(value_of, picked, outside.log_p)
+  keep = coefficient != 0
+  keep = keep if bound is None else keep & (value < bound)[:, None]
+  inside, rest = pull(coefficient[:, 0].astype(value.dtype))
+  sums.sparse.append((compared.ids, jnp.where(keep & compared.valid, inside, 0.0)))
+  if outside.log_p is not None:
+    # Every entry outside has its part of the rest: summed there, never as one minus what is inside.
+    others = columns.without(view.log_p, compared.ids, compared.valid) - outside.log_p[:, None]
+    alive = keep & (outside.log_p > -jnp.inf)[:, None]
+    sums.dense.append(jnp.where(alive, rest[:, None] * jnp.exp(others), 0.0))
+  return value if bound is None else jnp.minimum(value, bound)
 
 
-def read(piece, head, teacher_head, *, terms: Sequence[Term], columns: VocabShard, diagnose: bool):
+def _views(hidden, head, active, targets, heads, columns: VocabShard) -> dict[str, TileView]:
+  """The student beside each judge; '' where there is none."""
+  with jax.named_scope('student_head'):
+    log_p = columns.log_softmax(product(hidden, head))
+  views = {'': TileView(columns, log_p, None, Target(), 'student')}
+  for name, target in targets.items():
+    log_q = None
+    if heads.get(name) is not None:
+      with jax.named_scope('teacher_head'):
+        states = jnp.where(active[:, None], target.hidden, 0)
+        log_q = columns.log_softmax(product(states, heads[name]))
+    views[name] = TileView(columns, log_p, log_q, target, name)
+  return views
+
+
+def read(piece, head, heads, *, terms: Sequence[Term], columns: VocabShard, diagnose: str | None):
   """Everything about one tile of tokens: values, readings, d hidden, and hidden with d logits for d head."""
-  hidden, response, target, weighted_terms, counts = piece
+  hidden, response, targets, weighted_terms, counts = piece
   active = functools.reduce(
     jnp.logical_or, [weighted.coefficient != 0 for weighted in weighted_terms], counts
   )
   hidden = jnp.where(active[:, None], hidden, 0)  # what padding holds may be anything, also NaN
-  with jax.named_scope('student_head'):
-    log_p = columns.log_softmax(product(hidden, head))
-  log_q = None
-  if teacher_head is not None:
-    with jax.named_scope('teacher_head'):
-      log_q = columns.log_softmax(
-        product(jnp.where(active[:, None], target.hidden, 0), teacher_head)
-      )
-  reader = TileView(columns, log_p, log_q, target)
+  views = _views(hidden, head, active, targets, heads, columns)
+  log_p = views[''].log_p
   logp = columns.pick(log_p, response[:, None])[:, 0]
-  sums, d_hidden, values = _Sums([], []), jnp.zeros(hidden.shape, log_p.dtype), []
+  d_hidden, values = jnp.zeros(hidden.shape, log_p.dtype), []
+  sums: dict[float, tuple[Array, _Sums]] = {1.0: (log_p, _Sums([], []))}
   with jax.named_scope('terms'):
     for term, (_, coefficient, inputs) in zip(terms, weighted_terms, strict=True):
       if isinstance(term, OnToken):
-        values.append(_on_token(term, logp, inputs, coefficient, response, sums))
-      elif isinstance(term, OnSupport):
-        values.append(_on_support(term, reader, coefficient, sums))
+        values.append(_on_token(term, logp, inputs, coefficient, response, sums[1.0][1]))
+      elif isinstance(term, Candidates):
+        values.append(_on_candidates(columns, log_p, inputs, coefficient, sums[1.0][1]))
       elif isinstance(term, HiddenDistance):
-        value, slope = _on_hidden(term, hidden, inputs, coefficient)
-        d_hidden = d_hidden + slope
+        value, gradient = _on_hidden(term, hidden, inputs, coefficient)
+        d_hidden = d_hidden + gradient
         values.append(value)
+      elif isinstance(term, DivergenceTerm):
+        view = views[term.of].tempered(term.temperature)
+        _, own = sums.setdefault(term.temperature, (view.log_p, _Sums([], [])))
+        ratio = jnp.ones_like(logp)
+        if term.ratio is not None:
+          ratio = term.ratio.value(logp, inputs['behaviour_logp'])
+        corrected = jnp.where(coefficient != 0, ratio * coefficient, 0.0)
+        values.append(ratio * _on_support(term, view, corrected, own))
       else:
         raise ValueError(f'vocabulary: {term!r} is no term this pass knows; see losses/terms.py.')
-  chances = jnp.exp(log_p)
-  mass = sum((gradient.sum(axis=-1) for _, gradient in sums.sparse), jnp.zeros_like(logp))
-  if sums.dense:
-    dense = functools.reduce(jnp.add, sums.dense)
-    d_logits = dense - chances * (mass + columns.total(dense))[:, None]
-  else:
-    d_logits = -chances * mass[:, None]
-  for ids, gradient in sums.sparse:
-    d_logits = columns.scatter(d_logits, ids, gradient)
+  parts = [own.logits(columns, log) / heat for heat, (log, own) in sums.items()]
+  d_logits = functools.reduce(jnp.add, parts)
   d_logits = jnp.where(active[:, None], d_logits, 0.0).astype(hidden.dtype)
-  entropy = -columns.total(jnp.where(chances > 0, chances * log_p, 0.0))
-  reading = Reading(
-    tuple(values), logp, entropy, _diagnostics(reader, log_p, log_q) if diagnose else {}
-  )
-  return reading, hidden, d_hidden, d_logits
+  probs = jnp.exp(log_p)
+  entropy = -columns.total(jnp.where(probs > 0, probs * log_p, 0.0))
+  seen = _diagnostics(views[diagnose]) if diagnose else {}
+  return Reading(tuple(values), logp, entropy, seen), hidden, d_hidden, d_logits
 
 
-def _diagnostics(reader: TileView, log_p, log_q) -> dict[str, Array]:
-  columns, found = reader.vocabulary, {}
+def _diagnostics(view: TileView) -> dict[str, Array]:
+  """How the student stands to a judge, beyond what the terms need."""
+  columns, log_p, log_q, seen = view.vocabulary, view.log_p, view.log_q, {}
   if log_q is not None:
-    found['entropy'] = -columns.total(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * log_q, 0.0))
+    seen['entropy'] = -columns.total(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * log_q, 0.0))
     same = columns.total((columns.best(log_p) & columns.best(log_q)).astype(log_p.dtype))
-    found['agreement'] = (same > 0).astype(log_p.dtype)
-    found['forward_kl'] = columns.total(divergences.forward_kl().entry(log_p, log_q))
-    found['reverse_kl'] = columns.total(divergences.reverse_kl().entry(log_p, log_q))
-  if reader.target.top_k is not None:
-    ids, logp = reader.target.top_k
-    known = (ids >= 0) & (ids < reader.size)
-    inside = lambda x: jnp.where(known, x, 0.0).sum(axis=-1)
-    mine = columns.top_k(log_p, ids.shape[-1]).ids
-    found['mass'] = inside(jnp.exp(logp))
-    found['student_mass'] = inside(jnp.exp(columns.pick(log_p, ids)))
-    found['overlap'] = inside((ids[:, :, None] == mine[:, None, :]).any(axis=-1)) / jnp.maximum(
-      known.sum(axis=-1), 1
-    )
-  return found
+    seen['agreement'] = (same > 0).astype(log_p.dtype)
+    seen['forward_kl'] = columns.total(ForwardKL().entry(log_p, log_q))
+    seen['reverse_kl'] = columns.total(ReverseKL().entry(log_p, log_q))
+  if view.target.top_k is not None:
+    ids, logp = view.target.top_k
+    valid = (ids >= 0) & (ids < view.size)
+    inside = lambda x: jnp.where(valid, x, 0.0).sum(axis=-1)
+    own = columns.top_k(log_p, ids.shape[-1]).ids
+    seen['mass'] = inside(jnp.exp(logp))
+    seen['student_mass'] = inside(jnp.exp(columns.pick(log_p, ids)))
+    shared = (ids[:, :, None] == own[:, None, :]).any(axis=-1)
+    seen['overlap'] = inside(shared) / jnp.maximum(valid.sum(axis=-1), 1)
+  return seen

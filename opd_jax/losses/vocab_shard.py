@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.losses.supports import Entries, OutsideMass
+from opd_jax.losses.rest_rules import OutsideMass
+from opd_jax.losses.supports import Compared
 from opd_jax.types import AnyArray, TopK
 
 
 class Target(NamedTuple):
-  """What is known of the teacher: any of these; a term that needs more says so."""
+  """What is known of a judge: any of these; a term that needs more says so."""
 
   top_k: TopK | None = None  # its own best [B, R, C]
   at_ids: TopK | None = None  # its log-probabilities at ids it was asked about [B, R, C]
@@ -95,56 +96,64 @@ class VocabShard:
 
 @dataclasses.dataclass(frozen=True)
 class TileView:
-  """A tile's view of both models, as `supports.Reader` wants it."""
+  """A tile's view of the student and one judge, as `supports.View` wants it."""
 
   vocabulary: VocabShard
   log_p: Array
   log_q: Array | None
   target: Target
+  judge: str = 'teacher'
 
   @property
   def size(self):
     return self.vocabulary.whole
 
   def need(self, what: str) -> Array:
+    """The judge's whole distribution, or an error that says how to get it."""
     if self.log_q is None:
       raise ValueError(
-        f'vocabulary: {what} needs the whole distribution of the teacher, and its hidden states were not given. Ask '
-        'for them, Needs(teacher=scorer.Needs(hidden=True)), or use a support the teacher can answer for: its own top '
-        'k, or ids.'
+        f'vocabulary: {what} needs the whole distribution of the {self.judge}, and its hidden states were not given. '
+        'Ask for them, ScoreRequest(hidden=True), or use a support that it can answer for: its own top k, or the '
+        "student's."
       )
     return self.log_q
 
+  def tempered(self, temperature: float) -> 'TileView':
+    """Both models with their logits divided; only whole distributions can be."""
+    if temperature == 1.0:
+      return self
+    log_q = self.need(f'temperature {temperature:g}')
+    soft = lambda log: self.vocabulary.log_softmax(log / temperature)
+    return TileView(self.vocabulary, soft(self.log_p), soft(log_q), Target(), self.judge)
+
   def teacher_top_k(self, k: int) -> TopK:
-    known = self.target.top_k
-    if known is None:
-      return self.vocabulary.top_k(
-        self.need(f'the best {k} of a teacher that was not asked for them'), k
-      )
-    if known.ids.shape[-1] < k:
+    top = self.target.top_k
+    if top is None:
+      what = f'the best {k} of a judge that was not asked for them'
+      return self.vocabulary.top_k(self.need(what), k)
+    if top.ids.shape[-1] < k:
       raise ValueError(
-        f'vocabulary: a top {k} of the teacher is wanted, {known.ids.shape[-1]} entries were scored.'
+        f'vocabulary: a top {k} of the {self.judge} is wanted, {top.ids.shape[-1]} entries were scored.'
       )
-    return TopK(*(part[..., :k] for part in known))
+    return TopK(*(part[..., :k] for part in top))
 
   def student_top_k(self, k: int) -> TopK:
-    known = self.target.at_ids
-    if known is not None and known.ids.shape[-1] >= k:
-      return TopK(*(part[..., :k] for part in known))
+    asked = self.target.at_ids
+    if asked is not None and asked.ids.shape[-1] >= k:
+      return TopK(*(part[..., :k] for part in asked))
     log_q = self.need(f"the student's top {k}")
     ids = self.vocabulary.top_k(self.log_p, k).ids
     return TopK(ids=ids, logp=self.vocabulary.pick(log_q, ids))
 
   def columns(self, ids: tuple[int, ...]) -> TopK:
-    known = jnp.broadcast_to(jnp.asarray(ids), (self.log_p.shape[0], len(ids)))
-    return TopK(
-      ids=known, logp=self.vocabulary.pick(self.need('a support of fixed columns'), known)
-    )
+    wanted = jnp.broadcast_to(jnp.asarray(ids), (self.log_p.shape[0], len(ids)))
+    log_q = self.need('a support of fixed columns')
+    return TopK(ids=wanted, logp=self.vocabulary.pick(log_q, wanted))
 
-  def rest(self, entries: Entries) -> OutsideMass:
+  def outside(self, compared: Compared) -> OutsideMass:
     """The mass outside some entries, of every side that is here whole."""
-    whole = self.vocabulary
-    outside = lambda log: whole.logsumexp(whole.without(log, entries.ids, entries.valid))[:, 0]
+    shard = self.vocabulary
+    mass = lambda log: shard.logsumexp(shard.without(log, compared.ids, compared.valid))[:, 0]
     return OutsideMass(
-      log_p=outside(self.log_p), log_q=None if self.log_q is None else outside(self.log_q)
+      log_p=mass(self.log_p), log_q=None if self.log_q is None else mass(self.log_q)
     )

@@ -4,8 +4,11 @@ Each returns an array that multiplies into a coefficient. Batch statistics live 
 pass they would depend on how the batch is cut. Multi-hosted they are still global, because a batch is one array.
 """
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from opd_jax.types import AnyArray
@@ -58,16 +61,33 @@ def linear(mask: Mask, *, gamma: float = 0.5) -> Tokens:
   return 1.0 + gamma * (1.0 - _position(mask) / jnp.maximum(_length(mask), 1.0))
 
 
+def _parts(fraction: float, largest: int, *, up: bool) -> np.ndarray:
+  """fraction · n for n = 0 … largest as whole numbers, rounded up or down: exactly, whatever the type of a mask's sum.
+
+  The fraction is the simplest one that the float stands for: 0.3 is 3 / 10. No product of floats would do: in float32
+  0.3 · 50 lies above 15, and 0.999 · 9,999 = 9,989.001 is within rounding of 9,989.
+  """
+  exact = Fraction(float(fraction)).limit_denominator(10**6)
+  products = exact.numerator * np.arange(largest + 1, dtype=np.int64)
+  return -(-products // exact.denominator) if up else products // exact.denominator
+
+
+def part_of(mask: Mask, fraction: float) -> Float[Array, 'B 1']:
+  """ceil(fraction · n) of every response, n its tokens that count."""
+  parts = jnp.asarray(_parts(fraction, mask.shape[1], up=True), jnp.int32)
+  return parts[mask.sum(axis=1, keepdims=True)].astype(float)
+
+
 def first(mask: Mask, *, fraction: float) -> Tokens:
   """1 on the first `fraction` of a response's tokens (rounded up), 0 behind."""
   _fraction('weights.first', fraction)
-  return (_position(mask) < jnp.ceil(fraction * _length(mask))).astype(float)
+  return (_position(mask) < part_of(mask, fraction)).astype(float)
 
 
 def last(mask: Mask, *, fraction: float) -> Tokens:
   """1 on the last `fraction` of a response's tokens (rounded up), 0 before."""
   _fraction('weights.last', fraction)
-  return (_position(mask) >= _length(mask) - jnp.ceil(fraction * _length(mask))).astype(float)
+  return (_position(mask) >= _length(mask) - part_of(mask, fraction)).astype(float)
 
 
 # --- by confidence and disagreement ---------------------------------------------------------------
@@ -99,7 +119,7 @@ def sign_gate(row_advantage: Rows, gap: Tokens) -> Bool[AnyArray, 'B R']:
 def top_fraction(score: Tokens, mask: Mask, *, fraction: float) -> Tokens:
   """1 on the ceil(fraction · n) tokens of a response that score highest, at least one; ties go to the earlier token."""
   _fraction('weights.top_fraction', fraction)
-  wanted = jnp.maximum(jnp.ceil(fraction * _length(mask)), 1.0)
+  wanted = jnp.maximum(part_of(mask, fraction), 1.0)
   order = jnp.argsort(jnp.where(mask, -score, jnp.inf), axis=1, stable=True)
   rank = jnp.argsort(order, axis=1, stable=True)
   return (mask & (rank < wanted)).astype(float)
@@ -115,8 +135,8 @@ def robust(score: Tokens, mask: Mask, *, low: float = 0.05, high: float = 0.95) 
   _fraction('weights.robust', low)
   _fraction('weights.robust', high)
   known = jnp.where(mask, score, jnp.nan)
-  least, most = jnp.nanquantile(known, low), jnp.nanquantile(known, high)
-  scaled = jnp.clip((score - least) / jnp.maximum(most - least, TINY), 0.0, 1.0)
+  lowest, highest = jnp.nanquantile(known, low), jnp.nanquantile(known, high)
+  scaled = jnp.clip((score - lowest) / jnp.maximum(highest - lowest, TINY), 0.0, 1.0)
   return jnp.where(mask & jnp.isfinite(scaled), scaled, 0.0)
 
 
@@ -139,10 +159,10 @@ def mean_one(weight: Tokens, mask: Mask) -> Tokens:
 
 
 def truncated_importance(
-  student_logp: Tokens, behaviour_logp: Tokens, *, most: float = 5.0
+  student_logp: Tokens, behaviour_logp: Tokens, *, max: float = 5.0
 ) -> Tokens:
-  """min( p / behaviour, most ): for rollouts that another program, or older weights, wrote. No gradient is zeroed."""
-  return jnp.exp(jnp.minimum(student_logp - behaviour_logp, jnp.log(most)))
+  """min( p / behaviour, max ): for rollouts that another program, or older weights, wrote. No gradient is zeroed."""
+  return jnp.exp(jnp.minimum(student_logp - behaviour_logp, jnp.log(max)))
 
 
 # --- by response ----------------------------------------------------------------------------------
@@ -159,7 +179,8 @@ def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[AnyArray, '
   there = mask.any(axis=1)
   order = jnp.argsort(jnp.where(there, score, jnp.inf), stable=True)
   rank = jnp.argsort(order, stable=True)
-  return there & (rank >= jnp.floor(drop * there.sum()))
+  dropped = jnp.asarray(_parts(drop, score.shape[0], up=False), jnp.int32)[there.sum()]
+  return there & (rank >= dropped)
 
 
 def _per_group(values: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, ' B']) -> Rows:
@@ -168,29 +189,53 @@ def _per_group(values: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, '
   return jnp.where(same & among[None, :], values[None, :], 0.0).sum(axis=1)
 
 
+def right(reward: Rows) -> Bool[AnyArray, ' B']:
+  """Responses that a verifier rewarded."""
+  return reward > 0
+
+
+def wrong(reward: Rows) -> Bool[AnyArray, ' B']:
+  """Responses that a verifier looked at and did not reward."""
+  return reward <= 0
+
+
+def unknown(reward: Rows) -> Bool[AnyArray, ' B']:
+  """Responses that no verifier has looked at: neither right nor wrong."""
+  return jnp.isnan(reward)
+
+
 def group_softmax(
-  score: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, ' B'], *, temperature: float = 1.0
+  score: Rows,
+  group: Int[AnyArray, ' B'],
+  among: Bool[AnyArray, ' B'],
+  mask: Mask,
+  *,
+  temperature: float = 1.0,
 ) -> Rows:
   """Softmax of a score over the rows of a group that are `among`, times their number: mean 1, 0 elsewhere.
 
   SCOPE, arXiv:2604.10688: score = minus the student's mean log-probability among correct responses, the teacher's
-  mean log-probability among wrong ones.
+  mean log-probability among wrong ones. A row without tokens has no share.
   """
+  among = among & mask.any(axis=1)
   same = (group[:, None] == group[None, :]) & among[None, :]
   highest = jnp.where(same, score[None, :], -jnp.inf).max(axis=1)
-  mass = jnp.where(
-    among, jnp.exp((score - jnp.where(jnp.isfinite(highest), highest, 0.0)) / temperature), 0.0
-  )
+  centred = score - jnp.where(jnp.isfinite(highest), highest, 0.0)
+  mass = jnp.where(among, jnp.exp(centred / temperature), 0.0)
   total = _per_group(mass, group, among)
   count = _per_group(jnp.ones_like(mass), group, among)
   return jnp.where(among, count * mass / jnp.maximum(total, TINY), 0.0)
 
 
 def group_advantage(reward: Rows, group: Int[AnyArray, ' B']) -> Rows:
-  """(reward - mean) / (deviation + ε) over the rows of a group: GRPO's number, 0 where a group agrees."""
-  known = ~jnp.isnan(reward)
+  """(reward - mean) / (deviation + ε) over the rows of a group: GRPO's number, exactly 0 where a group agrees."""
+  known = ~unknown(reward)
   value = jnp.where(known, reward, 0.0)
   count = jnp.maximum(_per_group(jnp.ones_like(value), group, known), 1.0)
   mean = _per_group(value, group, known) / count
-  variance = _per_group(jnp.square(value), group, known) / count - jnp.square(mean)
-  return jnp.where(known, (value - mean) / (jnp.sqrt(jnp.maximum(variance, 0.0)) + 1e-6), 0.0)
+  same = (group[:, None] == group[None, :]) & known[None, :]
+  # Deviations are squared one by one: a mean of squares less the square of the mean is all rounding where they agree.
+  spread = jnp.where(same, jnp.square(value[None, :] - mean[:, None]), 0.0).sum(axis=1) / count
+  extreme = lambda sign: jnp.where(same, sign * value[None, :], -jnp.inf).max(axis=1)
+  agrees = extreme(1.0) + extreme(-1.0) <= 0  # largest less smallest
+  return jnp.where(known & ~agrees, (value - mean) / (jnp.sqrt(spread) + 1e-6), 0.0)

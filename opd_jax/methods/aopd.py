@@ -1,44 +1,96 @@
 """Asymmetric on-policy distillation, arXiv:2605.06387, with its gates."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Bool
 
 from opd_jax import rollouts
-from opd_jax.losses import advantages, divergences, supports, terms
-from opd_jax.losses.divergences import Divergence
+from opd_jax.claims import Claim, Converges, Nothing
+from opd_jax.losses import advantages, weights
+from opd_jax.losses.divergences import Divergence, ForwardKL
 from opd_jax.losses.normalisers import per_sequence
-from opd_jax.losses.supports import RestRule
-from opd_jax.losses.vocabulary import WeightedTerm
-from opd_jax.method import Evidence, Method, WeightedTerms, needs_of
+from opd_jax.losses.rest_rules import Renormalised, RestRule, Tail, TeacherOnly
+from opd_jax.losses.supports import Support, TeacherTopK
+from opd_jax.losses.terms import DivergenceTerm, PolicyGradient
+from opd_jax.method import Evidence, Method, WeightedTerms, required_by
+from opd_jax.static import static
 from opd_jax.types import AnyArray
 
-Gate = Callable[[Evidence], Bool[AnyArray, 'B R']]
+
+class Gate:
+  """Where the divergence takes over from the policy gradient."""
+
+  @property
+  def leaves_agreement(self) -> bool:
+    """Whether a token that teacher and student agree on, or that gains, is left to the policy gradient."""
+    return True
+
+  def __call__(self, evidence: Evidence) -> Bool[AnyArray, 'B R']:
+    raise NotImplementedError
 
 
-def below(*, delta: float = 0.0) -> Gate:
+@static
+class Below(Gate):
   """Where q(y) - p(y) ≤ δ, as probabilities (eq. 9). δ < -1 never intervenes, δ = 1 always."""
-  return lambda e: jnp.exp(e.teacher.logp) - jnp.exp(e.student.logp) <= delta
+
+  delta: float = 0.0
+
+  @property
+  def leaves_agreement(self) -> bool:
+    return self.delta <= 0
+
+  def __call__(self, evidence):
+    gap = jnp.exp(evidence.teacher.logp) - jnp.exp(evidence.student.logp)
+    return gap <= self.delta
 
 
-def zero(*, tolerance: float = 1e-6) -> Gate:
+@static
+class Zero(Gate):
   """AOPD-Zero: where the advantage is numerically zero. The paper gives no tolerance; this one is for float32."""
-  return lambda e: jnp.abs(e.teacher.logp - e.student.logp) <= tolerance
+
+  tolerance: float = 1e-6
+
+  def __call__(self, evidence):
+    gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
+    return jnp.abs(gap) <= self.tolerance
 
 
-def below_where_wrong(*, delta: float = 0.0) -> Gate:
-  """The accuracy filter: `below`, and only in responses that a verifier gave no reward."""
-  inner = below(delta=delta)
-  return lambda e: inner(e) & (e.rollout.reward <= 0)[:, None]
+@static
+class BelowWhereWrong(Gate):
+  """The accuracy filter: `Below`, and only in responses that a verifier gave no reward."""
+
+  delta: float = 0.0
+
+  @property
+  def leaves_agreement(self) -> bool:
+    return self.delta <= 0
+
+  def __call__(self, evidence):
+    wrong = weights.wrong(evidence.rollout.reward)
+    return Below(delta=self.delta)(evidence) & wrong[:, None]
+
+
+def _claim(intervene: Gate, rest: RestRule) -> Claim:
+  if not isinstance(rest, Renormalised | Tail):
+    return Nothing(f'{rest.label} pulls the student elsewhere than to the teacher')
+  if not intervene.leaves_agreement:
+    return Nothing('near the teacher only its top k is compared')
+  return Converges()
+
+
+VARIANTS = {
+  'zero gate': {'intervene': Zero()},
+  'accuracy filter': {'intervene': BelowWhereWrong()},
+  'always': {'intervene': Below(delta=1.0)},
+  'teacher only': {'rest': TeacherOnly()},
+}
 
 
 def aopd(
   *,
-  intervene: Gate = below(),
+  intervene: Gate = Below(),
   k: int = 32,
-  divergence: Divergence = divergences.forward_kl(),
-  close: RestRule = supports.renorm(),
+  divergence: Divergence = ForwardKL(),
+  rest: RestRule = Renormalised(),
 ) -> Method:
   r"""Exploit where the teacher agrees, imitate where it does not.
 
@@ -48,28 +100,24 @@ def aopd(
   tokens is another method.
 
   Args:
-    intervene: G, where the divergence takes over: `below`, `zero` or `below_where_wrong`.
+    intervene: G, where the divergence takes over: `Below`, `Zero` or `BelowWhereWrong`.
     k: entries of the teacher that are compared.
     divergence: D.
-    close: how the support is closed. `renorm` normalises both sides, as the paper's appendix says: a sampled token
-      outside the support then has no gradient. `teacher_only` pushes it down.
+    rest: how the support is closed. `Renormalised` divides both sides by their mass, as the paper's appendix says: a
+      sampled token outside the support then has no gradient. `TeacherOnly` pushes it down.
   """
-  support = supports.teacher_top_k(k, close=close)
-  guide = terms.divergence(divergence, support)
+  guide = DivergenceTerm(divergence=divergence, support=Support(entries=TeacherTopK(k), rest=rest))
 
   def weigh(evidence: Evidence) -> WeightedTerms:
     guided = intervene(evidence)
     advantage = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
-    mean = per_sequence(evidence.rollout.mask)
-    return (
-      WeightedTerm(guide, mean * guided, {}),
-      WeightedTerm(
-        terms.policy_gradient(),
-        jnp.where(evidence.rollout.mask & ~guided, mean * advantage, 0.0),
-        {},
-      ),
-    )
+    mean = per_sequence(evidence.mask)
+    return guide(mean * guided), PolicyGradient()(mean * ~guided * advantage)
 
   return Method(
-    rollout=rollouts.student(), needs=needs_of(support), weigh=weigh, paper='arXiv:2605.06387'
+    rollout=rollouts.student(),
+    needs=required_by(guide),
+    weigh=weigh,
+    claim=_claim(intervene, rest),
+    paper='arXiv:2605.06387',
   )

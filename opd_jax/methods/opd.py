@@ -1,15 +1,18 @@
 """On-policy distillation as Thinking Machines published it in 2025."""
 
-import jax.numpy as jnp
-
 from opd_jax import rollouts
-from opd_jax.losses import advantages, divergences, terms
+from opd_jax.claims import Converges, Nothing, Unbiased
+from opd_jax.losses import advantages
+from opd_jax.losses.divergences import ReverseKL
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.losses.terms import PolicyGradient
 from opd_jax.method import Evidence, Method, WeightedTerms
+from opd_jax.ramps import Number, at
+
+VARIANTS = {}
 
 
-def opd(*, coefficient: float = 1.0) -> Method:
+def opd(*, coefficient: Number = 1.0) -> Method:
   r"""The sampled reverse KL as an advantage, token by token.
 
       A_t = coefficient (log q(y_t) - log p(y_t)),      loss = -Σ A_t log p(y_t) / tokens
@@ -19,15 +22,17 @@ def opd(*, coefficient: float = 1.0) -> Method:
   """
 
   def weigh(evidence: Evidence) -> WeightedTerms:
-    advantage = coefficient * advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
-    mask = evidence.rollout.mask
-    return (
-      WeightedTerm(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),
-    )
+    advantage = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
+    scale = at(coefficient, evidence.step)
+    return (PolicyGradient()(per_token(evidence.mask) * scale * advantage),)
 
+  claim = Unbiased(divergence=ReverseKL())
+  if coefficient != 1.0:
+    positive = isinstance(coefficient, int | float) and coefficient > 0
+    claim = Converges() if positive else Nothing('the coefficient moves, or is not positive')
   return Method(
     rollout=rollouts.student(),
     weigh=weigh,
-    descends=divergences.reverse_kl(),
+    claim=claim,
     paper='Thinking Machines Lab, On-Policy Distillation, 2025',
   )

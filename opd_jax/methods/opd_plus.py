@@ -1,20 +1,18 @@
 """OPD+, arXiv:2606.01039: the right advantage for every f-divergence."""
 
-import jax.numpy as jnp
-
 from opd_jax import rollouts
-from opd_jax.losses import advantages, divergences, terms
-from opd_jax.losses.divergences import Divergence
+from opd_jax.claims import Nothing, Unbiased
+from opd_jax.losses import advantages
+from opd_jax.losses.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.losses.terms import PolicyGradient
 from opd_jax.method import Evidence, Method, WeightedTerms
+
+VARIANTS = {'forward_kl': {'divergence': ForwardKL()}, 'naive': {'corrected': False}}
 
 
 def opd_plus(
-  *,
-  divergence: Divergence = divergences.jensen_shannon(beta=0.5),
-  corrected: bool = True,
-  bound: float = 6.0,
+  *, divergence: Divergence = JensenShannon(), corrected: bool = True, bound: float = 6.0
 ) -> Method:
   r"""Any f-divergence from sampled tokens alone, with the reward's own dependence on the student accounted for.
 
@@ -33,15 +31,14 @@ def opd_plus(
 
   def weigh(evidence: Evidence) -> WeightedTerms:
     gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
-    advantage = advantage_of(divergence, advantages.clipped(gap, least=-bound, most=bound))
-    mask = evidence.rollout.mask
-    return (
-      WeightedTerm(terms.policy_gradient(), jnp.where(mask, per_token(mask) * advantage, 0.0), {}),
-    )
+    advantage = advantage_of(divergence, advantages.clipped(gap, min=-bound, max=bound))
+    return (PolicyGradient()(per_token(evidence.mask) * advantage),)
 
   return Method(
     rollout=rollouts.student(),
     weigh=weigh,
-    descends=divergence if corrected else None,
+    claim=Unbiased(divergence=divergence)
+    if corrected or divergence == ReverseKL()
+    else Nothing('the reward forgets that f depends on the student'),
     paper='arXiv:2606.01039',
   )

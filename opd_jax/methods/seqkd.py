@@ -1,10 +1,13 @@
 """Sequence-level knowledge distillation, arXiv:1606.07947."""
 
 from opd_jax import rollouts
-from opd_jax.losses import divergences, terms
+from opd_jax.claims import Unbiased
+from opd_jax.losses.divergences import ForwardKL
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.losses.terms import Likelihood
 from opd_jax.method import Evidence, Method, WeightedTerms
+
+VARIANTS = {}
 
 
 def seqkd() -> Method:
@@ -16,11 +19,11 @@ def seqkd() -> Method:
   """
 
   def weigh(evidence: Evidence) -> WeightedTerms:
-    return (WeightedTerm(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
+    return (Likelihood()(per_token(evidence.rollout.mask)),)
 
   return Method(
     rollout=rollouts.teacher(),
     weigh=weigh,
-    descends=divergences.forward_kl(),
+    claim=Unbiased(divergence=ForwardKL()),
     paper='arXiv:1606.07947',
   )

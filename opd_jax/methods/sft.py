@@ -1,10 +1,13 @@
 """Supervised fine-tuning: what warms a student up, or makes a teacher of it."""
 
 from opd_jax import rollouts
-from opd_jax.losses import divergences, terms
+from opd_jax.claims import Unbiased
+from opd_jax.losses.divergences import ForwardKL
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.vocabulary import WeightedTerm
+from opd_jax.losses.terms import Likelihood
 from opd_jax.method import Evidence, Method, WeightedTerms
+
+VARIANTS = {}
 
 
 def sft() -> Method:
@@ -16,11 +19,11 @@ def sft() -> Method:
   """
 
   def weigh(evidence: Evidence) -> WeightedTerms:
-    return (WeightedTerm(terms.likelihood(), per_token(evidence.rollout.mask), {}),)
+    return (Likelihood()(per_token(evidence.rollout.mask)),)
 
   return Method(
     rollout=rollouts.dataset(),
     weigh=weigh,
-    descends=divergences.forward_kl(),
+    claim=Unbiased(divergence=ForwardKL()),
     paper='common practice: no paper',
   )

@@ -238,12 +238,18 @@ def _unroller(config: ModelConfig, wanted: ModelConfig, layout: Layout) -> Any:
 
 def init(config: ModelConfig, layout: Layout, key: PRNGKeyArray) -> Params:
   """Random parameters, born in their shards. The same key gives the same numbers on any layout."""
+  return _maker(config, layout)(key)
+
+
+@functools.lru_cache(maxsize=16)
+def _maker(config: ModelConfig, layout: Layout) -> Any:
+  """The program that does it: compiled once for all keys."""
 
   def make(key):
     return nnx.to_pure_dict(nnx.split(Transformer(config, layout, rngs=nnx.Rngs(key)))[1])
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, layout))
-  return jax.jit(make, out_shardings=shardings)(key)
+  return jax.jit(make, out_shardings=shardings)
 
 
 def bind(config: ModelConfig, layout: Layout, params: Params) -> Transformer:

@@ -25,6 +25,7 @@ from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import atomic_folder, huggingface_config, parameter_names, safetensors
+from opd_jax.storage.hub import folder_of, some_of
 from opd_jax.storage.safetensors import Tensor
 from opd_jax.types import Params
 
@@ -36,33 +37,6 @@ Progress = Callable[[int, int, str], None]  # done, total, name of the tensor un
 
 def silent(done: int, total: int, name: str) -> None:
   """The progress of who does not want any."""
-
-
-def folder_of(source: str | Path) -> Path:
-  """A local folder as it is; a hub id downloaded (or found in the hub's cache), weights as safetensors only."""
-  path = Path(source).expanduser()
-  if path.is_dir():
-    return path
-  if path.exists() or str(source).count('/') != 1 or str(source).startswith(('.', '/', '~')):
-    raise ValueError(
-      f'hub: {source} is not a folder. Give the folder of a model, or a hub id such as Qwen/Qwen3-0.6B.'
-    )
-  import huggingface_hub  # the one place that may need the network
-
-  try:
-    patterns = ['*.safetensors', '*.json', *atomic_folder.COMPANIONS]
-    folder = Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
-    if not any(folder.glob('*.safetensors')):
-      held = _some(sorted(huggingface_hub.list_repo_files(str(source))))
-      raise ValueError(
-        f'it holds no safetensors, but {held}; a pickle can run code and is never opened'
-      )
-    return folder
-  except Exception as error:  # the client raises a dozen types; all mean "cannot be had"
-    raise ValueError(
-      f'hub: {source} is neither a folder here nor a model that the hub would give ({type(error).__name__}: '
-      f'{str(error).splitlines()[0] if str(error) else ""}). Check the name, the network and your access token.'
-    ) from error
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -79,7 +53,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
   pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
   if pickles:
     raise ValueError(
-      f'hub: {folder} holds pickles only ({_some(pickles)}). A pickle can run code, so it is never opened; '
+      f'hub: {folder} holds pickles only ({some_of(pickles)}). A pickle can run code, so it is never opened; '
       'save the model as safetensors first.'
     )
   raise ValueError(f'hub: {folder} has no *.safetensors file.')
@@ -102,19 +76,14 @@ def _sharded_tensors(folder: Path) -> dict[str, Tensor]:
   held = {file: safetensors.index(folder / file) for file in files}
   if lost := sorted(name for name, file in weight_map.items() if name not in held[file]):
     raise ValueError(
-      f'hub: the index of {folder} lists tensors that its shards do not hold: {_some(lost)}.'
+      f'hub: the index of {folder} lists tensors that its shards do not hold: {some_of(lost)}.'
     )
   if stray := sorted(name for file in files for name in held[file] if weight_map.get(name) != file):
     raise ValueError(
-      f'hub: shards of {folder} hold tensors that its index places elsewhere or not at all: {_some(stray)}. '
+      f'hub: shards of {folder} hold tensors that its index places elsewhere or not at all: {some_of(stray)}. '
       'Files of two exports lie in one folder; download them again.'
     )
   return {name: held[file][name] for name, file in weight_map.items()}
-
-
-def _some(items: list[str], most: int = 12) -> str:
-  rest = f' and {len(items) - most} more' if len(items) > most else ''
-  return ', '.join(items[:most]) + rest
 
 
 def _checked(
@@ -134,16 +103,18 @@ def _checked(
   )
   problems = []
   if missing := sorted(wanted.keys() - tensors.keys()):
-    problems.append(f'{len(missing)} missing: {_some(missing)}')
+    problems.append(f'{len(missing)} missing: {some_of(missing)}')
   if surplus:
-    problems.append(f'{len(surplus)} that this model does not have: {_some(surplus)}')
+    problems.append(f'{len(surplus)} that this model does not have: {some_of(surplus)}')
   shared = [
     (tensors[name], wanted[name].published_shape) for name in sorted(wanted.keys() & tensors.keys())
   ]
   if bad := [f'{t.name} is {t.shape}, expected {shape}' for t, shape in shared if t.shape != shape]:
-    problems.append(f'{len(bad)} of the wrong shape: {_some(bad)}')
+    problems.append(f'{len(bad)} of the wrong shape: {some_of(bad)}')
   if bad := [f'{t.name} is {t.dtype}' for t, _ in shared if t.dtype not in safetensors.DTYPES]:
-    problems.append(f'{len(bad)} of a dtype other than {sorted(safetensors.DTYPES)}: {_some(bad)}')
+    problems.append(
+      f'{len(bad)} of a dtype other than {sorted(safetensors.DTYPES)}: {some_of(bad)}'
+    )
   if problems:
     raise ValueError(
       f'hub: the tensors of {folder} do not fit its config.json: ' + '; '.join(problems) + '.'
@@ -169,7 +140,7 @@ def _stored_dtype(tensors: Iterable[Tensor], folder: Path) -> str:
     by_type.setdefault(tensor.dtype, []).append(tensor.name)
   if len(by_type) > 1:
     groups = '; '.join(
-      f'{kind}: {_some(sorted(names), most=3)}' for kind, names in sorted(by_type.items())
+      f'{kind}: {some_of(sorted(names), max_items=3)}' for kind, names in sorted(by_type.items())
     )
     raise ValueError(
       f'hub: {folder} mixes types ({groups}). Say which to store: --dtype, or param_dtype.'

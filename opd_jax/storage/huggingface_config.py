@@ -63,15 +63,13 @@ def read(folder: Path) -> ModelConfig:
     raise ValueError(f'hub: {file} is not valid JSON ({error}). Download it again.') from error
 
 
-def parse(raw: Any) -> ModelConfig:
-  """A config.json, as a dict, in the spelling of transformers 4 or 5."""
+def _checked(raw: Any) -> dict[str, Any]:
+  """The entries that say something, of an architecture that is implemented."""
   if not isinstance(raw, Mapping):
     raise ValueError(
       f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.'
     )
-  raw = {
-    key: value for key, value in raw.items() if value is not None
-  }  # null is "not said", everywhere
+  raw = {key: value for key, value in raw.items() if value is not None}  # null is "not said"
   family = raw.get('model_type')
   if family not in ARCHITECTURES:
     raise ValueError(
@@ -90,6 +88,13 @@ def parse(raw: Any) -> ModelConfig:
     raise ValueError(
       f'hub: config.json lacks {", ".join(missing)}; the model cannot be built without them.'
     )
+  return raw
+
+
+def parse(raw: Any) -> ModelConfig:
+  """A config.json, as a dict, in the spelling of transformers 4 or 5."""
+  raw = _checked(raw)
+  family = raw['model_type']
   rope, heads = _rope(raw), _number(raw, 'num_attention_heads', int)
   whole = lambda key, default=None: _number(raw, key, int, default)
   real = lambda key, default: float(_number(raw, key, (int, float), default))

@@ -1,14 +1,16 @@
 """Floor 2. One name for any model: a preset, one of our folders, a published folder or a hub id."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.models import presets, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.storage import huggingface, orbax_folder
+from opd_jax.storage import hub, huggingface, huggingface_config, orbax_folder
 from opd_jax.types import Params
 
 
@@ -32,16 +34,63 @@ def model(
   """
   if 'param_dtype' in overrides:  # activations follow the parameters unless something else is said
     overrides.setdefault('dtype', overrides['param_dtype'])
-  known = presets.every()
-  if source in known and not Path(source).exists():
-    config = known[source](**overrides)
+  if is_preset(source):
+    config = presets.every()[source](**overrides)
     return Loaded(config, transformer.init(config, layout, jax.random.key(seed)), None)
-  if '/' not in source and not Path(source).expanduser().exists():
-    raise ValueError(
-      f'model: {source!r} is neither a folder nor a preset. Presets: {", ".join(known)}. '
-      'A hub id has the form owner/name.'
-    )
-  folder = huggingface.folder_of(source)
+  folder = folder_of(source)
   if orbax_folder.is_native(folder):
     return Loaded(*orbax_folder.load(folder, layout, **overrides), folder)
   return Loaded(*huggingface.load(folder, layout, progress=progress, **overrides), folder)
+
+
+def is_preset(source: str) -> bool:
+  """Whether the name means a preset; a folder of that name goes before."""
+  return source in presets.every() and not Path(source).exists()
+
+
+def folder_of(source: str) -> Path:
+  """The folder of a model that is no preset; a hub id is downloaded."""
+  if '/' not in source and not Path(source).expanduser().exists():
+    raise ValueError(
+      f'model: {source!r} is neither a folder nor a preset. Presets: {", ".join(presets.every())}. '
+      'A hub id has the form owner/name.'
+    )
+  return hub.folder_of(source)
+
+
+def config_of(source: str) -> ModelConfig:
+  """The settings of a model, without its weights."""
+  if is_preset(source):
+    return presets.every()[source]()
+  folder = folder_of(source)
+  if orbax_folder.is_native(folder):
+    return orbax_folder.read_config(folder)
+  return huggingface_config.read(folder)
+
+
+def strings_of(source: str) -> tuple[str | None, ...] | None:
+  """What each token id of a model stands for; None where nothing beside the weights tells."""
+  if is_preset(source):
+    return None
+  folder = folder_of(source)
+  stored = folder / orbax_folder.VOCABULARY
+  if stored.is_file():
+    try:
+      return tuple(json.loads(stored.read_text()))
+    except ValueError as error:
+      raise ValueError(
+        f'model: {stored} cannot be read ({error}). Save the model again.'
+      ) from error
+  files = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+  return (
+    HubTokenizer(folder).strings() if any((folder / file).is_file() for file in files) else None
+  )
+
+
+def check_files(source: str) -> None:
+  """Refuses a model whose files are missing or cut short, without reading a weight."""
+  if is_preset(source):
+    return
+  folder = folder_of(source)
+  if orbax_folder.is_native(folder):
+    orbax_folder.check_files(folder)

@@ -1,10 +1,12 @@
-"""Floor 2. Our own model folder: `opd.json` (the config), `params/` (orbax), and the tokenizer's files.
+"""Floor 2. Our own model folder: `opd.json` (the config), `params/` (orbax), `vocabulary.json` (the string of every
+token id) and the tokenizer's files.
 
 Unlike a published folder it loads sharded, in parallel, on any layout, without a name table.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from opd_jax.storage import atomic_folder, parameter_names
 from opd_jax.types import Params
 
 MARK = 'opd.json'
+VOCABULARY = 'vocabulary.json'
 FORMAT = 1
 
 
@@ -25,9 +28,21 @@ def is_native(folder: Path) -> bool:
 
 
 def save(
-  destination: str | Path, config: ModelConfig, params: Params, *, companions: Path | None = None
+  destination: str | Path,
+  config: ModelConfig,
+  params: Params,
+  *,
+  strings: Sequence[str | None] | None = None,
+  companions: Path | None = None,
 ) -> None:
-  """Writes the folder; it appears under its name only when it is whole."""
+  """Writes the folder; it appears under its name only when it is whole.
+
+  Args:
+    destination: the folder to make.
+    config, params: the model.
+    strings: what each token id stands for; whoever is judged by this model compares them with its own.
+    companions: a folder whose tokenizer files are copied.
+  """
   with atomic_folder.fresh(Path(destination).absolute()) as folder:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder / 'params', params)
@@ -39,6 +54,8 @@ def save(
         'files': _files(folder),
       }
       (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
+      if strings is not None:
+        (folder / VOCABULARY).write_text(json.dumps(list(strings)) + '\n')
     atomic_folder.copy_companions(companions, folder)
 
 
@@ -48,14 +65,27 @@ def _files(folder: Path) -> dict[str, int]:
   return {str(file.relative_to(folder)): file.stat().st_size for file in written}
 
 
-def _check(folder: Path, target: Params) -> None:
-  """Orbax tells of a lost file late and in many words; sizes tell at once, and by name."""
+def check_files(folder: Path) -> dict[str, list[int]]:
+  """The shapes that the folder says it holds; lost and shortened files are named.
+
+  Orbax tells of a lost file late and in many words; sizes tell at once.
+  """
   record = json.loads((folder / MARK).read_text())
-  wanted, shapes, found = record.get('files'), record.get('shapes'), _files(folder)
+  wanted, shapes, stored = record.get('files'), record.get('shapes'), _files(folder)
   if not wanted or not shapes:
     raise ValueError(
       f'native: {folder / MARK} does not list the files and shapes of the model. Convert it again.'
     )
+  if bad := sorted(name for name, size in wanted.items() if stored.get(name) != size):
+    raise ValueError(
+      f'native: {folder} is damaged: {len(bad)} of {len(wanted)} files are missing or truncated, e.g. {bad[0]}. '
+      'Convert or copy the model again.'
+    )
+  return shapes
+
+
+def _check(folder: Path, target: Params) -> None:
+  shapes = check_files(folder)
   asked = {path: list(leaf.shape) for path, leaf in parameter_names.flat(target).items()}
   if bad := sorted(
     path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)
@@ -63,11 +93,6 @@ def _check(folder: Path, target: Params) -> None:
     raise ValueError(
       f'native: the parameters in {folder} do not fit the model that its {MARK} describes: {bad[0]} is '
       f'{shapes.get(bad[0])}, expected {asked.get(bad[0])} (and {len(bad) - 1} more). Convert the model again.'
-    )
-  if bad := sorted(name for name, size in wanted.items() if found.get(name) != size):
-    raise ValueError(
-      f'native: {folder} is damaged: {len(bad)} of {len(wanted)} files are missing or truncated, e.g. {bad[0]}. '
-      'Convert or copy the model again.'
     )
 
 

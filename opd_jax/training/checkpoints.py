@@ -1,7 +1,8 @@
 """Floor 5. Checkpoints: written in the background, whole or not at all, and proved when they are read.
 
-A checkpoint is the arrays of a `State` and a `RunPosition`: everything a run needs to go on as if nothing had happened. With
-them lies the fingerprint of the arrays; one that does not match is damaged, is reported, and the one before it is used.
+A checkpoint is the arrays of a `State` and a `RunPosition`: everything a run needs to go on as if nothing had
+happened. With them lies the fingerprint of the arrays; a checkpoint that does not match it is damaged, is reported, and
+the one before it is used.
 """
 
 import difflib
@@ -9,27 +10,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from opd_jax.processes import barrier
 from opd_jax.storage.fingerprint import fingerprint
-from opd_jax.training.step import State
+from opd_jax.training.state import RunPosition, State
 
 Say = Callable[[str], None]
-
-
-class RunPosition(NamedTuple):
-  """Where a run stands: numbers and texts that JSON holds."""
-
-  stage: int = 0  # number of the stage
-  stage_step: int = 0  # rollout batches of this stage that are done
-  step: int = 0  # of the run
-  rows: int = 0  # trajectories so far: their numbers fix their random streams
-  stream: dict[str, Any] | None = None  # position in the stage's data
-  alarms: dict[str, float] | None = None  # what the alarms remember
 
 
 class Checkpointer:
@@ -56,15 +46,19 @@ class Checkpointer:
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: State, place: RunPosition) -> None:
+  def save(self, state: State, position: RunPosition) -> None:
     """Begins to write; returns when the arrays have been copied."""
-    if place.step in self._manager.all_steps():
+    if position.step in self._manager.all_steps():
       return
-    record = {'place': place._asdict(), 'config': self.config, 'fingerprint': fingerprint(state)}
+    record = {
+      'position': position._asdict(),
+      'config': self.config,
+      'fingerprint': fingerprint(state),
+    }
     arguments = ocp.args.Composite(
       state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record)
     )
-    self._try(lambda: self._manager.save(place.step, args=arguments), place.step)
+    self._try(lambda: self._manager.save(position.step, args=arguments), position.step)
 
   def finish(self) -> None:
     """Waits until everything is on disk."""
@@ -96,12 +90,12 @@ class Checkpointer:
         record = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
           'run'
         ]
-        place, config = RunPosition(**record['place']), record['config']
+        position, config = RunPosition(**record['position']), record['config']
       except Exception as error:
         self._damaged(step, error)
         continue
       self._same(config)
-      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(place)))
+      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(position)))
       try:
         state = self._manager.restore(step, args=arguments)['state']
         if bad := sorted(
@@ -111,10 +105,12 @@ class Checkpointer:
         ):
           raise ValueError(f'{len(bad)} arrays have changed, e.g. {bad[0]}')
       except Exception as error:
+        if 'RESOURCE_EXHAUSTED' in str(error):  # no room for it is no damage
+          raise
         self._damaged(step, error)
         continue
       self._set_aside([kept for kept in self._manager.all_steps() if kept > step])
-      return state, place
+      return state, position
     if self._manager.all_steps():
       raise ValueError(
         f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.'

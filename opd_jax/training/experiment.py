@@ -9,32 +9,14 @@ import optax
 from opd_jax.data.problems import Task
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
-from opd_jax.inference.decoding import Decoding
+from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.inference.sampler import Sampling
+from opd_jax.judges.spec import AnyJudge
 from opd_jax.method import Method
 from opd_jax.models.config import ModelConfig
+from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import Layout
-from opd_jax.teachers import Judge, Routed
-from opd_jax.training.metrics import Bounds
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-  """Problems that are never trained on, and how often they are asked.
-
-  Args:
-    task: whose first problems are taken.
-    problems: how many of them.
-    samples: responses to each; accuracy is the mean over all of them.
-    every: steps between two evaluations; there is one before the first step and one after the last.
-    decoding: rules of these responses; None takes those of the stage.
-  """
-
-  task: Task
-  problems: int = 64
-  samples: int = 1
-  every: int = 50
-  decoding: Decoding | None = None
+from opd_jax.training.alarms import Bounds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +25,20 @@ class Stage:
 
   Args:
     name: in metrics and messages.
-    method: what a judgement is made into.
+    method: computes the terms of the loss from what the judges tell.
     task: what is asked.
     steps: batches of rollouts.
     prompts: problems of a batch.
     samples: responses to each problem.
     optimiser: fresh at the beginning of the stage.
     sampling: budget, slots and rules; stop tokens are those of the tokenizer unless it names others.
+    rollout: who writes; None leaves it to the method.
     judges: by name: 'teacher', and what the method needs besides ('reference' …).
     template: how the student is addressed.
     microbatches: passes of an update; the result does not depend on it.
-    updates: of one batch of rollouts; the method is weighed once, before the first.
+    minibatches: steps of the optimiser in one pass over a batch; each sees its part of the problems.
+    updates: passes over one batch of rollouts. A method that says `reweigh` is scored and weighed anew before each step
+      but the first; others are weighed once, before the first.
     whole_diagnosis: ask the teacher for its whole distribution even where the method does not: exact KLs in every row
       of the metrics, for the price of its head.
     rows: per pass of a judge.
@@ -67,20 +52,28 @@ class Stage:
   samples: int = 1
   optimiser: optax.GradientTransformation
   sampling: Sampling = dataclasses.field(default_factory=Sampling)
-  judges: Mapping[str, Judge | Routed] = dataclasses.field(default_factory=dict)
+  rollout: RolloutMix | None = None
+  judges: Mapping[str, AnyJudge] = dataclasses.field(default_factory=dict)
   template: Template = dataclasses.field(default_factory=Template)
   microbatches: int = 1
+  minibatches: int = 1
   updates: int = 1
   whole_diagnosis: bool = False
   rows: int = 64
 
   def __post_init__(self):
-    _kinds(self, method=Method, task=Task, sampling=Sampling, template=Template)
-    for name in ('steps', 'prompts', 'samples', 'microbatches', 'updates', 'rows'):
+    check_kinds(self, method=Method, task=Task, sampling=Sampling, template=Template)
+    numbers = ('steps', 'prompts', 'samples', 'microbatches', 'minibatches', 'updates', 'rows')
+    for name in numbers:
       if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
         raise ValueError(
           f'Stage {self.name}: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
         )
+    if self.prompts % self.minibatches:
+      raise ValueError(
+        f'Stage {self.name}: {self.prompts} prompts cannot be dealt to {self.minibatches} minibatches; choose numbers '
+        'that divide.'
+      )
     if not isinstance(self.optimiser, optax.GradientTransformation):
       raise ValueError(
         f'Stage {self.name}: optimiser must be one of optax, e.g. @optimisers.adamw().'
@@ -89,8 +82,23 @@ class Stage:
     if missing:
       raise ValueError(
         f'Stage {self.name}: the method needs the judges {missing}; name them, e.g. '
-        f"judges = {{'{missing[0]}': @teachers.itself()}} for the student as it was when the stage began."
+        f"judges = {{'{missing[0]}': @judges.itself()}} for the student as it was when the stage began."
       )
+    if self.mix.needs_teacher and 'teacher' not in self.judges:
+      raise ValueError(
+        f'Stage {self.name}: the teacher is to write, and there is no judge of that name. Bind one: '
+        "experiment.Stage.judges = {'teacher': @judges.frozen()}."
+      )
+
+  @property
+  def mix(self) -> RolloutMix:
+    """Who writes."""
+    return self.rollout or self.method.rollout
+
+  @property
+  def asked(self) -> list[str]:
+    """The judges that are asked anything."""
+    return [name for name in self.judges if name == 'teacher' or name in self.method.needs.judges]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,11 +112,11 @@ class Experiment:
     weights: where these come from: a folder, a hub id, or None for random ones.
     tokenizer: text <-> tokens, of the student and its judges.
     sampling_layout: where the student lies while it writes; None: where it is trained.
-    evaluation: what is measured on the way; None measures nothing.
+    evaluations: what is measured on the way.
     seed: of everything random.
     bounds: what stops a run.
     checkpoint_every, checkpoints_kept: steps between two checkpoints, and how many stay.
-    samples_every: steps between two looks at texts in samples.jsonl.
+    samples_every: steps between two records of texts in samples.jsonl.
     wandb: project of W&B; None leaves it out.
   """
 
@@ -118,7 +126,7 @@ class Experiment:
   weights: str | None = None
   tokenizer: Tokenizer | None = None
   sampling_layout: Layout | None = None
-  evaluation: Evaluation | None = None
+  evaluations: Sequence[Evaluation] = ()
   seed: int = 0
   bounds: Bounds = dataclasses.field(default_factory=Bounds)
   checkpoint_every: int = 50
@@ -127,24 +135,42 @@ class Experiment:
   wandb: str | None = None
 
   def __post_init__(self):
-    _kinds(self, model=ModelConfig, layout=Layout)
-    object.__setattr__(self, 'stages', tuple(self.stages))
-    for stage in self.stages:
-      if not isinstance(stage, Stage):
+    check_kinds(self, model=ModelConfig, layout=Layout)
+    for field, kind in (('stages', Stage), ('evaluations', Evaluation)):
+      members = tuple(getattr(self, field))
+      object.__setattr__(self, field, members)
+      for member in members:
+        if not isinstance(member, kind):
+          raise ValueError(
+            f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
+          )
+    labels = [stage.name for stage in self.stages], [each.label for each in self.evaluations]
+    for what, names in zip(('stages', 'evaluations'), labels, strict=True):
+      if len(set(names)) < len(names):
+        raise ValueError(f'Experiment: {what} need names of their own, got {names}.')
+    for name in ('checkpoint_every', 'checkpoints_kept', 'samples_every'):
+      if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
         raise ValueError(
-          f'Experiment: stages must be made by experiment.Stage, got {str(stage)[:80]}.'
+          f'Experiment: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
         )
-    if len({stage.name for stage in self.stages}) < len(self.stages):
-      raise ValueError(
-        f'Experiment: stages need names of their own, got {[stage.name for stage in self.stages]}.'
-      )
 
   @property
   def steps(self) -> int:
+    """Of all stages."""
     return sum(stage.steps for stage in self.stages)
 
+  @property
+  def known_tokenizer(self) -> Tokenizer:
+    """The tokenizer; training cannot do without one."""
+    if self.tokenizer is None:
+      raise ValueError(
+        'Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.HubTokenizer() with its folder.'
+      )
+    return self.tokenizer
 
-def _kinds(record: Any, **kinds: type) -> None:
+
+def check_kinds(record: Any, **kinds: type) -> None:
+  """Refuses fields of another kind, as gin may fill them."""
   for name, kind in kinds.items():
     if not isinstance(getattr(record, name), kind):
       raise ValueError(

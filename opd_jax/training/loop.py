@@ -4,9 +4,7 @@ The same call resumes: everything that moves is in the checkpoint, so a run that
 numbers as one that was not.
 """
 
-import dataclasses
 import gc
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from opd_jax.models import transformer
-from opd_jax.processes import any_process, to_host
-from opd_jax.storage import load
-from opd_jax.training import evaluate, metrics, preflight, step
-from opd_jax.training.bench import Bench, Responses, abstract, begin
-from opd_jax.training.checkpoints import Checkpointer, RunPosition
+from opd_jax.data.stream import Stream
+from opd_jax.processes import any_process
+from opd_jax.responses import check_fresh
+from opd_jax.training import metrics, optimiser_step, preflight, verbs
+from opd_jax.training import workdir as workdirs
+from opd_jax.training.alarms import Alarm, check_alarms
+from opd_jax.training.checkpoints import Checkpointer
+from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
-from opd_jax.training.metrics import Alarm, Recorder
-from opd_jax.training.step import Batch, State
-
-SAMPLES = 4  # texts of a look
+from opd_jax.training.gradient import Batch
+from opd_jax.training.recorder import Recorder, save_batch, texts_record
+from opd_jax.training.runtime import StageRuntime, build_runtime
+from opd_jax.training.state import (
+  RunPosition,
+  State,
+  abstract_state,
+  first_weights,
+  initial_state,
+)
 
 
 class Listener(NamedTuple):
@@ -40,8 +45,20 @@ class Outcome(NamedTuple):
   """How a call ended."""
 
   state: State
-  place: RunPosition
+  position: RunPosition
   finished: bool  # False: interrupted, and saved
+
+
+class Run(NamedTuple):
+  """What the parts of a run share."""
+
+  experiment: Experiment
+  workdir: Path
+  recorder: Recorder
+  checkpointer: Checkpointer
+  listener: Listener
+  interrupted: Callable[[], bool]
+  skip_preflight: bool
 
 
 def train(
@@ -49,7 +66,7 @@ def train(
   workdir: Path,
   *,
   config: str = '',
-  ears: Listener | None = None,
+  listener: Listener | None = None,
   skip_preflight: bool = False,
 ) -> Outcome:
   """Runs an experiment, or goes on with it.
@@ -58,10 +75,38 @@ def train(
     experiment: the run.
     workdir: where everything is written; a run that is found there is resumed.
     config: the configuration in force, as text: a run is resumed with its own only.
-    ears: who listens.
-    skip_preflight: begin without looking.
+    listener: who listens.
+    skip_preflight: begin without the dry step of every stage.
   """
-  ears = ears or Listener()
+  listener = listener or Listener()
+  check_startable(experiment)
+  workdirs.prepare(workdir)
+  with workdirs.locked(workdir):
+    preflight.look_at_stages(experiment, listener.say)
+    checkpointer = Checkpointer(
+      workdir,
+      config=config,
+      keep=experiment.checkpoints_kept,
+      every=experiment.checkpoint_every,
+      say=listener.say,
+    )
+    try:
+      with workdirs.interrupts() as interrupted:
+        restored = _restored(experiment, checkpointer, listener.say)
+        recorder = _recorder(experiment, workdir, config, restored)
+        run = Run(
+          experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight
+        )
+        try:
+          return _stages(run, *restored)
+        finally:
+          recorder.close()
+    finally:
+      checkpointer.close()
+
+
+def check_startable(experiment: Experiment) -> None:
+  """Refuses what cannot be trained at all."""
   if not experiment.stages:
     raise ValueError(
       'train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.'
@@ -71,151 +116,115 @@ def train(
       f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
       "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
     )
-  prepared(workdir)
-  keeper = Checkpointer(
-    workdir,
-    config=config,
-    keep=experiment.checkpoints_kept,
-    every=experiment.checkpoint_every,
-    say=ears.say,
-  )
-  try:
-    with interrupts() as asked:
-      return _run(experiment, workdir, keeper, ears, asked, config, skip_preflight)
-  finally:
-    keeper.close()
 
 
-def _run(
-  experiment,
-  workdir: Path,
-  keeper: Checkpointer,
-  ears: Listener,
-  asked,
-  config: str,
-  skip_preflight: bool,
-) -> Outcome:
-  found = keeper.restore(
-    lambda place: abstract(
-      experiment, experiment.stages[min(place.stage, len(experiment.stages) - 1)]
-    )
-  )
-  state, place = found if found is not None else (None, RunPosition())
-  if found is not None:
-    ears.say(f'resumed at step {place.step} of {experiment.steps}')
-  if jax.process_index() == 0:
+def _restored(experiment: Experiment, checkpointer: Checkpointer, say) -> tuple[State, RunPosition]:
+  """Where the newest checkpoint stands, or the very beginning."""
+  last = len(experiment.stages) - 1
+  target = lambda position: abstract_state(experiment, experiment.stages[min(position.stage, last)])
+  restored = checkpointer.restore(target)
+  if restored is not None:
+    say(f'resumed at step {restored[1].step} of {experiment.steps}')
+    return restored
+  params = first_weights(experiment, say)
+  return initial_state(experiment, experiment.stages[0], params), RunPosition()
+
+
+def _recorder(experiment: Experiment, workdir: Path, config: str, restored) -> Recorder:
+  chief, position = jax.process_index() == 0, restored[1]
+  if chief:
     (workdir / 'config.gin').write_text(config)
-  recorder = Recorder(
-    workdir,
-    begin=place.step if found else -1,
-    is_writer=jax.process_index() == 0,
-    wandb=experiment.wandb,
-  )
-  params = first_weights(experiment, ears.say) if state is None else state.params
-  try:
-    while place.stage < len(experiment.stages):
-      stage = experiment.stages[place.stage]
-      bench = Bench(experiment, stage, ears.say)
-      if state is None:
-        state = begin(experiment, stage, params)
-      if place.stream is not None:
-        bench.stream.restore(place.stream)
-      bench.look_at(state)
-      if place.stage_step == 0 and not skip_preflight:
-        state = preflight.check(bench, state, place, ears.say)
-      tests = Tests(experiment, bench, recorder)
-      if place.step == 0:
-        tests.run(state, place)
-      while place.stage_step < stage.steps:
-        state, place, row = one_step(bench, state, place, recorder, workdir, experiment)
-        ears.progress(place.step, experiment.steps, _pace(stage.name, row))
-        last = place.stage_step == stage.steps
-        if last or (experiment.evaluation and place.step % experiment.evaluation.every == 0):
-          tests.run(state, place)
-        if place.step % keeper.every == 0 and not last:
-          keeper.save(state, place)
-        if any_process(asked()):
-          keeper.save(state, place)
-          keeper.finish()
-          ears.say(f'interrupted and saved at step {place.step}; run the same command to go on')
-          return Outcome(state, place, finished=False)
-      bench = tests = None
-      gc.collect()  # judges of this stage leave before those of the next come
-      place = RunPosition(stage=place.stage + 1, step=place.step, rows=place.rows)
-      if place.stage < len(
-        experiment.stages
-      ):  # the next stage begins from here, with an optimiser of its own
-        state = begin(experiment, experiment.stages[place.stage], state.params)
-      keeper.save(state, place)
-    keeper.finish()
-  finally:
-    recorder.close()
-  assert state is not None
-  return Outcome(state, place, finished=True)
+  begin = position.step if position != RunPosition() else -1
+  return Recorder(workdir, begin=begin, is_writer=chief, wandb=experiment.wandb)
+
+
+def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
+  """One stage after the other."""
+  stages = run.experiment.stages
+  while position.stage < len(stages):
+    runtime = build_runtime(run.experiment, position.stage, run.listener.say)
+    outcome = _stage(run, runtime, state, position)
+    if not outcome.finished:
+      return outcome
+    del runtime
+    gc.collect()  # judges of this stage leave before those of the next come
+    state, position = outcome.state, outcome.position
+    position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
+    if position.stage < len(stages):
+      state = initial_state(run.experiment, stages[position.stage], state.params)
+    run.checkpointer.save(state, position)
+  run.checkpointer.finish()
+  return Outcome(state, position, finished=True)
+
+
+def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
+  """The steps of a stage that are left."""
+  experiment, stream = run.experiment, runtime.stream()
+  if position.stream is not None:
+    stream.restore(position.stream)
+  if position.stage_step == 0 and not run.skip_preflight:
+    state = preflight.check(runtime, stream, state, position, run.listener.say)
+  evaluations = Evaluations(experiment, runtime, run.recorder)
+  if position.step == 0:
+    evaluations.run(state, position, all_of_them=True)
+  while position.stage_step < runtime.stage.steps:
+    state, position, row = one_step(run, runtime, stream, state, position)
+    run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
+    last, step = position.stage_step == runtime.stage.steps, position.step
+    evaluations.run(state, position, all_of_them=last)
+    if step % run.checkpointer.every == 0 and not last:
+      run.checkpointer.save(state, position)
+    if any_process(run.interrupted()):
+      run.checkpointer.save(state, position)
+      run.checkpointer.finish()
+      run.listener.say(f'interrupted and saved at step {step}; run the same command to go on')
+      return Outcome(state, position, finished=False)
+  return Outcome(state, position, finished=True)
 
 
 def one_step(
-  bench: Bench,
-  state: State,
-  place: RunPosition,
-  recorder: Recorder,
-  workdir: Path,
-  experiment: Experiment,
+  run: Run, runtime: StageRuntime, stream: Stream, state: State, position: RunPosition
 ) -> tuple[State, RunPosition, Mapping[str, Any]]:
-  """One batch of rollouts, from the question to the new weights, and what there is to tell of it."""
-  watch = Stopwatch()
-  bench.look_at(state)
+  """One batch of rollouts, from the question to the new weights, and the metrics of it."""
+  watch, weights = Stopwatch(), state.weights
   with watch('sample'):
-    written = bench.sample(place, bench.stream.take(bench.stage.prompts))
+    responses = verbs.sample(runtime, weights, stream.take(runtime.stage.prompts), position)
+    check_fresh(responses.rollout, version=position.step)
   with watch('score'):
-    evidence = jax.block_until_ready(bench.score(place, written))
+    evidence = verbs.score(runtime, weights, responses, position, state.memory)
+    evidence = jax.block_until_ready(evidence)
   with watch('weigh'):
-    batch, surveyed = jax.block_until_ready(bench.weigh(evidence))
+    batch, survey = jax.block_until_ready(verbs.weigh(runtime, weights, evidence))
   with watch('update'):
-    state, told = bench.update(
-      state, batch
-    )  # what the batch is told by is this one: the weights that wrote it
-    for _ in range(bench.stage.updates - 1):
-      state, later = bench.update(state, batch)
-      told |= {f'{name}_last': later[name] for name in ('loss', 'grad_norm')}
-    number = place.step + 1
-    state = bench.follow(state, place.stage_step + 1)
-  row = {
-    'step': number, 'stage': bench.stage.name, **told,
-    **{name: float(value) for name, value in jax.device_get(surveyed).items()},
-    **metrics.of_rollout(written.rollout, step=place.step), 'skipped': bench.stream.skipped,
-    **watch.seconds, 'time/tokens_per_s': told['tokens'] / watch.total, 'time/compiles': step.compiles(),
-  }  # fmt: skip
-  recorder.row(row)
-  if number % experiment.samples_every == 0 or number == 1:
-    recorder.samples(_texts(written, number, bench.stage.name))
-  try:
-    alarms = metrics.check_alarms(row, place.alarms or {}, experiment.bounds)
-  except Alarm as alarm:
-    raise Alarm(
-      f'{alarm}. The batch lies in {_saved(batch, workdir, number)}; no later checkpoint was written.'
-    ) from alarm
-  after = place._replace(
-    stage_step=place.stage_step + 1, step=number, rows=place.rows + len(written.problems),
-    stream=bench.stream.state(), alarms=alarms,
-  )  # fmt: skip
+    state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
+    state = verbs.follow(runtime, state, evidence, position.stage_step + 1)
+  step, name = position.step + 1, runtime.stage.name
+  row = {'step': step, 'stage': name, **row, **jax.tree.map(float, jax.device_get(survey))}
+  row |= {**metrics.of_rollout(responses.rollout, step=position.step), 'skipped': stream.skipped}
+  row |= {
+    **watch.seconds,
+    'time/tokens_per_s': row['tokens'] / watch.total,
+    'time/compiles': optimiser_step.compiled_programs(),
+  }
+  run.recorder.row(row)
+  if step % run.experiment.samples_every == 0 or step == 1:
+    run.recorder.samples(texts_record(responses, step, name))
+  after = position._replace(
+    stage_step=position.stage_step + 1,
+    step=step,
+    rows=position.rows + len(responses.problems),
+    stream=stream.state(),
+    alarms=_alarms(run, row, position, batch),
+  )
   return state, after, row
 
 
-class Tests:
-  """Evaluations of one stage."""
-
-  def __init__(self, experiment: Experiment, bench: Bench, recorder: Recorder):
-    self.evaluation, self.bench, self.recorder = experiment.evaluation, bench, recorder
-    self.problems = [] if self.evaluation is None else evaluate.problems_of(self.evaluation)
-
-  def run(self, state: State, place: RunPosition) -> None:
-    if self.evaluation is None:
-      return
-    self.bench.look_at(state)
-    found, written = evaluate.evaluate(self.bench, self.evaluation, self.problems)
-    self.recorder.row({'step': place.step, 'stage': self.bench.stage.name, **found})
-    self.recorder.samples(_texts(written, place.step, f'{self.bench.stage.name}, evaluation'))
+def _alarms(run: Run, row, position: RunPosition, batch: Batch) -> dict[str, float]:
+  try:
+    return check_alarms(row, position.alarms or {}, run.experiment.bounds)
+  except Alarm as alarm:
+    file = save_batch(batch, run.workdir, row['step'])
+    raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm
 
 
 class Stopwatch:
@@ -235,94 +244,9 @@ class Stopwatch:
     return sum(self.seconds.values())
 
 
-def first_weights(experiment: Experiment, say: Callable[[str], None]) -> Any:
-  """The student's weights at the very beginning."""
-  if experiment.weights is None:
-    return transformer.init(experiment.model, experiment.layout, jax.random.key(experiment.seed))
-  say(f'loading the student: {experiment.weights}')
-  types: dict[str, Any] = {
-    'param_dtype': experiment.model.param_dtype,
-    'dtype': experiment.model.dtype,
-  }
-  loaded = load.model(experiment.weights, experiment.layout, seed=experiment.seed, **types)
-  free = ('param_dtype', 'dtype', 'remat', 'unroll', 'begin_token', 'end_tokens', 'pad_token')
-  asked_for, found = (dataclasses.asdict(config) for config in (experiment.model, loaded.config))
-  if unlike := [name for name in found if name not in free and found[name] != asked_for[name]]:
-    listed = ', '.join(f'{name} {found[name]!r} instead of {asked_for[name]!r}' for name in unlike)
-    raise ValueError(
-      f'train: {experiment.weights} is not the MODEL of this experiment: {listed}. Bind MODEL to what the weights are.'
-    )
-  return loaded.params
-
-
-def prepared(workdir: Path) -> None:
-  """A folder that can be written."""
-  try:
-    if jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      probe = workdir / '.writable'
-      probe.write_text('')
-      probe.unlink()
-  except OSError as error:
-    raise ValueError(
-      f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
-    ) from error
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-  """Whether somebody asked the run to end: SIGTERM, or ctrl-c once."""
-  asked: list[int] = []
-
-  def note(number: int, frame: Any) -> None:
-    if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    asked.append(number)
-
-  try:
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not the main thread: somebody else minds the signals
-    yield lambda: False
-    return
-  try:
-    yield lambda: bool(asked)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _pace(stage: str, row: Mapping[str, Any]) -> str:
+def pace(stage: str, row: Mapping[str, Any]) -> str:
   """How fast a step was, and where its time went."""
   spent = {verb: row[f'time/{verb}'] for verb in ('sample', 'score', 'weigh', 'update')}
   whole = sum(spent.values())
   split = ', '.join(f'{verb} {seconds / whole:.0%}' for verb, seconds in spent.items())
   return f'{stage}: {whole:.2f} s a step ({split}), {row["time/tokens_per_s"]:.0f} tokens/s'
-
-
-def _texts(written: Responses, number: int, stage: str) -> list[Mapping[str, Any]]:
-  return [
-    {
-      'step': number, 'stage': stage, 'prompt': written.problems[row].messages[-1]['content'],
-      'response': written.texts[row], 'reward': _plain(written.rollout.reward[row]),
-    }
-    for row in range(min(SAMPLES, len(written.texts)))
-  ]  # fmt: skip
-
-
-def _plain(number: Any) -> float | None:
-  return None if np.isnan(number) else float(number)
-
-
-def _saved(batch: Batch, workdir: Path, number: int) -> Path:
-  """The batch that rang an alarm, for whoever wants to know why."""
-  file = workdir / f'alarm_step{number}.npz'  # every process gathers, one writes
-  leaves = {
-    jax.tree_util.keystr(path): np.asarray(to_host(leaf))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      batch._replace(target=batch.target._replace(head=None))
-    )
-  }
-  if jax.process_index() == 0:
-    with open(file, 'wb') as stream:
-      np.savez(stream, allow_pickle=False, **leaves)
-  return file

@@ -1,107 +1,164 @@
-"""Floor 5. What is looked at before step 0: cheap to check now, silent and expensive later.
+"""Floor 5. What is looked at before it costs: cheap to check now, silent and expensive later.
 
-Tokenizers and stop sets agree · prompts of all roles are shown · a teacher says the same twice · teacher = student
-would say exactly what the student says · every program runs once.
+Before step 0, of every stage: the method reads what it asks for, judges are there and speak the student's vocabulary,
+the first problems can be read. Before a stage: prompts of all roles are shown, a judge says the same twice, the
+student agrees with itself, and the programs of a step run once.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from opd_jax.data import tokenizers
 from opd_jax.data.prompts import unpadded
-from opd_jax.data.tokenizers import HubTokenizer
-from opd_jax.inference import scorer
+from opd_jax.data.stream import Stream, first
+from opd_jax.data.tokenizers import HubTokenizer, Tokenizer
+from opd_jax.judges.build import check_vocabulary
+from opd_jax.judges.cached import CachedJudge
+from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.routing import RoutedJudge
+from opd_jax.judges.spec import named_parts
+from opd_jax.method import Evidence
 from opd_jax.processes import to_host
-from opd_jax.storage import huggingface
-from opd_jax.training.bench import Bench, shown
-from opd_jax.training.checkpoints import RunPosition
-from opd_jax.training.step import State
+from opd_jax.storage import load
+from opd_jax.training import verbs
+from opd_jax.training.experiment import Experiment
+from opd_jax.training.runtime import StageRuntime, checked_reads
+from opd_jax.training.state import RunPosition, State
+from opd_jax.types import ScoreRequest, Scores
 
 SHOWN = 600  # characters of a prompt
-PLAIN, WHOLE = scorer.Needs(), scorer.Needs(hidden=True)
+PLAIN, WHOLE = ScoreRequest(), ScoreRequest(hidden=True)
+Say = Callable[[str], None]
 
 
-def check(bench: Bench, state: State, place: RunPosition, say: Callable[[str], None]) -> State:
+def look_at_stages(experiment: Experiment, say: Say) -> None:
+  """Refuses what would stop a later stage, without loading a weight."""
+  tokenizer = experiment.known_tokenizer
+  if (tokens := len(tokenizer.strings())) > experiment.model.vocab_size:
+    raise ValueError(
+      f'the tokenizer has {tokens} tokens, the student only {experiment.model.vocab_size} rows; they do not belong '
+      'together.'
+    )
+  for stage in experiment.stages:
+    try:
+      checked_reads(stage)
+      for name in stage.asked:
+        for part_name, judge in named_parts(name, stage.judges[name]):
+          if judge.weights is not None:
+            check_vocabulary(part_name, judge.weights, tokenizer, experiment.model)
+            load.check_files(judge.weights)
+      problems = first(stage.task, 1)
+    except ValueError as error:
+      prefix = f'stage {stage.name}: '
+      raise ValueError(
+        str(error) if str(error).startswith(prefix) else prefix + str(error)
+      ) from error
+    if not problems:
+      raise ValueError(
+        f'stage {stage.name}: the task {stage.task.name} has no problem that can be read.'
+      )
+    stage.template.render(tokenizer, problems[0].messages)
+
+
+def check(
+  runtime: StageRuntime, stream: Stream, state: State, position: RunPosition, say: Say
+) -> State:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
-  _vocabularies(bench)
-  before = bench.stream.state()
-  problems = bench.stream.take(bench.stage.prompts)
-  bench.stream.restore(before)  # the run itself begins with the same problems
-  question = bench.stage.template.render(bench.tokenizer, problems[0].messages)
-  say(f'the student reads: {_text(bench, question)!r}')
-  bench.look_at(state)
-  written = bench.sample(place, problems)
-  say(f'and writes:        {written.texts[0][:SHOWN]!r}')
-  for name, seats in bench.seats.items():
-    for _, seat in seats:
-      prompts = shown(seat, written)
-      known = next((prompt for prompt in prompts if prompt is not None), None)
-      say(
-        f'{name} reads:{"":{max(11 - len(name), 0)}}{_text(bench, known)!r}'
-        if known
-        else f'{name} judges nothing here'
+  before = stream.state()
+  problems = stream.take(runtime.stage.prompts)
+  stream.restore(before)  # the run itself begins with the same problems
+  question = runtime.stage.template.render(runtime.tokenizer, problems[0].messages)
+  say(f'the student reads: {_text(runtime.tokenizer, question)!r}')
+  responses = verbs.sample(runtime, state.weights, problems, position)
+  say(f'and writes:        {responses.texts[0][:SHOWN]!r}')
+  scenes = runtime.scenes(responses, position)
+  for name, judge in runtime.judges.items():
+    prompts = judge.prompts(scenes)
+    known = next((prompt for prompt in prompts if prompt is not None), None)
+    shown = (
+      'judges nothing here' if known is None else f'reads: {_text(runtime.tokenizer, known)!r}'
+    )
+    say(f'{name} {shown}')
+    ask = lambda judge=live(judge): to_host(
+      judge.score(state.weights, scenes, responses.rollout, None, PLAIN).logp
+    )
+    if not np.array_equal(ask(), ask(), equal_nan=True):
+      raise ValueError(
+        f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
       )
-      live = dataclasses.replace(seat, judge=dataclasses.replace(seat.judge, cache=None))
-      once, again = (
-        to_host(live.score(prompts, written.rollout, None, PLAIN)[0].logp) for _ in range(2)
-      )
-      if not np.array_equal(once, again, equal_nan=True):
-        raise ValueError(
-          f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
-        )
-  evidence = bench.score(place, written)
-  _same_model_says_the_same(bench, evidence)
-  batch, _ = bench.weigh(evidence)
-  state, told = bench.update(state, batch, dry=True)
-  say(f'dry step:          loss {told["loss"]:.4g}, gradient norm {told["grad_norm"]:.4g}')
+  evidence = verbs.score(runtime, state.weights, responses, position, state.memory)
+  _finite(evidence)
+  _same_model_says_the_same(runtime, state, evidence)
+  batch, _ = verbs.weigh(runtime, state.weights, evidence)
+  part = np.arange(len(problems) * runtime.stage.samples // runtime.stage.minibatches)
+  state, row = verbs.update(runtime, state, batch, rows=part, dry=True)
+  say(f'dry step:          loss {row["loss"]:.4g}, gradient norm {row["grad_norm"]:.4g}')
+  if not np.isfinite([row['loss'], row['grad_norm']]).all():
+    raise ValueError(
+      f'preflight: loss {row["loss"]} and gradient norm {row["grad_norm"]} of the dry step are not finite, though '
+      f'every judge told numbers: it is the method or the update of stage {runtime.stage.name}. Check coefficients '
+      'that divide, and the weights of the student.'
+    )
   return state
 
 
-def _text(bench: Bench, tokens: list[int]) -> str:
+def live(judge: WorkingJudge) -> WorkingJudge:
+  """The judge without what it remembers."""
+  if isinstance(judge, CachedJudge):
+    return judge.inner
+  if isinstance(judge, RoutedJudge):
+    return dataclasses.replace(
+      judge, table={name: live(part) for name, part in judge.table.items()}
+    )
+  return judge
+
+
+def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
   """With the special tokens, which is where templates go wrong."""
-  strings = bench.tokenizer.strings()
-  if isinstance(bench.tokenizer, HubTokenizer):
-    special = set(bench.tokenizer.specials().values())
-    return ''.join(
-      str(strings[t]) if t in special else bench.tokenizer.decode([t]) for t in tokens
-    )[:SHOWN]
+  strings = tokenizer.strings()
+  if isinstance(tokenizer, HubTokenizer):
+    special = set(tokenizer.specials().values())
+    pieces = [str(strings[t]) if t in special else tokenizer.decode([t]) for t in tokens]
+    return ''.join(pieces)[:SHOWN]
   return ''.join(str(strings[token]) for token in tokens)[:SHOWN]
 
 
-def _vocabularies(bench: Bench) -> None:
-  for name, seats in bench.seats.items():
-    for _, seat in seats:
-      if seat.config.vocab_size != bench.config.vocab_size:
-        raise ValueError(
-          f'preflight: the judge {name} has {seat.config.vocab_size} entries in its vocabulary, the student '
-          f'{bench.config.vocab_size}. Position by position they can only be compared over one vocabulary.'
-        )
-      if seat.judge.weights is None or '/' not in seat.judge.weights:
+def _finite(evidence: Evidence) -> None:
+  """Names the role whose numbers are not finite where it has an opinion."""
+  counted = np.asarray(evidence.rollout.mask)
+  for name, scores in evidence.scores.items():
+    scores: Scores = to_host(scores)
+    where = counted & np.asarray(scores.known)
+    fields = (scores.logp, scores.entropy, scores.hidden, scores.layers)
+    tops = (top.logp for top in (scores.top_k, scores.at_ids) if top is not None)
+    for field in [field for field in (*fields, *tops) if field is not None]:
+      sound = ~np.isnan(np.asarray(field, np.float32)).reshape(*where.shape, -1).any(axis=-1)
+      bad = where & ~sound
+      if not bad.any():
         continue
-      folder = huggingface.folder_of(seat.judge.weights)
-      if isinstance(bench.tokenizer, HubTokenizer) and (folder / 'tokenizer.json').is_file():
-        tokenizers.compare(
-          bench.tokenizer, HubTokenizer(folder), student_rows=bench.config.vocab_size,
-          teacher_rows=seat.config.vocab_size,
-        ).check()  # fmt: skip
+      row, at = np.argwhere(bad)[0].tolist()
+      raise ValueError(
+        f'preflight: the {name} gives nan at token {at} of row {row}. '
+        f'Check its weights and its type: numbers of the {name} are not finite before anything was trained.'
+      )
 
 
-def _same_model_says_the_same(bench: Bench, evidence) -> None:
+def _same_model_says_the_same(runtime: StageRuntime, state: State, evidence: Evidence) -> None:
   """A judge with the student's weights and prompt agrees with the student to rounding: nothing is off by one."""
   rollout = evidence.rollout
   prompts = unpadded(rollout.prompt)
-  once, again = (
-    np.asarray(to_host(bench.mine.score(prompts, rollout, None, needs)[0].logp))
-    for needs in (PLAIN, WHOLE)
+  ask: Any = lambda request: np.asarray(
+    to_host(runtime.student.score_prompts(state.weights, prompts, rollout, None, request).logp)
   )
+  once, again = ask(PLAIN), ask(WHOLE)
   worst = float(np.abs(again - once)[np.asarray(rollout.mask)].max(initial=0.0))
-  drawn = np.asarray(rollout.by_student) & np.asarray(rollout.mask)
+  drawn = rollout.by_student & np.asarray(rollout.mask)
   written = np.abs(np.asarray(rollout.logp) - once)[drawn]
-  bound = bench.experiment.bounds.gap
-  close = 1e-4 if bench.config.dtype == 'float32' else 0.1
-  if worst > close or (written.size and bound is not None and written.mean() > bound):
+  bound = runtime.experiment.bounds.gap
+  close = 1e-4 if runtime.config.dtype == 'float32' else 0.1
+  if not worst <= close or (written.size and bound is not None and not written.mean() <= bound):
     raise ValueError(
       f'preflight: the student disagrees with itself: two scorings by {worst:.3g} nats, sampler and scorer by '
       f'{written.mean() if written.size else 0:.3g} on average.'

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from opd_jax.data import problems, published, sources, stream
@@ -53,6 +54,48 @@ def test_a_bad_row_stops_by_file_and_line_or_is_counted(tmp_path, bad, words):
   assert len(stream.take(7)) == 7 and stream.take(7) and stream.skipped == 2
   with pytest.raises(ValueError, match='on_bad_row'):
     task(tmp_path, rows, on_bad_row='ignore')
+
+
+@pytest.mark.parametrize(
+  'row, words',
+  [
+    ({'problem': None, 'answer': '1'}, 'column problem holds null, text is expected'),
+    ({'problem': ['a'], 'answer': '1'}, 'column problem holds list, text is expected'),
+    ({'problem': {'text': 'a'}, 'answer': '1'}, 'column problem holds dict, text is expected'),
+    ({'problem': 7, 'answer': '1'}, 'column problem holds int, text is expected'),
+    ({'problem': ' ', 'answer': '1'}, 'column problem holds an empty text'),
+    ({'problem': 'a', 'answer': None}, 'column answer holds null, text or a number is expected'),
+    ({'problem': 'a', 'answer': ['1']}, 'column answer holds list, text or a number is expected'),
+    ({'problem': 'a', 'answer': True}, 'column answer holds bool, text or a number is expected'),
+  ],
+)
+def test_what_is_no_text_is_a_bad_row_and_never_python_text(tmp_path, row, words):
+  with pytest.raises(ValueError, match=rf'rows\.jsonl, line 1: {words}'):
+    Stream(task(tmp_path, [row])).take(1)
+
+
+def test_answers_may_be_numbers_and_further_columns_travel_along(tmp_path):
+  read = problems.from_columns(extra=('hint', 'level'))
+  row = {'problem': '8*9', 'answer': 72, 'hint': '8*10-8', 'level': 1.5}
+  problem = read(row)
+  assert problem.answer == '72' and problem.extra == {'hint': '8*10-8', 'level': '1.5'}
+  assert problems.from_columns()(row).extra == {} == problems.Problem(()).extra
+  table = Task(name='t', source=sources.json_lines(written(tmp_path, GOOD)), read=read)
+  with pytest.raises(ValueError, match=r"rows\.jsonl, line \d: it has no 'hint'"):
+    Stream(table).take(1)
+
+
+def test_a_verdict_is_a_number_with_feedback_where_there_is_any(tmp_path):
+  problem = problems.Problem((), name='row 3')
+  judged = lambda verify: problems.verdict_of(task(tmp_path, GOOD, verify=verify), problem, 'text')
+  assert judged(lambda problem, text: True) == (1.0, '')
+  assert judged(lambda problem, text: np.float32(0.5)) == (0.5, '')
+  assert judged(lambda problem, text: np.bool_(True)) == (1.0, '')
+  assert judged(lambda problem, text: problems.Verdict(0, 'wrong sign')) == (0.0, 'wrong sign')
+  assert np.isnan(judged(None).reward) and np.isnan(judged(lambda problem, text: np.nan).reward)
+  for bad in (None, 'right', np.inf, [1.0], problems.Verdict(None)):
+    with pytest.raises(ValueError, match=r'task t: its verifier returned .* for row 3'):
+      judged(lambda problem, text, bad=bad: bad)
 
 
 def test_a_row_without_room_is_a_bad_row(tmp_path):
@@ -113,7 +156,7 @@ def test_a_conversation_is_a_prompt_and_what_follows(tmp_path):
   ]
   problem = read({'messages': turns})
   assert [list(problem.messages), list(problem.demonstration)] == [turns[:2], turns[2:]]
-  assert read({'messages': turns[:2]}).trace is None
+  assert read({'messages': turns[:2]}).demonstration is None
   for bad in (
     [],
     turns[2:],
@@ -122,6 +165,11 @@ def test_a_conversation_is_a_prompt_and_what_follows(tmp_path):
   ):
     with pytest.raises(ValueError, match='its conversation'):
       read({'messages': bad})
+  with pytest.raises(ValueError, match='begins without a question'):
+    read({'messages': [{'role': 'user', 'content': ' '}]})
+  for value, kind in ((None, 'null'), ('why?', 'str'), ({'role': 'user', 'content': 'a'}, 'dict')):
+    with pytest.raises(ValueError, match=f'column messages holds {kind}, a list of turns'):
+      read({'messages': value})
 
 
 def test_published_columns_are_read(tmp_path):
@@ -136,17 +184,19 @@ def test_published_columns_are_read(tmp_path):
   assert read(easy) is None
   hard = read({**easy, 'difficulty': 7.5})
   assert (
-    hard.answer == '2' and hard.trace == 'so \\boxed{2}' and 'boxed' in hard.messages[0]['content']
+    hard.answer == '2'
+    and hard.demonstration == 'so \\boxed{2}'
+    and 'boxed' in hard.messages[0]['content']
   )
   turns = [{'from': 'user', 'value': 'why?'}, {'from': 'assistant', 'value': 'because'}]
   thoughts = published.openthoughts()({'system': 'think', 'conversations': turns})
   assert [m['role'] for m in thoughts.messages] == [
     'system',
     'user',
-  ] and thoughts.trace == 'because'
+  ] and thoughts.demonstration == 'because'
   three = [{'from': 'human', 'value': 'why?'}, {'from': 'gpt', 'value': 'because'}]
   row = {'difficulty': 8, 'source': 's', 'domain': 'math', 'conversations': three}
-  assert published.openthoughts3(domain='math')(row).trace == 'because'
+  assert published.openthoughts3(domain='math')(row).demonstration == 'because'
   assert published.openthoughts3(domain='code')(row) is None
   with pytest.raises(ValueError, match='not a question and an answer'):
     published.openthoughts()({'system': '', 'conversations': turns[:1]})
@@ -159,7 +209,9 @@ def test_published_columns_are_read(tmp_path):
   }
   call = published.toolalpaca()({**tool, 'golden_response': ['Action: a']})
   assert (
-    call.trace == 'Action: a' and 'how' in call.messages[0]['content'] and json.loads(call.answer)
+    call.demonstration == 'Action: a'
+    and 'how' in call.messages[0]['content']
+    and json.loads(call.answer)
   )
 
 

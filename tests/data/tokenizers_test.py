@@ -11,8 +11,8 @@ from opd_jax.data.tokenizers import (
   CharacterTokenizer,
   HubTokenizer,
   Tokenizer,
-  compare,
 )
+from opd_jax.data.vocabularies import compare
 
 CHATML = (
   '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}'

@@ -1,23 +1,26 @@
 """Each rule against its distribution by hand; the draw against the chi-square of 200,000 tosses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from opd_jax.inference.decoding import (
+  Blend,
   Decoding,
+  Forbid,
+  Greedy,
+  MinP,
   RepetitionStop,
+  Temperature,
+  TopK,
+  TopP,
   _invert,
-  blend,
   draw,
-  forbid,
-  greedy,
-  min_p,
-  temperature,
-  top_k,
-  top_p,
 )
+from opd_jax.ramps import Piecewise, Ramp
 
 P = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
 Q = np.array([0.3, 0.1, 0.1, 0.2, 0.3])
@@ -29,19 +32,19 @@ def normal(p):
 
 RULES = {
   'none': ((), P),
-  'temperature': ((temperature(0.5),), normal(P**2)),
-  'greedy': ((greedy(),), np.array([0, 1.0, 0, 0, 0])),
-  'top_k': ((top_k(2),), normal([0, 0.4, 0, 0.3, 0])),
-  'top_p': ((top_p(0.6),), normal([0, 0.4, 0, 0.3, 0])),
-  'top_p tiny': ((top_p(0.01),), np.array([0, 1.0, 0, 0, 0])),
-  'min_p': ((min_p(0.37),), normal([0, 0.4, 0, 0.3, 0.15])),
-  'forbid': ((forbid((1, 3)),), normal([0.05, 0, 0.1, 0, 0.15])),
-  'forbid all but one': ((forbid((0, 1, 3, 4)),), np.array([0, 0, 1.0, 0, 0])),
-  'blend': ((blend(0.25),), normal(P**0.75 * Q**0.25)),
-  'blend 0': ((blend(0.0),), P),
-  'blend 1': ((blend(1.0),), Q),
+  'temperature': ((Temperature(0.5),), normal(P**2)),
+  'greedy': ((Greedy(),), np.array([0, 1.0, 0, 0, 0])),
+  'top_k': ((TopK(2),), normal([0, 0.4, 0, 0.3, 0])),
+  'top_p': ((TopP(0.6),), normal([0, 0.4, 0, 0.3, 0])),
+  'top_p tiny': ((TopP(0.01),), np.array([0, 1.0, 0, 0, 0])),
+  'min_p': ((MinP(0.37),), normal([0, 0.4, 0, 0.3, 0.15])),
+  'forbid': ((Forbid((1, 3)),), normal([0.05, 0, 0.1, 0, 0.15])),
+  'forbid all but one': ((Forbid((0, 1, 3, 4)),), np.array([0, 0, 1.0, 0, 0])),
+  'blend': ((Blend(0.25),), normal(P**0.75 * Q**0.25)),
+  'blend 0': ((Blend(0.0),), P),
+  'blend 1': ((Blend(1.0),), Q),
   'chain': (
-    (temperature(2.0), top_k(4), top_p(0.8)),
+    (Temperature(2.0), TopK(4), TopP(0.8)),
     normal([0, *np.sqrt([0.4]), 0, *np.sqrt([0.3, 0.15])]),
   ),
 }
@@ -114,29 +117,36 @@ def test_a_draw_never_lands_on_an_entry_without_mass(width):
 
 def test_greedy_is_not_certain_of_nan_or_of_nothing():
   for bad in (jnp.full((1, 3), jnp.nan), jnp.full((1, 3), -jnp.inf)):
-    assert not np.isfinite(jax.nn.log_softmax(greedy()(bad, [bad]))).all()
+    assert not np.isfinite(jax.nn.log_softmax(Greedy()(bad, [bad], {}))).all()
 
 
 def test_top_p_of_one_keeps_everything():
   scores = jnp.asarray(np.random.RandomState(0).standard_normal((2, 50_000)), jnp.float32)
-  assert np.isfinite(top_p(1.0)(scores, [scores])).all()
+  assert np.isfinite(TopP(1.0)(scores, [scores], {})).all()
 
 
 def test_ties_keep_the_first():
   flat = jnp.zeros((1, 6))
-  assert np.isfinite(top_k(2)(flat, [flat])).tolist() == [[True, True, False, False, False, False]]
-  assert np.isfinite(greedy()(flat, [flat])).tolist() == [[True, False, False, False, False, False]]
+  assert np.isfinite(TopK(2)(flat, [flat], {})).tolist() == [
+    [True, True, False, False, False, False]
+  ]
+  assert np.isfinite(Greedy()(flat, [flat], {})).tolist() == [
+    [True, False, False, False, False, False]
+  ]
 
 
 @pytest.mark.parametrize(
   'make, words',
   [
-    (lambda: temperature(0.0), r'temperature: must be above 0 .*greedy'),
-    (lambda: top_k(0), 'k must be at least 1'),
-    (lambda: top_p(0.0), r'p must lie in \(0, 1\], got 0.0'),
-    (lambda: top_p(1.5), 'got 1.5'),
-    (lambda: min_p(2.0), 'share'),
-    (lambda: blend(-0.1), 'beta'),
+    (lambda: Temperature(0.0), r'Temperature: must be above 0 .*Greedy'),
+    (lambda: TopK(0), 'k must be at least 1'),
+    (lambda: TopP(0.0), r'p must lie in \(0, 1\], got 0.0'),
+    (lambda: TopP(1.5), 'got 1.5'),
+    (lambda: MinP(2.0), 'fraction'),
+    (lambda: Blend(-0.1), 'beta'),
+    (lambda: Blend(Ramp(begin=0.5, end=1.5, steps=4)), 'beta'),
+    (lambda: Temperature(Ramp(begin=1.0, end=0.0, steps=4)), 'above 0'),
+    (lambda: Temperature(Piecewise(points=((0, 1.0), (9, -1.0)))), 'above 0'),
     (lambda: RepetitionStop(times=1), 'at least 2 times'),
     (lambda: RepetitionStop(periods=()), 'RepetitionStop'),
   ],
@@ -147,8 +157,40 @@ def test_settings_without_meaning_are_refused(make, words):
 
 
 def test_a_blend_needs_a_second_model():
-  with pytest.raises(ValueError, match='blend: it mixes two models'):
-    blend(0.5)(jnp.zeros((1, 3)), [jnp.zeros((1, 3))])
+  with pytest.raises(ValueError, match='Blend: it mixes two models'):
+    Blend(0.5)(jnp.zeros((1, 3)), [jnp.zeros((1, 3))], {})
+
+
+SCHEDULE = Decoding(
+  rules=(
+    Temperature(Ramp(begin=1.0, end=0.5, steps=4)),
+    Blend(Piecewise(points=((0, 1.0), (4, 0.0)))),
+    TopK(4),
+    Temperature(Ramp(begin=1.0, end=0.5, steps=4)),
+  )
+)
+
+
+def test_numbers_that_move_are_arguments_of_one_program():
+  """A whole schedule is compiled once, and at every step it is the decoding whose numbers stand there."""
+  traced = 0
+
+  @functools.partial(jax.jit, static_argnames='decoding')
+  def distribution(models, numbers, *, decoding):
+    nonlocal traced
+    traced += 1
+    return decoding.distribution(models, dict(zip(decoding.ramps, numbers, strict=True)))
+
+  models = [jnp.log(jnp.asarray(p, jnp.float32))[None] for p in (P, Q)]
+  assert len(SCHEDULE.ramps) == 2  # a ramp that stands twice is one number
+  for step in range(6):
+    way = min(step / 4, 1.0)
+    heat, beta = 1.0 - 0.5 * way, 1.0 - way
+    assert SCHEDULE.numbers_at(step) == (np.float32(heat), np.float32(beta))
+    fixed = Decoding(rules=(Temperature(heat), Blend(beta), TopK(4), Temperature(heat)))
+    got = distribution(models, SCHEDULE.numbers_at(step), decoding=SCHEDULE)
+    np.testing.assert_allclose(got, fixed.distribution(models), rtol=1e-5, atol=1e-6)
+  assert traced == 1 and Decoding().ramps == () == Decoding().numbers_at(3)
 
 
 def test_repetition_is_the_same_block_over_and_over():

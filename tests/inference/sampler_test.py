@@ -9,16 +9,17 @@ from opd_jax.data.prompts import left_padded
 from opd_jax.inference import decode_programs, sampler
 from opd_jax.inference.decode_programs import Recording
 from opd_jax.inference.decoding import (
+  Blend,
   Decoding,
+  Forbid,
+  Greedy,
   RepetitionStop,
-  blend,
-  forbid,
-  greedy,
-  temperature,
-  top_k,
+  Temperature,
+  TopK,
 )
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import presets, transformer
+from opd_jax.responses import check_fresh
 from opd_jax.sharding import mesh_layout
 from opd_jax.types import ENDINGS, Prompts
 
@@ -88,7 +89,7 @@ def test_samples_of_one_prompt_share_a_prefill_and_differ(model, monkeypatch):
 def test_the_record_is_that_of_the_distribution_drawn_from(model):
   rollout = run(
     model,
-    decoding=Decoding(rules=(temperature(0.7), top_k(5))),
+    decoding=Decoding(rules=(Temperature(0.7), TopK(5))),
     recording=Recording(entropy=True, top_k=7),
   )
   for row in range(3):
@@ -109,7 +110,7 @@ def test_the_record_is_that_of_the_distribution_drawn_from(model):
 
 
 def test_greedy_writes_the_argmax_with_certainty(model):
-  rollout = run(model, decoding=Decoding(rules=(greedy(),)))
+  rollout = run(model, decoding=Decoding(rules=(Greedy(),)))
   tokens = jnp.asarray([ROWS[3] + rollout.response[3].tolist()])
   hidden = transformer.bind(*model)(tokens)
   best = transformer.logits_of(hidden, transformer.bind(*model).head())[0].argmax(-1)
@@ -126,7 +127,7 @@ def test_every_ending_is_told(model, single, params_of):
   assert endings(rollout) == ['context', 'context', 'budget', 'budget']
   assert rollout.mask.sum(axis=1).tolist() == [1, 0, 0, 3]
   looping = Decoding(
-    rules=(forbid(tuple(range(1, 320))), greedy()), repetition=RepetitionStop(periods=(1,), times=4)
+    rules=(Forbid(tuple(range(1, 320))), Greedy()), repetition=RepetitionStop(periods=(1,), times=4)
   )
   rollout = run(model, decoding=looping)
   assert set(endings(rollout)) == {'repetition'} and set(rollout.mask.sum(axis=1)) == {4}
@@ -166,7 +167,7 @@ def test_a_batch_without_work_is_empty(model):
     ),
     ({'budgets': [1]}, r'budgets must be 7 numbers from 0 to 24'),
     ({'budgets': [25] * 7}, 'from 0 to 24'),
-    ({'decoding': Decoding(rules=(forbid(tuple(range(320))),))}, 'the rules left no token'),
+    ({'decoding': Decoding(rules=(Forbid(tuple(range(320))),))}, 'the rules left no token'),
     ({'slots': 0}, 'slots must be at least 1'),
     (
       {'prompts': PROMPTS._replace(tokens=PROMPTS.tokens + 320)},
@@ -179,7 +180,7 @@ def test_what_cannot_be_sampled_is_refused(model, change, words):
     run(model, **change)
 
 
-@pytest.mark.parametrize('rules', [(), (greedy(),), (top_k(3),)], ids=str)
+@pytest.mark.parametrize('rules', [(), (Greedy(),), (TopK(3),)], ids=str)
 def test_nan_weights_are_told_with_row_and_position(model, rules):
   broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
   with pytest.raises(
@@ -192,14 +193,14 @@ def test_a_stale_rollout_is_refused(model):
   rollout = sampler.generate(
     model, PROMPTS, jax.random.key(0), sampling=Sampling(budget=2), version=3
   )
-  sampler.check_fresh(rollout, version=3)
-  sampler.check_fresh(rollout, version=5, most_steps_old=2)
+  check_fresh(rollout, version=3)
+  check_fresh(rollout, version=5, max_steps_old=2)
   with pytest.raises(
     ValueError, match='written by weights of versions 3 to 3, used with version 4'
   ):
-    sampler.check_fresh(rollout, version=4)
+    check_fresh(rollout, version=4)
   with pytest.raises(ValueError, match='used with version 2'):
-    sampler.check_fresh(rollout, version=2)
+    check_fresh(rollout, version=2)
 
 
 def test_a_second_model_is_read_at_the_same_position(model, single):
@@ -209,8 +210,8 @@ def test_a_second_model_is_read_at_the_same_position(model, single):
     first, PROMPTS, jax.random.key(0), sampling=sampling(*rules), others=[second]
   )
   plain = sampler.generate(other, PROMPTS, jax.random.key(0), sampling=sampling())
-  np.testing.assert_array_equal(write(model, other, blend(1.0)).response, plain.response)
-  mixed = write(model, other, blend(0.5))
+  np.testing.assert_array_equal(write(model, other, Blend(1.0)).response, plain.response)
+  mixed = write(model, other, Blend(0.5))
   tokens = jnp.asarray([ROWS[2] + mixed.response[2].tolist()])
   logs = []
   for each in (model, other):

@@ -7,9 +7,9 @@ import pytest
 
 from opd_jax.data.prompts import left_padded
 from opd_jax.inference import sampler, scorer
-from opd_jax.inference.scorer import Needs
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.types import ScoreRequest
 
 PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5]]
 RESPONSES = [[3, 4], [1, 2, 3, 4, 5, 6], [7]]
@@ -27,9 +27,9 @@ def dense(params, prompt, response, *, config, layout):
 
 def test_scores_are_those_of_the_plain_forward_pass(family, single, params_of):
   config = family()
-  needs = Needs(entropy=True, top_k=4)
+  request = ScoreRequest(entropy=True, top_k=4)
   got = scorer.score_rows(
-    params_of(config), PROMPTS, RESPONSES, config=config, layout=single, needs=needs, rows=2
+    params_of(config), PROMPTS, RESPONSES, config=config, layout=single, request=request, rows=2
   )
   for scores, prompt, response in zip(got, PROMPTS, RESPONSES, strict=True):
     want = dense(params_of(config), prompt, response, config=config, layout=single)
@@ -52,8 +52,10 @@ def batch(width=8, length=8):
 def test_asked_ids_hidden_states_and_layers(single, params_of):
   config = presets.tiny(num_layers=3)
   ids = np.random.RandomState(0).randint(0, 320, (3, 8, 5)).astype(np.int32)
-  needs = Needs(hidden=True, layers=(0, 2), top_k=320)
-  scores = scorer.score(params_of(config), *batch(), ids, config=config, layout=single, needs=needs)
+  request = ScoreRequest(hidden=True, layers=(0, 2), top_k=320)
+  scores = scorer.score(
+    params_of(config), *batch(), ids, config=config, layout=single, request=request
+  )
   assert (
     scores.hidden.shape == (3, 8, 64)
     and scores.layers.shape == (3, 8, 2, 64)
@@ -61,7 +63,7 @@ def test_asked_ids_hidden_states_and_layers(single, params_of):
   )
   want = dense(params_of(config), PROMPTS[1], RESPONSES[1], config=config, layout=single)
   np.testing.assert_allclose(
-    scores.at_ids[1, :6], np.take_along_axis(want, ids[1, :6], -1), atol=1e-5
+    scores.at_ids.logp[1, :6], np.take_along_axis(want, ids[1, :6], -1), atol=1e-5
   )
   model = transformer.bind(config, single, params_of(config))
   np.testing.assert_allclose(model.final_norm(scores.layers[:, :, 1]), scores.hidden, atol=1e-5)
@@ -70,7 +72,9 @@ def test_asked_ids_hidden_states_and_layers(single, params_of):
     **params_of(config),
     'blocks': jax.tree.map(lambda leaf: leaf[:1], params_of(config)['blocks']),
   }
-  alone = scorer.score(first, *batch(), config=shallow, layout=single, needs=Needs(layers=(0,)))
+  alone = scorer.score(
+    first, *batch(), config=shallow, layout=single, request=ScoreRequest(layers=(0,))
+  )
   np.testing.assert_allclose(alone.layers[:, :, 0], scores.layers[:, :, 0], atol=1e-5)
 
 
@@ -108,7 +112,7 @@ def test_any_tile_gives_the_same(tile, single, params_of, monkeypatch):
   config = presets.tiny(norm_epsilon=1e-6 * (1 + tile))  # its own program
   monkeypatch.setattr(scorer, 'TILE_BYTES', tile * 4 * config.vocab_size)
   scores = scorer.score(
-    params_of(config), *batch(), config=config, layout=single, needs=Needs(entropy=True)
+    params_of(config), *batch(), config=config, layout=single, request=ScoreRequest(entropy=True)
   )
   for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
     want = dense(params_of(config), prompt, response, config=config, layout=single)
@@ -123,12 +127,12 @@ def test_no_buffer_holds_tokens_times_vocabulary(single):
   shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 64), (8,), (8, 512))]
   params = transformer.abstract(config, single)
   compiled = scorer.score.lower(
-    params, *shapes, config=config, layout=single, needs=Needs(entropy=True)
+    params, *shapes, config=config, layout=single, request=ScoreRequest(entropy=True)
   ).compile()
   memory = compiled.memory_analysis()
   assert memory is not None
   assert memory.temp_size_in_bytes < 4096 * 20_000 * 4 * 0.75
-  tile = scorer.tile_of(config, 4096)
+  tile = scorer.tile_of(config.vocab_size, 4096)
   assert f'f32[{tile},20000]' in compiled.as_text() and 'f32[4096,20000]' not in compiled.as_text()
 
 
@@ -157,9 +161,9 @@ def test_a_layout_scores_the_same(family, single, params_of):
   config, layout = family(), mesh_layout(fsdp=2, tensor=2)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract(config, layout))
   sharded = jax.device_put(params_of(config), shardings)
-  needs = Needs(entropy=True)
+  request = ScoreRequest(entropy=True)
   one, many = (
-    scorer.score_rows(params, PROMPTS, RESPONSES, config=config, layout=on, needs=needs, rows=4)
+    scorer.score_rows(params, PROMPTS, RESPONSES, config=config, layout=on, request=request, rows=4)
     for params, on in ((params_of(config), single), (sharded, layout))
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
@@ -200,10 +204,10 @@ def test_what_cannot_be_scored_is_named(single, params_of):
   with pytest.raises(ValueError, match='2049 in all'):
     run([[1]], [[1] * 2048])
   with pytest.raises(ValueError, match=r'layers \[2\] do not exist'):
-    run([[1]], [[1]], needs=Needs(layers=(2,)))
+    run([[1]], [[1]], request=ScoreRequest(layers=(2,)))
   with pytest.raises(ValueError, match='ids outside 0 to 319'):
     run([[1]], [[320]])
   with pytest.raises(ValueError, match='rows per batch'):
     run([[1]], [[1]], rows=0)
   with pytest.raises(ValueError, match='top_k=321'):
-    run([[1]], [[1]], needs=Needs(top_k=321))
+    run([[1]], [[1]], request=ScoreRequest(top_k=321))

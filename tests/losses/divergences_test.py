@@ -7,38 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.losses import advantages, divergences
+from opd_jax.losses import advantages
 from opd_jax.losses.divergences import (
-  alpha_family,
-  clamped_per_entry,
-  forward_kl,
-  hellinger,
-  jeffreys,
-  jensen_shannon,
-  neyman,
-  pearson,
-  raw,
-  reverse_kl,
-  skew_forward,
-  skew_reverse,
-  total_variation,
+  Alpha,
+  ClampedPerEntry,
+  ForwardKL,
+  Hellinger,
+  Jeffreys,
+  JensenShannon,
+  Neyman,
+  Pearson,
+  Raw,
+  ReverseKL,
+  SkewForward,
+  SkewReverse,
+  TotalVariation,
 )
 
 # (p, q) -> the divergence, as papers print it. Independent of the code under test.
 FORMULAS = {
-  forward_kl(): lambda p, q: q * np.log(q / p),
-  reverse_kl(): lambda p, q: p * np.log(p / q),
-  jensen_shannon(beta=0.5): lambda p, q: _jsd(p, q, 0.5),
-  jensen_shannon(beta=0.1): lambda p, q: _jsd(p, q, 0.1),
-  jeffreys(): lambda p, q: (q - p) * np.log(q / p),
-  skew_forward(alpha=0.1): lambda p, q: q * np.log(q / (0.1 * q + 0.9 * p)),
-  skew_reverse(alpha=0.1): lambda p, q: p * np.log(p / (0.1 * p + 0.9 * q)),
-  alpha_family(alpha=0.3): lambda p, q: _cressie_read(p, q, 0.3),
-  alpha_family(alpha=-0.5): lambda p, q: _cressie_read(p, q, -0.5),
-  pearson(): lambda p, q: (q - p) ** 2 / p,
-  neyman(): lambda p, q: (q - p) ** 2 / q,
-  total_variation(): lambda p, q: 0.5 * np.abs(p - q),
-  hellinger(): lambda p, q: (np.sqrt(q) - np.sqrt(p)) ** 2,
+  ForwardKL(): lambda p, q: q * np.log(q / p),
+  ReverseKL(): lambda p, q: p * np.log(p / q),
+  JensenShannon(beta=0.5): lambda p, q: _jsd(p, q, 0.5),
+  JensenShannon(beta=0.1): lambda p, q: _jsd(p, q, 0.1),
+  Jeffreys(): lambda p, q: (q - p) * np.log(q / p),
+  SkewForward(alpha=0.1): lambda p, q: q * np.log(q / (0.1 * q + 0.9 * p)),
+  SkewReverse(alpha=0.1): lambda p, q: p * np.log(p / (0.1 * p + 0.9 * q)),
+  Alpha(alpha=0.3): lambda p, q: _cressie_read(p, q, 0.3),
+  Alpha(alpha=-0.5): lambda p, q: _cressie_read(p, q, -0.5),
+  Pearson(): lambda p, q: (q - p) ** 2 / p,
+  Neyman(): lambda p, q: (q - p) ** 2 / q,
+  TotalVariation(): lambda p, q: 0.5 * np.abs(p - q),
+  Hellinger(): lambda p, q: (np.sqrt(q) - np.sqrt(p)) ** 2,
 }
 ALL = pytest.mark.parametrize('divergence', FORMULAS, ids=lambda each: each.name)
 SMOOTH = pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_sum_over_entries_is_the_formula(divergence):
   want = FORMULAS[divergence](np.exp(log_p), np.exp(log_q)).sum(-1)
   with jax.enable_x64(True):
     np.testing.assert_allclose(divergence(jnp.asarray(log_p), jnp.asarray(log_q)), want, rtol=1e-12)
-    plain = raw(divergence).entry(jnp.asarray(log_p), jnp.asarray(log_q))
+    plain = Raw(divergence).entry(jnp.asarray(log_p), jnp.asarray(log_q))
     np.testing.assert_allclose(
       plain, FORMULAS[divergence](np.exp(log_p), np.exp(log_q)), rtol=1e-9, atol=1e-14
     )
@@ -84,7 +84,7 @@ def test_the_gradient_is_minus_p_times_weight(divergence):
   ) / (2 * step)
   with jax.enable_x64(True):
     p, q = jnp.asarray(log_p), jnp.asarray(log_q)
-    np.testing.assert_allclose(-raw(divergence).pull(p, q), slope, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(-Raw(divergence).pull(p, q), slope, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(
       divergence.pull(p, q), jnp.exp(p) * divergence.weight(q - p), rtol=1e-9, atol=1e-12
     )
@@ -160,20 +160,20 @@ def test_the_family_has_its_limits():
   with jax.enable_x64(True):
     p, q = jnp.asarray(log_p), jnp.asarray(log_q)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4)
-    close(jensen_shannon(beta=1e-6)(p, q) / 1e-6, forward_kl()(p, q))
-    close(jensen_shannon(beta=1 - 1e-6)(p, q) / 1e-6, reverse_kl()(p, q))
-    close(alpha_family(alpha=1 - 1e-6)(p, q), forward_kl()(p, q))
-    close(alpha_family(alpha=1e-6)(p, q), reverse_kl()(p, q))
-    close(skew_forward(alpha=1e-7)(p, q), forward_kl()(p, q))
-    close(skew_reverse(alpha=1e-7)(p, q), reverse_kl()(p, q))
-    close(jeffreys()(p, q), forward_kl()(p, q) + reverse_kl()(p, q))
+    close(JensenShannon(beta=1e-6)(p, q) / 1e-6, ForwardKL()(p, q))
+    close(JensenShannon(beta=1 - 1e-6)(p, q) / 1e-6, ReverseKL()(p, q))
+    close(Alpha(alpha=1 - 1e-6)(p, q), ForwardKL()(p, q))
+    close(Alpha(alpha=1e-6)(p, q), ReverseKL()(p, q))
+    close(SkewForward(alpha=1e-7)(p, q), ForwardKL()(p, q))
+    close(SkewReverse(alpha=1e-7)(p, q), ReverseKL()(p, q))
+    close(Jeffreys()(p, q), ForwardKL()(p, q) + ReverseKL()(p, q))
     gap = q - p
-    close(advantages.bridge(gap, beta=1e-7), advantages.corrected(forward_kl(), gap))
-    close(advantages.bridge(gap, beta=0.0), advantages.corrected(forward_kl(), gap))
+    close(advantages.bridge(gap, beta=1e-7), advantages.corrected(ForwardKL(), gap))
+    close(advantages.bridge(gap, beta=0.0), advantages.corrected(ForwardKL(), gap))
     close(advantages.bridge(gap, beta=1.0), gap)
     close(
       advantages.bridge(gap, beta=0.3) * 0.3 * 0.7,
-      advantages.corrected(jensen_shannon(beta=0.3), gap),
+      advantages.corrected(JensenShannon(beta=0.3), gap),
     )
     close(advantages.proximal(gap, fraction=0.2), jnp.log(0.2 * jnp.exp(gap) + 0.8))
 
@@ -181,15 +181,15 @@ def test_the_family_has_its_limits():
 # methods with V = 5: logits of student and teacher, values and gradients printed to six digits.
 Z, Z_TEACHER = np.array([2, 1, 0, -1, 0.5]), np.array([0.2, 2, 1, -2, 0])
 PRINTED = {
-  forward_kl(): (0.635143, [0.465027, -0.385704, -0.141893, 0.017173, 0.045396]),
-  reverse_kl(): (0.769375, [0.551219, -0.377165, -0.138751, 0.005019, -0.040322]),
-  jensen_shannon(beta=0.5): (0.161200, [0.108082, -0.083558, -0.030739, 0.003041, 0.003174]),
-  jensen_shannon(beta=0.3): (0.132637, [0.090670, -0.072276, -0.026589, 0.002912, 0.005283]),
-  clamped_per_entry(forward_kl(), most=0.05): (
+  ForwardKL(): (0.635143, [0.465027, -0.385704, -0.141893, 0.017173, 0.045396]),
+  ReverseKL(): (0.769375, [0.551219, -0.377165, -0.138751, 0.005019, -0.040322]),
+  JensenShannon(beta=0.5): (0.161200, [0.108082, -0.083558, -0.030739, 0.003041, 0.003174]),
+  JensenShannon(beta=0.3): (0.132637, [0.090670, -0.072276, -0.026589, 0.002912, 0.005283]),
+  ClampedPerEntry(inner=ForwardKL(), max=0.05): (
     -0.117608,
     [0.008464, 0.039164, 0.014407, -0.005558, -0.056477],
   ),
-  clamped_per_entry(forward_kl(), most=0.05, least=-0.05): (
+  ClampedPerEntry(inner=ForwardKL(), max=0.05, min=-0.05): (
     0.003726,
     [0.051285, 0.018867, 0.006941, -0.008305, -0.068787],
   ),
@@ -210,17 +210,17 @@ def test_the_printed_vectors_reproduce(divergence):
 @pytest.mark.parametrize(
   'make',
   [
-    lambda: jensen_shannon(beta=0.0),
-    lambda: jensen_shannon(beta=1.0),
-    lambda: skew_forward(alpha=0.0),
-    lambda: skew_reverse(alpha=1.0),
-    lambda: alpha_family(alpha=0.0),
-    lambda: alpha_family(alpha=1.0),
+    lambda: JensenShannon(beta=0.0),
+    lambda: JensenShannon(beta=1.0),
+    lambda: SkewForward(alpha=0.0),
+    lambda: SkewReverse(alpha=1.0),
+    lambda: Alpha(alpha=0.0),
+    lambda: Alpha(alpha=1.0),
     lambda: advantages.bridge(jnp.zeros(1), beta=1.5),
   ],
 )
 def test_ends_are_refused_by_name(make):
-  with pytest.raises(ValueError, match=r'_kl|forward KL'):
+  with pytest.raises(ValueError, match=r'KL'):
     make()
 
 
@@ -228,7 +228,7 @@ def test_advantages_of_one_token_are_the_formulas():
   teacher, student, base = jnp.array([-1.0, -4.0]), jnp.array([-2.0, -1.0]), jnp.array([-3.0, -3.5])
   gap = advantages.log_ratio(teacher, student)
   assert gap.tolist() == [1.0, -3.0]
-  assert advantages.clipped(gap, least=-2.0, most=0.5).tolist() == [0.5, -2.0]
+  assert advantages.clipped(gap, min=-2.0, max=0.5).tolist() == [0.5, -2.0]
   np.testing.assert_allclose(advantages.log_compressed(gap), [math.log(2), -math.log(4)], rtol=1e-6)
   np.testing.assert_allclose(
     advantages.squashed(gap, bound=2.0), 2 * np.tanh([0.5, -1.5]), rtol=1e-6
@@ -245,6 +245,8 @@ def test_advantages_of_one_token_are_the_formulas():
   assert advantages.delta(teacher, base).tolist() == [2.0, -0.5]
 
 
-def test_factories_give_one_object_per_setting():
-  """Terms are static arguments of jit: equal settings must not compile twice."""
-  assert divergences.jensen_shannon(beta=0.3) is divergences.jensen_shannon(beta=0.3)
+def test_equal_settings_are_one_record():
+  """Terms are static arguments of jit: equal settings must not compile twice, and others must."""
+  assert JensenShannon(beta=0.3) == JensenShannon(beta=0.3) != JensenShannon(beta=0.4)
+  assert hash(Raw(ForwardKL())) == hash(Raw(ForwardKL())) and ForwardKL() != ReverseKL()
+  assert len({each.name for each in FORMULAS}) == len(FORMULAS)

@@ -1,19 +1,25 @@
-"""Supports and closings on the field's printed vector (V = 5), and what they do when nothing or everything is kept."""
+"""Supports and rest rules on the field's printed vector (V = 5), also where nothing or everything is kept."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.losses import divergences, supports
+from opd_jax.losses.divergences import ForwardKL, JensenShannon, ReverseKL
+from opd_jax.losses.rest_rules import (
+  OutsideMass,
+  Renormalised,
+  Stopped,
+  Tail,
+  TeacherOnly,
+  Unclosed,
+)
+from opd_jax.losses.supports import FULL, Columns, Full, StudentTopK, Support, TeacherTopK
 from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
+from opd_jax.types import ScoreRequest
 
 Z, Z_TEACHER = [2.0, 1, 0, -1, 0.5], [0.2, 2, 1, -2, 0]
-FORWARD, HALF, REVERSE = (
-  divergences.forward_kl(),
-  divergences.jensen_shannon(beta=0.5),
-  divergences.reverse_kl(),
-)
+FORWARD, HALF, REVERSE = ForwardKL(), JensenShannon(beta=0.5), ReverseKL()
 PRINTED = {
   ('student', 'tail'): (0.543739, 0.141806, 0.698440),
   ('student', 'renorm'): (0.763101, 0.189793, 0.886680),
@@ -27,10 +33,15 @@ GRADIENTS = {
   REVERSE: [0.591157, -0.362472, -0.075809, -0.027888, -0.124987],
 }
 MAKE = {
-  'student': supports.student_top_k,
-  'teacher': supports.teacher_top_k,
-  'union': supports.union_top_k,
+  'student': StudentTopK,
+  'teacher': TeacherTopK,
+  'union': lambda k: TeacherTopK(k) | StudentTopK(k),
 }
+REST = {'tail': Tail(), 'renorm': Renormalised()}
+
+
+def closed(entries, rest=REST['tail']):
+  return Support(entries=entries, rest=rest)
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +55,9 @@ def value(support, divergence, z=Z, exact_rest=False):
 
   def of(z):
     log_p = jax.nn.log_softmax(z)[None]
-    reader = TileView(VocabShard((), log_p.shape[-1]), log_p, log_q, Target())
-    entries = support.entries(reader)
-    rest = reader.rest(entries) if exact_rest else supports.OutsideMass()
+    view = TileView(VocabShard((), log_p.shape[-1]), log_p, log_q, Target())
+    entries = support.entries.find(view)
+    rest = view.outside(entries) if exact_rest else OutsideMass()
     return support.value(
       divergence, jnp.take_along_axis(log_p, entries.ids, axis=-1), entries, rest
     )[0]
@@ -57,7 +68,7 @@ def value(support, divergence, z=Z, exact_rest=False):
 @pytest.mark.parametrize('kind, close', PRINTED)
 @pytest.mark.parametrize('exact_rest', [False, True])
 def test_the_printed_values_reproduce(kind, close, exact_rest):
-  support = MAKE[kind](2, close=getattr(supports, close)())
+  support = closed(MAKE[kind](2), REST[close])
   got = [value(support, each, exact_rest=exact_rest)[0] for each in (FORWARD, HALF, REVERSE)]
   np.testing.assert_allclose(got, PRINTED[kind, close], atol=5.1e-7)
 
@@ -65,10 +76,8 @@ def test_the_printed_values_reproduce(kind, close, exact_rest):
 @pytest.mark.parametrize('divergence', GRADIENTS, ids=lambda each: each.name)
 @pytest.mark.parametrize('exact_rest', [False, True])
 def test_the_printed_gradients_reproduce(divergence, exact_rest):
-  _, slope = value(
-    supports.student_top_k(2, close=supports.tail()), divergence, exact_rest=exact_rest
-  )
-  np.testing.assert_allclose(slope, GRADIENTS[divergence], atol=5.1e-7)
+  _, gradient = value(closed(StudentTopK(2)), divergence, exact_rest=exact_rest)
+  np.testing.assert_allclose(gradient, GRADIENTS[divergence], atol=5.1e-7)
 
 
 @pytest.mark.parametrize('k', [1, 2, 4, 5])
@@ -76,41 +85,78 @@ def test_the_printed_gradients_reproduce(divergence, exact_rest):
 @pytest.mark.parametrize('divergence', [FORWARD, REVERSE, HALF], ids=lambda each: each.name)
 def test_a_closed_support_never_exceeds_the_whole(kind, k, divergence):
   whole = divergence(*(jax.nn.log_softmax(jnp.asarray(z)) for z in (Z, Z_TEACHER)))
-  part = value(MAKE[kind](k, close=supports.tail()), divergence)[0]
+  part = value(closed(MAKE[kind](k)), divergence)[0]
   assert part <= whole + 1e-12 and (k < 5 or part == pytest.approx(float(whole)))
 
 
 def test_an_empty_intersection_is_nothing():
   """The best of either side differ: renormalised, nothing is compared; with a tail, everything is outside."""
-  for close in (supports.renorm(), supports.tail()):
-    got, slope = value(supports.intersection_top_k(1, close=close), FORWARD)
-    assert got == pytest.approx(0, abs=1e-9) and np.abs(slope).max() < 1e-9
+  for rest in REST.values():
+    got, gradient = value(closed(TeacherTopK(1) & StudentTopK(1), rest), FORWARD)
+    assert got == pytest.approx(0, abs=1e-9) and np.abs(gradient).max() < 1e-9
 
 
 def test_the_stopped_gradient_is_that_of_the_kept_entries():
   """Raw reverse KL adds the gradient of the kept mass; stopped does not (constants of the many-faces study)."""
-  top = lambda close: value(supports.student_top_k(2, close=close), REVERSE)
+  top = lambda rest: value(closed(StudentTopK(2), rest), REVERSE)
   p = np.exp(Z) / np.exp(Z).sum()
   kept = np.array([True, True, False, False, False])
   mass = p * (kept - p[kept].sum())
-  raw, stopped = top(supports.raw()), top(supports.stopped())
+  raw, stopped = top(Unclosed()), top(Stopped())
   np.testing.assert_allclose(raw[1] - stopped[1], mass, atol=1e-12)
   assert raw[0] == pytest.approx(float(stopped[0]))
 
 
 def test_teacher_only_pulls_the_student_into_the_support():
-  slope = value(supports.teacher_top_k(2, close=supports.teacher_only()), FORWARD)[1]
+  gradient = value(closed(TeacherTopK(2), TeacherOnly()), FORWARD)[1]
   p, q = (np.exp(z) / np.exp(z).sum() for z in (Z, Z_TEACHER))
   kept = np.array([False, True, True, False, False])
-  np.testing.assert_allclose(slope, p - kept * q / q[kept].sum(), atol=1e-12)
+  np.testing.assert_allclose(gradient, p - kept * q / q[kept].sum(), atol=1e-12)
 
 
-def test_supports_say_what_they_ask_for_and_refuse_nothing():
-  assert supports.full().asks == supports.Asks(everything=True)
-  assert supports.union_top_k(4, close=supports.tail()).asks == supports.Asks(
-    top_k=4, at_student_top_k=4
-  )
-  with pytest.raises(ValueError, match='at least one entry'):
-    supports.teacher_top_k(0, close=supports.tail())
-  with pytest.raises(ValueError, match='at least one entry'):
-    supports.columns((), close=supports.tail())
+def test_supports_say_what_they_ask_for():
+  assert FULL.request == Columns((1,)).request == ScoreRequest(hidden=True)
+  assert (TeacherTopK(4) | StudentTopK(3)).request == ScoreRequest(top_k=4, at_student_top_k=3)
+  assert (TeacherTopK(4) & TeacherTopK(2)).request == ScoreRequest(top_k=4)
+  assert closed(TeacherTopK(2) | Columns((1,))).request == ScoreRequest(top_k=2, hidden=True)
+
+
+def entries_of(entries):
+  """The ids that are compared on the printed vector, in their order."""
+  log_p, log_q = (jax.nn.log_softmax(jnp.asarray(z))[None] for z in (Z, Z_TEACHER))
+  found = entries.find(TileView(VocabShard((), 5), log_p, log_q, Target()))
+  ids, valid = found.ids[0], found.valid[0]
+  np.testing.assert_allclose(found.log_q[0][valid], log_q[0][ids[valid]])
+  return ids[valid].tolist()
+
+
+def test_unions_and_intersections_compose_as_sets_do():
+  """The student's order is 0 1 4 2 3, the teacher's 1 2 0 4 3; a union has every entry once."""
+  student, teacher, columns = StudentTopK(3), TeacherTopK(3), Columns((3, 1))
+  assert entries_of(student) == [0, 1, 4] and entries_of(teacher) == [1, 2, 0]
+  assert entries_of(teacher | student) == [1, 2, 0, 4]
+  assert entries_of(student & teacher) == [0, 1]
+  assert entries_of(columns | teacher | student) == [3, 1, 2, 0, 4]
+  assert entries_of((columns | student) & teacher) == [1, 0]
+  assert entries_of(columns | student & teacher) == [3, 1, 0]
+  assert entries_of(student & columns | TeacherTopK(1)) == [1]
+  assert entries_of(student & TeacherTopK(2) & columns) == [1]
+  assert entries_of(Columns((3,)) & student) == []
+
+
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda: TeacherTopK(0), 'TeacherTopK: at least one entry'),
+    (lambda: StudentTopK(-1), 'StudentTopK: at least one entry'),
+    (lambda: Columns(()), 'at least one entry'),
+    (lambda: Columns((1, 1)), 'each once'),
+    (lambda: Support(entries=TeacherTopK(2)), 'Say how the rest is closed'),
+    (lambda: Support(entries=Full(), rest=Tail()), 'only Full'),
+    (lambda: entries_of(Full() | TeacherTopK(1)), 'every entry is compared already'),
+    (lambda: entries_of(TeacherTopK(1) & Full()), 'every entry is compared already'),
+  ],
+)
+def test_supports_refuse_what_means_nothing(make, words):
+  with pytest.raises(ValueError, match=words):
+    make()

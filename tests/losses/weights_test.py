@@ -1,5 +1,7 @@
 """Weights and normalisers: what they promise about budgets, means, ties and rows that are not there."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,6 @@ def test_normalisers_sum_to_what_they_say():
   by_row = np.asarray(normalisers.per_sequence(MASK).sum(axis=1))
   np.testing.assert_allclose(by_row, [1 / 3, 1 / 3, 0, 1 / 3], rtol=1e-6)
   assert float(normalisers.summed(MASK).sum()) == 11
-  assert float(normalisers.fixed_length(MASK, tokens=10).sum()) == pytest.approx(11 / 30)
   kept = normalisers.filtered(MASK, jnp.array([True, False, True, False]))
   assert float(kept.sum()) == pytest.approx(1) and not kept[3].any()
 
@@ -32,7 +33,6 @@ def test_normalisers_sum_to_what_they_say():
   [
     normalisers.per_token,
     normalisers.per_sequence,
-    lambda m: normalisers.fixed_length(m, tokens=3),
   ],
 )
 def test_nothing_written_gives_nothing_and_padding_changes_nothing(normaliser):
@@ -60,18 +60,20 @@ def test_an_even_gap_decays_linearly():
   )
 
 
-@pytest.mark.parametrize('share', [0.05, 0.3, 0.5, 1.0])
-def test_selectors_spend_the_same_budget(share):
-  wanted = np.maximum(np.ceil(share * LENGTHS), LENGTHS > 0)
-  top = weights.top_fraction(GAP, MASK, fraction=share)
-  for chosen in (top, weights.random_mask(jax.random.key(0), MASK, fraction=share)):
+@pytest.mark.parametrize('fraction', [0.05, 0.3, 0.5, 1.0])
+def test_selectors_spend_the_same_budget(fraction):
+  wanted = np.maximum(np.ceil(fraction * LENGTHS), LENGTHS > 0)
+  top = weights.top_fraction(GAP, MASK, fraction=fraction)
+  for chosen in (top, weights.random_mask(jax.random.key(0), MASK, fraction=fraction)):
     np.testing.assert_array_equal(np.asarray(chosen).sum(axis=1), wanted)
     assert not np.asarray(chosen)[~np.asarray(MASK)].any()
   np.testing.assert_array_equal(
-    np.asarray(weights.first(MASK, fraction=share) * MASK).sum(axis=1), np.ceil(share * LENGTHS)
+    np.asarray(weights.first(MASK, fraction=fraction) * MASK).sum(axis=1),
+    np.ceil(fraction * LENGTHS),
   )
   np.testing.assert_array_equal(
-    np.asarray(weights.last(MASK, fraction=share) * MASK).sum(axis=1), np.ceil(share * LENGTHS)
+    np.asarray(weights.last(MASK, fraction=fraction) * MASK).sum(axis=1),
+    np.ceil(fraction * LENGTHS),
   )
   lowest = np.where(np.asarray(top) > 0, np.asarray(GAP), np.inf).min(axis=1)
   rest = np.where(np.asarray(MASK) & (np.asarray(top) == 0), np.asarray(GAP), -np.inf).max(axis=1)
@@ -112,23 +114,101 @@ def test_filters_and_groups():
   assert weights.quantile_filter(score, MASK, drop=0.34).tolist() == [True, False, False, True]
   assert weights.quantile_filter(score, MASK, drop=0.0).tolist() == [True, True, False, True]
   group, right = jnp.array([0, 0, 0, 1]), jnp.array([True, True, False, True])
-  weighted_terms = weights.group_softmax(score, group, right)
-  np.testing.assert_allclose(
-    weighted_terms, [2 / (1 + np.exp(-2)), 2 / (1 + np.exp(2)), 0, 1], rtol=1e-5
-  )
+  share = weights.group_softmax(score, group, right, MASK)
+  np.testing.assert_allclose(share, [2 / (1 + np.exp(-2)), 2 / (1 + np.exp(2)), 0, 1], rtol=1e-5)
   advantage = weights.group_advantage(jnp.array([1.0, 0.0, jnp.nan, 1.0]), group)
   np.testing.assert_allclose(advantage, [1, -1, 0, 0], atol=1e-4)
   gate = weights.sign_gate(advantage, jnp.ones((4, 2)).at[0, 1].set(-1.0))
   assert gate.tolist() == [[True, False], [False, False], [False, False], [False, False]]
 
 
+def test_a_right_response_without_tokens_has_no_share():
+  """It would otherwise take its part of the group's budget and spend it on nothing."""
+  score = jnp.array([3.0, 1.0, 50.0, 2.0])  # row 2 is empty
+  group, right = jnp.zeros(4, jnp.int32), jnp.array([True, True, True, False])
+  share = np.asarray(weights.group_softmax(score, group, right, MASK))
+  np.testing.assert_allclose(share[:2], [2 / (1 + np.exp(-2)), 2 / (1 + np.exp(2))], rtol=1e-5)
+  assert share[2] == share[3] == 0
+  none = weights.group_softmax(score, group, right, jnp.zeros_like(MASK))
+  assert not np.asarray(none).any()
+  hot = weights.group_softmax(score, group, right, MASK, temperature=4.0)
+  np.testing.assert_allclose(hot[0] / hot[1], np.exp(0.5), rtol=1e-5)
+  assert float(np.asarray(hot).sum()) == pytest.approx(2)
+
+
+@pytest.mark.parametrize('reward', [0.1, 0.3, 1 / 3, 0.7, 1.0, -0.1])
+def test_a_group_that_agrees_has_no_advantage_at_all(reward):
+  """Exactly zero, whatever the rounding of its mean: a tenth, three times, has no exact mean in float32."""
+  for size in (1, 2, 3, 5, 7):
+    rewards = jnp.full(size + 1, reward, jnp.float32).at[-1].set(jnp.nan)
+    advantage = weights.group_advantage(rewards, jnp.zeros(size + 1, jnp.int32))
+    np.testing.assert_array_equal(advantage, 0.0)
+
+
+def test_a_group_that_differs_a_little_has_an_advantage_of_full_size():
+  advantage = weights.group_advantage(jnp.array([0.1, 0.1, 0.2]), jnp.zeros(3, jnp.int32))
+  np.testing.assert_allclose(advantage, np.array([-1, -1, 2]) / np.sqrt(2), rtol=1e-4)
+  many = np.asarray(RNG.rand(12), np.float32)
+  group = np.arange(12) % 3
+  advantage = np.asarray(weights.group_advantage(jnp.asarray(many), jnp.asarray(group)))
+  for number in range(3):
+    mine = many[group == number].astype(np.float64)
+    want = (mine - mine.mean()) / (mine.std() + 1e-6)
+    np.testing.assert_allclose(advantage[group == number], want, rtol=1e-4, atol=1e-6)
+
+
+def test_right_wrong_and_unknown_are_three_things():
+  reward = jnp.array([1.0, 0.0, -1.0, jnp.nan, 0.5])
+  assert weights.right(reward).tolist() == [True, False, False, False, True]
+  assert weights.wrong(reward).tolist() == [False, True, True, False, False]
+  assert weights.unknown(reward).tolist() == [False, False, False, True, False]
+
+
+HUNDREDTHS = [Fraction(k, 100) for k in range(101)]
+THOUSANDTHS = [Fraction(k, 1000) for k in range(1001)]
+THIRDS = [Fraction(k, n) for n in (3, 6, 7, 9, 11) for k in range(1, n)]
+
+
+def rounded_up(fraction, lengths):
+  return [-(-fraction.numerator * int(n) // fraction.denominator) for n in lengths]
+
+
+def test_a_part_of_a_response_is_rounded_up_as_rational_numbers_say():
+  """In float32 and float64, for every length up to 128: 0.3 · 50 is 15, and 0.301 · 50 is 16."""
+  lengths = np.arange(129)
+  mask = np.arange(128) < lengths[:, None]
+  for exact in HUNDREDTHS + THOUSANDTHS[::7] + THIRDS:
+    got = weights.part_of(mask, float(exact))[:, 0]
+    assert got.tolist() == rounded_up(exact, lengths), exact
+  with jax.enable_x64(True):
+    assert weights.part_of(mask, 0.3)[50] == 15 and weights.part_of(mask, 0.301)[50] == 16
+
+
+def test_a_part_of_a_long_response_is_exact_too():
+  """Up to 10,000 tokens, where a thousandth of a token is less than the spacing of float32."""
+  lengths = np.unique([0, 1, 50, 100, 333, 4999, 7777, 9001, 9990, 9997, 9999, 10_000])
+  mask = np.arange(10_000) < lengths[:, None]
+  for exact in HUNDREDTHS[::9] + THOUSANDTHS[::13] + THOUSANDTHS[-12:] + THIRDS[::5]:
+    got = weights.part_of(mask, float(exact))[:, 0]
+    assert got.tolist() == rounded_up(exact, lengths), exact
+
+
+@pytest.mark.parametrize('fraction', [0.05, 0.29, 0.3, 0.57, 0.7, 1.0])
+def test_a_quantile_drops_as_many_rows_as_rational_numbers_say(fraction):
+  exact = Fraction(str(fraction))
+  for rows in (1, 10, 50, 100):
+    score, mask = jnp.arange(float(rows)), jnp.ones((rows, 1), bool)
+    kept = weights.quantile_filter(score, mask, drop=fraction)
+    assert int(kept.sum()) == rows - exact.numerator * rows // exact.denominator
+
+
 def test_truncated_importance_never_exceeds_its_bound():
-  ratio = weights.truncated_importance(jnp.array([[0.0, 90.0, -1.0]]), jnp.zeros((1, 3)), most=5.0)
+  ratio = weights.truncated_importance(jnp.array([[0.0, 90.0, -1.0]]), jnp.zeros((1, 3)), max=5.0)
   np.testing.assert_allclose(ratio, [[1.0, 5.0, np.exp(-1)]], rtol=1e-6)
   np.testing.assert_allclose(weights.mean_logp(GAP, MASK)[1], GAP[1, 0])
 
 
 @pytest.mark.parametrize('make', [weights.first, weights.last])
-def test_shares_outside_their_range_are_refused(make):
+def test_fractions_outside_their_range_are_refused(make):
   with pytest.raises(ValueError, match='between 0 and 1'):
     make(MASK, fraction=1.5)

@@ -11,4 +11,4 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
   assert spec and spec.loader
   kill = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(kill)
-  kill.kill_test(3, tmp_path, steps=12)
+  kill.kill_test(2, tmp_path, steps=10)

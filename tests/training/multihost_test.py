@@ -32,9 +32,9 @@ def look(done, total, text):
 
 folder = Path(folder)
 experiment = runs.experiment(folder, prompts=8, layout=mesh_layout(fsdp=2, tensor=2))
-ears = loop.Listener(say=lambda text: None, progress=look)
-outcome = runs.run(experiment, folder / 'two', ears=ears, skip_preflight=False)
-assert outcome.finished == (stop < 0), outcome.place
+listener = loop.Listener(say=lambda text: None, progress=look)
+outcome = runs.run(experiment, folder / 'two', listener=listener, skip_preflight=False)
+assert outcome.finished == (stop < 0), outcome.position
 """
 
 
@@ -47,11 +47,15 @@ def free_port() -> int:
 def two(folder: Path, *, stop: int) -> None:
   arguments = str(free_port()), str(folder), str(stop)
   command = [sys.executable, '-c', WORKER]
+  cache = {
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
   path = {'PYTHONPATH': f'{Path(__file__).parent.parent}:{Path(__file__).parent.parent.parent}'}
   workers = [
     subprocess.Popen(
       [*command, str(number), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-      env={**os.environ, **path},
+      env={**os.environ, **path, **cache},
     )
     for number in range(2)
   ]  # fmt: skip
@@ -67,12 +71,14 @@ def two(folder: Path, *, stop: int) -> None:
 def test_two_processes_run_as_one_does_and_stop_together(tmp_path):
   runs.teacher_folder(tmp_path)
   two(tmp_path, stop=4)
-  assert [row['step'] for row in runs.told(tmp_path / 'two') if 'loss' in row] == [1, 2, 3, 4]
+  assert [row['step'] for row in runs.metrics_of(tmp_path / 'two') if 'loss' in row] == [1, 2, 3, 4]
   two(tmp_path, stop=-1)
   runs.run(
     runs.experiment(tmp_path, prompts=8, layout=mesh_layout(fsdp=2, tensor=2)), tmp_path / 'one'
   )
-  rows = [[row for row in runs.told(tmp_path / name) if 'loss' in row] for name in ('two', 'one')]
+  rows = [
+    [row for row in runs.metrics_of(tmp_path / name) if 'loss' in row] for name in ('two', 'one')
+  ]
   assert len(rows[0]) == len(rows[1]) == 6
   for what in ('loss', 'grad_norm', 'entropy', 'length', 'tokens'):
     np.testing.assert_allclose(

@@ -24,11 +24,11 @@ WORDS = ('pear', 'lamp', 'rose', 'moon', 'lake', 'wolf', 'iron', 'jazz', 'fern',
 class _Calls(Made):
   def draw(self, rng: np.random.RandomState) -> dict[str, Any]:
     names = sorted(FUNCTIONS)
-    shown = [names[i] for i in rng.permutation(len(names))[:2]]
-    function = shown[rng.randint(2)]
+    offered = [names[i] for i in rng.permutation(len(names))[:2]]
+    function = offered[rng.randint(2)]
     text, count = WORDS[rng.randint(len(WORDS))], int(rng.randint(1, 30))
     arguments = dict(zip(FUNCTIONS[function], (text, count), strict=True))
-    listed = ' '.join(f'{name}({",".join(FUNCTIONS[name])})' for name in shown)
+    listed = ' '.join(f'{name}({",".join(FUNCTIONS[name])})' for name in offered)
     wish = function.replace('_', ' ')
     return {
       'problem': f'{listed}\n{wish}: {text}, {count}',

@@ -1,4 +1,4 @@
-"""Floor 5. What will lie where, before anything is allocated."""
+"""Floor 6. What will lie where, before anything is allocated."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ import jax
 
 from opd_jax.models import transformer
 from opd_jax.storage import parameter_names
-from opd_jax.training import bench
 from opd_jax.training.experiment import Experiment, Stage
+from opd_jax.training.state import abstract_state
 
 
 class Plan(NamedTuple):
@@ -41,21 +41,21 @@ class Held(NamedTuple):
   parameters: int
   optimiser: int
   gradient: int  # float32
-  selves: int  # judges that are earlier selves of the student
+  snapshots: int  # judges that are earlier selves of the student
   writer: int  # what is sampled from: layers apart, in the type they are used in
 
 
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
-  config, state = experiment.model, bench.abstract(experiment, stage)
+  config, state = experiment.model, abstract_state(experiment, stage)
   copy = transformer.decoding_config(config)
-  writes = stage.method.rollout.student > 0 and copy != config
+  writes = stage.mix.student > 0 and copy != config
   wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
     parameters=_each(state.params),
     optimiser=_each(state.optimiser),
     gradient=_each(wide),
-    selves=_each(state.selves),
+    snapshots=_each(state.snapshots),
     writer=_each(transformer.abstract(copy, experiment.sampling_layout or experiment.layout))
     if writes
     else 0,

@@ -1,0 +1,92 @@
+"""Floor 6. Flags that several commands have."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+GIN = """\
+Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win, and what a file includes
+is read before it. Every binding in the last file and in --gin_bindings
+must be used, or the command fails; unused bindings of other files are ignored.
+"""
+
+
+def seed(text: str) -> int:
+  """A seed that fits a key."""
+  if not text.isdigit() or int(text) >= 2**32:
+    raise argparse.ArgumentTypeError(f'a seed is a whole number from 0 to {2**32 - 1}, got {text}')
+  return int(text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """Flags of a command that reads a model."""
+  parser.add_argument(
+    '--model',
+    required=True,
+    metavar='SRC',
+    help='preset (random weights), folder, or hub id',
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=DTYPES,
+    help='of parameters and activations; default: as the model is stored',
+  )
+  parser.add_argument(
+    '--seed',
+    type=seed,
+    default=0,
+    help='of the samples, and of the weights of a preset',
+  )
+  parser.add_argument('--json', action='store_true', help='one object a line')
+
+
+def add_gin(parser: argparse.ArgumentParser) -> None:
+  """Flags of a command that builds an experiment."""
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='may be repeated',
+  )
+  parser.add_argument(
+    '--gin_bindings',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE',
+    help='may be repeated',
+  )
+
+
+def add_stored_dtype(parser: argparse.ArgumentParser) -> None:
+  """The flag of a command that writes a model."""
+  parser.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """The flag of a command whose table programs read."""
+  parser.add_argument('--json', action='store_true', help='for programs')
+
+
+def add_module(parser: argparse.ArgumentParser) -> None:
+  """The flag of a command that looks at methods."""
+  parser.add_argument(
+    '--module',
+    metavar='MODULE',
+    help='a module of your own with methods, e.g. my_method of ./my_method.py; default: opd_jax.methods',
+  )
+
+
+def imported(name: str) -> ModuleType:
+  """A module by its name, also one of the working directory."""
+  if str(Path.cwd()) not in sys.path:
+    sys.path.append(str(Path.cwd()))
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(
+      f'--module {name} cannot be imported ({error}). Give its name without .py, from its own folder.'
+    ) from error

@@ -1,0 +1,63 @@
+"""Floor 6. `opd methods`: the table of methods, and what one of them can be told."""
+
+import argparse
+import inspect
+import json
+from typing import Any
+
+from opd_jax.commands import console, flags
+
+HELP = 'the table of methods; with NAME, what its arguments mean and what they are by default'
+EPILOG = """\
+  opd methods
+  opd methods aopd
+  opd methods --module my_method      the methods of a module of your own
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('name', nargs='?', metavar='NAME', help='of a method')
+  flags.add_module(parser)
+  flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  from opd_jax.methods import discover
+
+  methods = discover() if args.module is None else discover(flags.imported(args.module))
+  if args.name is not None:
+    names = [method.name for method in methods]
+    if args.name not in names:
+      raise ValueError(f'no method is called {args.name!r}; there are {", ".join(names)}.')
+    _show(methods[names.index(args.name)], as_json=args.json)
+    return
+  if args.json:
+    keys = ('name', 'summary', 'paper')
+    print(json.dumps([{key: getattr(m, key) for key in keys} for m in methods], indent=2))
+    return
+  rows = [(method.name, method.summary, method.paper) for method in methods]
+  console.table(('method', 'what it does', 'paper'), rows)
+
+
+def _show(method: Any, *, as_json: bool) -> None:
+  doc = inspect.cleandoc(method.make.__doc__)
+  arguments = {
+    name: _default(parameter)
+    for name, parameter in inspect.signature(method.make).parameters.items()
+  }
+  if as_json:
+    listed = {'name': method.name, 'paper': method.paper, 'arguments': arguments, 'doc': doc}
+    print(json.dumps(listed, indent=2))
+    return
+  print(f'{method.name}, {method.paper}\n\n{doc}\n')
+  if arguments:
+    module = method.make.__module__.split('.')[-1]
+    rows = [(f'{module}.{method.name}.{name}', value) for name, value in arguments.items()]
+    console.table(('gin binding', 'default'), rows)
+
+
+def _default(parameter: inspect.Parameter) -> str:
+  value = parameter.default
+  if value is inspect.Parameter.empty:
+    return 'none: it must be bound'
+  return value.__name__ if inspect.isfunction(value) else repr(value)

@@ -1,0 +1,78 @@
+"""Floor 6. `opd plan`: what an experiment puts on each device, before anything is allocated."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from opd_jax.commands import console, flags
+
+HELP = 'what an experiment would put on each device; allocates nothing'
+EPILOG = (
+  flags.GIN
+  + """\
+  opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
+           --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
+"""
+)
+MOST_DEVICES = 4096  # simulating them takes the processor 6 s
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  flags.add_gin(parser)
+  parser.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help='write the configuration in force to DIR/config.gin',
+  )
+  parser.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
+  flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  if args.devices is not None:
+    _simulate(args.devices)
+  from opd_jax.configuration import build
+  from opd_jax.planning import memory
+
+  experiment, operative = build(args.gin_file, args.gin_bindings)
+  parameters, mesh = memory.plan(experiment), memory.devices_of(experiment)
+  held = {stage.name: memory.held(experiment, stage)._asdict() for stage in experiment.stages}
+  if args.workdir:
+    folder = Path(args.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.gin').write_text(operative)
+  if args.json:
+    model = dataclasses.asdict(experiment.model)
+    print(
+      json.dumps({'model': model, 'mesh': mesh, **parameters._asdict(), 'stages': held}, indent=2)
+    )
+    return
+  _print(experiment.model, parameters, mesh, held)
+  if args.workdir:
+    print(f'wrote    {Path(args.workdir) / "config.gin"}')
+
+
+def _simulate(devices: int) -> None:
+  import jax
+
+  if not 1 <= devices <= MOST_DEVICES:
+    raise ValueError(f'--devices must be 1 to {MOST_DEVICES}, got {devices}.')
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', devices)
+
+
+def _print(model: Any, parameters: Any, mesh: str, held: dict[str, dict[str, int]]) -> None:
+  print(
+    f'model    {model.family}, {model.num_layers} layers x {model.width}, {parameters.parameters:,} parameters'
+  )
+  print(f'layout   {mesh}')
+  total, each = (
+    console.memory(size) for size in (parameters.bytes_total, parameters.bytes_per_device)
+  )
+  print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
+  for name, parts in held.items():
+    print(f'stage    {name} holds {console.held(parts)}')
+  rows = [(path, shape, console.memory(size)) for path, shape, size in parameters.largest]
+  console.table(('largest parameters', 'on one device', 'bytes there'), rows)

@@ -1,0 +1,179 @@
+"""Floor 4. One evaluation: fixed problems, its own budget, template, rules and random streams."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from opd_jax import responses as batches
+from opd_jax.data.problems import Problem, Task
+from opd_jax.data.stream import first
+from opd_jax.data.templates import Template
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference import sampler
+from opd_jax.inference.decoding import Decoding
+from opd_jax.inference.sampler import Model, Sampling
+from opd_jax.judges import contexts
+from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.routing import RoutedJudge
+from opd_jax.processes import to_host
+from opd_jax.responses import Responses, trimmed
+from opd_jax.types import ENDINGS, ScoreRequest, Weights
+
+STREAM = 2**31 - 1  # of the experiment's key: no stage has this number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """Problems that are never trained on, and how they are asked.
+
+  Args:
+    task: whose first problems are taken.
+    name: in metrics, `eval/<name>/…`; None takes the task's.
+    problems: how many of them.
+    samples: responses to each; avg@k is the mean over all of them.
+    every: steps between two evaluations; there is one before the first step, and one after each stage. 0: no others.
+    budget: most tokens of a response.
+    decoding: rules of the responses; the default draws from the model itself.
+    template: how the model is addressed.
+    slots: rows in flight.
+  """
+
+  task: Task
+  name: str | None = None
+  problems: int = 64
+  samples: int = 1
+  every: int = 50
+  budget: int = 256
+  decoding: Decoding = Decoding()
+  template: Template = dataclasses.field(default_factory=Template)
+  slots: int = 64
+
+  def __post_init__(self):
+    for field, least in (
+      ('problems', 1),
+      ('samples', 1),
+      ('every', 0),
+      ('budget', 1),
+      ('slots', 1),
+    ):
+      value = getattr(self, field)
+      if not isinstance(value, int) or value < least:
+        raise ValueError(
+          f'Evaluation {self.label}: {field} must be a whole number of at least {least}, got {value!r}.'
+        )
+
+  @property
+  def label(self) -> str:
+    return self.name or self.task.name
+
+  def is_due(self, step: int) -> bool:
+    """Whether it takes place after this step, not being the last of a stage."""
+    return self.every > 0 and step % self.every == 0
+
+
+class Outcome(NamedTuple):
+  """What an evaluation found."""
+
+  metrics: Mapping[str, Any]
+  responses: Responses
+
+
+class Evaluator:
+  """An evaluation with its problems at hand."""
+
+  def __init__(self, evaluation: Evaluation, tokenizer: Tokenizer, key: PRNGKeyArray):
+    self.evaluation, self.tokenizer = evaluation, tokenizer
+    name = zlib.crc32(evaluation.label.encode())  # evaluations do not share their random streams
+    self.key = jax.random.fold_in(jax.random.fold_in(key, STREAM), name)
+    self.problems: list[Problem] = first(evaluation.task, evaluation.problems)
+    if len(self.problems) < evaluation.problems:
+      raise ValueError(
+        f'evaluation {evaluation.label}: {evaluation.problems} problems are asked for, the task has '
+        f'{len(self.problems)}.'
+      )
+
+  def run(self, model: Model) -> Outcome:
+    """Samples, verifies, and counts."""
+    known = self.evaluation
+    sampling = Sampling(decoding=known.decoding, budget=known.budget, slots=known.slots)
+    sampling = batches.complete_sampling(sampling, self.tokenizer, model.config.vocab_size)
+    batch = batches.prompt_batch(
+      self.problems, known.samples, known.template, self.tokenizer, first_row=0
+    )
+    rollout = sampler.generate(model, batch.prompts, self.key, sampling=sampling)
+    stops = sampling.decoding.stop_tokens
+    responses = batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
+    return Outcome(self._metrics(responses), responses)
+
+  def _metrics(self, responses: Responses) -> dict[str, Any]:
+    rollout, prefix = responses.rollout, f'eval/{self.evaluation.label}'
+    cut = np.isin(rollout.ended_by, [ENDINGS.index('budget'), ENDINGS.index('context')])
+    metrics = {
+      f'{prefix}/length': float(rollout.lengths.mean()),
+      f'{prefix}/truncated': float(cut.mean()),
+    }
+    if np.isfinite(rollout.reward).any():
+      metrics[f'{prefix}/avg@{self.evaluation.samples}'] = float(np.nanmean(rollout.reward))
+    if not self.evaluation.decoding.rules and rollout.mask.any():
+      # Of text drawn from the model itself, -log p averages to its entropy.
+      metrics[f'{prefix}/entropy'] = float(-rollout.logp[rollout.mask].mean())
+    return metrics
+
+  def reverse_kl(
+    self, judge: WorkingJudge, weights: Weights, outcome: Outcome, *, step: int, seed: int
+  ) -> dict[str, float]:
+    """The mean of log p / q over tokens that the model drew itself; nothing where that would not be the reverse KL.
+
+    Args:
+      judge: whose q it is.
+      weights: for judges that are the student.
+      outcome: of `run`.
+      step, seed: for contexts that use them.
+    """
+    responses = outcome.responses
+    if self.evaluation.decoding.rules or not responses.rollout.mask.any():
+      return {}
+    if isinstance(judge, RoutedJudge) and not judge.table.keys() >= {
+      problem.route for problem in responses.problems
+    }:
+      return {}
+    rollout = trimmed(responses.rollout)
+    scenes = contexts.scenes(
+      responses.problems,
+      responses.texts,
+      rollout.reward.tolist(),
+      responses.feedback,
+      groups=rollout.prompt.group.tolist(),
+      rows=rollout.prompt.row.tolist(),
+      seed=seed,
+      step=step,
+    )
+    scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
+    counted = rollout.mask & np.asarray(scores.known)
+    if not counted.any():
+      return {}
+    gap = rollout.logp - np.asarray(scores.logp)
+    return {f'eval/{self.evaluation.label}/reverse_kl': float(gap[counted].mean())}
+
+  def outcomes(self, outcome: Outcome, *, step: int, seed: int) -> list[dict[str, Any]]:
+    """A record for each response, which paired statistics read."""
+    responses, samples = outcome.responses, self.evaluation.samples
+    rollout = responses.rollout
+    return [
+      {
+        'step': step,
+        'evaluation': self.evaluation.label,
+        'problem': problem.name,
+        'sample': row % samples,
+        'reward': float(rollout.reward[row]),
+        'length': int(rollout.lengths[row]),
+        'ended_by': ENDINGS[int(rollout.ended_by[row])],
+        'seed': seed,
+      }
+      for row, problem in enumerate(responses.problems)
+    ]

@@ -1,0 +1,118 @@
+"""Floor 3. From what an experiment says of a judge to one at work; what cannot judge this student is refused here."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opd_jax.data import vocabularies
+from opd_jax.data.templates import Template
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.judges.cached import CachedJudge
+from opd_jax.judges.combining import CombinedJudge
+from opd_jax.judges.local import LocalJudge
+from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.routing import RoutedJudge
+from opd_jax.judges.spec import AnyJudge, Combined, Judge, Routed
+from opd_jax.models.config import ModelConfig
+from opd_jax.sharding import Layout
+from opd_jax.storage import load
+from opd_jax.types import Weights
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Builder:
+  """What judges are built with.
+
+  Args:
+    config, layout: of the student.
+    tokenizer, template: of the student.
+    rows: per pass of a judge.
+    seed: of the run; a preset gets random weights of the next one, so that it is not the student.
+    say: told what is being loaded.
+  """
+
+  config: ModelConfig
+  layout: Layout
+  tokenizer: Tokenizer
+  template: Template
+  rows: int
+  seed: int = 0
+  say: Say = lambda text: None
+
+  def build(self, name: str, judge: AnyJudge) -> WorkingJudge:
+    """A judge at work, with its weights loaded."""
+    if isinstance(judge, Routed):
+      table = {route: self._single(f'{name}/{route}', part) for route, part in judge.table}
+      return RoutedJudge(name=name, table=table, pieces=self.layout.size('batch'))
+    if isinstance(judge, Combined):
+      return CombinedJudge(
+        name=name,
+        parts=tuple(
+          (coefficient, self.local(f'{name}/{number}', part))
+          for number, (coefficient, part) in enumerate(judge.parts)
+        ),
+      )
+    return self._single(name, judge)
+
+  def _single(self, name: str, judge: Judge) -> LocalJudge | CachedJudge:
+    local = self.local(name, judge)
+    if judge.cache is None:
+      return local
+    identity = local.identity(Weights(student={}, snapshots={}))
+    return CachedJudge(inner=local, folder=Path(judge.cache), identity=identity)
+
+  def local(self, name: str, judge: Judge) -> LocalJudge:
+    """A single judge; the student itself has no weights of its own."""
+    config, layout, own = self.config, judge.layout or self.layout, None
+    if judge.weights is not None:
+      self.say(f'loading {name}: {judge.weights}')
+      check_vocabulary(name, judge.weights, self.tokenizer, self.config, self.say)
+      loaded = load.model(judge.weights, layout, seed=self.seed + 1, **types_of(judge))
+      config, own = loaded.config, loaded.params
+    return LocalJudge(
+      name=name,
+      spec=judge,
+      config=config,
+      layout=layout,
+      home=self.layout,
+      columns=self.config.vocab_size,
+      tokenizer=self.tokenizer,
+      template=judge.template or self.template,
+      own=own,
+      rows=self.rows,
+    )
+
+
+def types_of(judge: Judge) -> dict[str, Any]:
+  """The overrides of a model's config that a judge asks for."""
+  return {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+
+
+def check_vocabulary(
+  name: str, weights: str, tokenizer: Tokenizer, student: ModelConfig, say: Say = lambda text: None
+) -> None:
+  """Refuses a judge whose ids stand for other strings. Padded rows of either table are no difference."""
+  config = load.config_of(weights)
+  strings = load.strings_of(weights)
+  if strings is None:
+    if config.vocab_size != student.vocab_size:
+      raise ValueError(
+        f'judge {name}: {weights} has {config.vocab_size} entries in its vocabulary, the student {student.vocab_size}, '
+        'and no tokenizer lies beside it that would tell whether the difference is padding. Put its tokenizer files '
+        'into the folder.'
+      )
+    if not load.is_preset(weights):
+      say(
+        f'{name}: no tokenizer lies beside {weights}; that its ids mean what ours do is taken on trust'
+      )
+    return
+  vocabularies.check_strings(
+    tokenizer.strings(),
+    strings,
+    name=f'judge {name} ({weights})',
+    student_rows=student.vocab_size,
+    judge_rows=config.vocab_size,
+  )

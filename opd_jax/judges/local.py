@@ -1,0 +1,180 @@
+"""Floor 3. A judge whose weights lie in this process: the teacher, a reference, or the student itself."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from opd_jax.data.prompts import left_padded
+from opd_jax.data.templates import Template
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference import sampler, scorer
+from opd_jax.inference.buckets import bucket
+from opd_jax.inference.sampler import Model
+from opd_jax.judges.contexts import Scene
+from opd_jax.judges.spec import Judge
+from opd_jax.models import transformer
+from opd_jax.models.config import ModelConfig
+from opd_jax.sharding import Layout
+from opd_jax.storage.fingerprint import digest
+from opd_jax.types import Params, Rollout, ScoreRequest, Scores, Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalJudge:
+  """See `protocol.WorkingJudge`.
+
+  Args:
+    name: as messages call it; also that of its snapshot, where it is an earlier self of the student.
+    spec: what the experiment says of it.
+    config, layout: of its model.
+    home: where the student is trained, and where scores are wanted.
+    columns: entries of the student's vocabulary; a table that is padded to another size is fitted to it.
+    tokenizer, template: how it is addressed.
+    own: its weights; None: the student's, as `spec.refresh` says.
+    rows: per pass.
+  """
+
+  name: str
+  spec: Judge
+  config: ModelConfig
+  layout: Layout
+  home: Layout
+  columns: int
+  tokenizer: Tokenizer
+  template: Template
+  own: Params | None = None
+  rows: int = 64
+
+  def params(self, weights: Weights) -> Params:
+    """The weights it judges with at this moment."""
+    if self.own is not None:
+      return self.own
+    return weights.student if self.spec.refresh.is_live else weights.snapshots[self.name]
+
+  @property
+  def absent_state(self) -> bool:
+    """Whether the last state of what it hands out stands for entries that its table lacks; see `scorer.fitted`."""
+    return self.config.vocab_size < self.columns
+
+  def head(self, weights: Weights) -> Array:
+    head = _head(self.params(weights), config=self.config, layout=self.layout, columns=self.columns)
+    return moved(head, self.layout, self.home, rows=False)
+
+  def model(self, weights: Weights) -> Model:
+    return sampler.unrolled(Model(self.config, self.layout, self.params(weights)))
+
+  def prompts(self, scenes: Sequence[Scene]) -> list[list[int] | None]:
+    context = self.spec.context
+    messages = [scene.problem.messages if context is None else context(scene) for scene in scenes]
+    return [
+      None if each is None else self.template.render(self.tokenizer, each) for each in messages
+    ]
+
+  def score(
+    self,
+    weights: Weights,
+    scenes: Sequence[Scene],
+    rollout: Rollout,
+    ids: Any,
+    request: ScoreRequest,
+  ) -> Scores:
+    prompts = self.fitting(self.prompts(scenes), scenes, rollout)
+    return self.score_prompts(weights, prompts, rollout, ids, request)
+
+  def score_prompts(
+    self,
+    weights: Weights,
+    prompts: Sequence[list[int] | None],
+    rollout: Rollout,
+    ids: Any,
+    request: ScoreRequest,
+  ) -> Scores:
+    """Scores behind prompts that somebody else chose; None: the row is unknown."""
+    known = np.array([prompt is not None for prompt in prompts])
+    tokens = [prompt if prompt is not None else [0] for prompt in prompts]
+    width = bucket(max(map(len, tokens)), minimum=8, maximum=self.config.max_positions)
+    batch = left_padded(tokens, width=width, pad=0)
+    scores = self.score_arrays(
+      self.params(weights), batch.tokens, batch.length, rollout.response, ids, request
+    )
+    return scores._replace(known=scores.known & jnp.asarray(known)[:, None])
+
+  def fitting(
+    self, prompts: Sequence[list[int] | None], scenes: Sequence[Scene], rollout: Rollout
+  ) -> list[list[int] | None]:
+    """Prompts that leave room for their response; the others as `spec.too_long` says."""
+    table, kept = self.config.max_positions, []
+    for prompt, scene, length in zip(prompts, scenes, rollout.lengths.tolist(), strict=True):
+      if prompt is not None and len(prompt) + length > table:
+        if self.spec.too_long == 'refuse':
+          raise ValueError(
+            f'judge {self.name}: {scene.problem.name or "a row"} has {len(prompt)} tokens of prompt and {length} of '
+            f'response, its position table has {table}. Take a judge with a longer table, shorten its context, or '
+            "leave such rows without a judgement: too_long = 'unknown'."
+          )
+        prompt = None
+      kept.append(prompt)
+    return kept
+
+  def score_arrays(self, params: Params, tokens, length, response, ids, request) -> Scores:
+    """Scores of padded arrays, some rows at a time, where the student is trained."""
+    parts = []
+    for begin in range(0, len(response), self.rows):
+      piece = lambda x, begin=begin: None if x is None else x[begin : begin + self.rows]
+      parts.append(
+        scorer.score(
+          params,
+          piece(tokens),
+          piece(length),
+          piece(response),
+          piece(ids),
+          config=self.config,
+          layout=self.layout,
+          request=request,
+          columns=self.columns,
+        )
+      )
+    scores = parts[0]
+    if len(parts) > 1:
+      scores = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
+    return moved(scores, self.layout, self.home, rows=True)
+
+  def identity(self, weights: Weights) -> str:
+    """Hash of the weights, the model, the tokenizer and the entries that are compared."""
+    settings = repr((self.tokenizer.strings(), self.config, self.columns)).encode()
+    return f'{digest(self.params(weights))}-{hashlib.sha256(settings).hexdigest()[:16]}'
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layout', 'columns'))
+def _head(params: Params, *, config: ModelConfig, layout: Layout, columns: int) -> Array:
+  head = transformer.bind(config, layout, params).head()
+  return scorer.fitted(jnp.zeros((1, 1, head.shape[0]), head.dtype), head, columns)[1]
+
+
+def moved(tree: Any, layout: Layout, home: Layout, *, rows: bool) -> Any:
+  """Arrays onto the devices of another layout.
+
+  Args:
+    tree: the arrays.
+    layout: where they lie.
+    home: where they are wanted.
+    rows: they are cut by rows (whole on each device where rows cannot be dealt evenly); False cuts a head by
+      vocabulary.
+  """
+  if layout.mesh == home.mesh:
+    return tree
+
+  def one(x):
+    if not rows:
+      return jax.device_put(x, home.sharding(None, 'vocab'))
+    batch = None if len(x) % home.size('batch') else 'batch'
+    return jax.device_put(x, home.sharding(batch, *[None] * (x.ndim - 1)))
+
+  return jax.tree.map(one, tree)

@@ -1,0 +1,156 @@
+"""Floor 3. What an experiment says about a judge: records that gin fills; nothing is loaded here."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from opd_jax.data.templates import Template
+from opd_jax.judges.contexts import Context
+from opd_jax.ramps import Number
+from opd_jax.sharding import Layout
+from opd_jax.static import static
+
+
+@static
+class Refresh:
+  """φ ← φ + rate · (θ - φ), every so many steps, after the update.
+
+  Args:
+    rate: 0 never moves, 1 copies the student.
+    every: steps between two refreshes.
+  """
+
+  rate: Number
+  every: int = 1
+
+  def __post_init__(self):
+    wrong = isinstance(self.rate, float | int) and not 0 <= self.rate <= 1
+    if wrong or self.every < 1:
+      raise ValueError(
+        f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
+      )
+
+  @property
+  def is_live(self) -> bool:
+    """Whether the judge is the student itself: nothing need be kept."""
+    return self.rate == 1 and self.every == 1
+
+  def is_due(self, step: int) -> bool:
+    """Whether the judge moves after this step of its stage."""
+    return self.rate != 0 and step % self.every == 0
+
+
+NEVER = Refresh(rate=0.0)
+
+
+def never() -> Refresh:
+  """The student as it was when the stage began."""
+  return NEVER
+
+
+def ema(*, rate: Number) -> Refresh:
+  """An exponential moving average; its mean lag is (1 - rate) / rate steps."""
+  return Refresh(rate=rate)
+
+
+def every(steps: int) -> Refresh:
+  """A copy of the student, renewed every so many steps."""
+  return Refresh(rate=1.0, every=steps)
+
+
+def live() -> Refresh:
+  """The student as it is."""
+  return Refresh(rate=1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge:
+  """A model that says how likely it finds every token of a response.
+
+  Args:
+    weights: folder, hub id or preset; None: the student's own, moved as `refresh` says.
+    refresh: how a judge that is the student follows it.
+    layout: where it lies; None: where the student does.
+    template: how it is addressed; None: as the student is.
+    context: what it is shown instead of the plain problem.
+    cache: folder that keeps what it told, by judge, tokenizer and tokens; only for judges that never change.
+    dtype: of its parameters and activations; None: as it is stored.
+    too_long: what happens to a row whose prompt and response do not fit the judge's position table: 'refuse' stops
+      the run and names it, 'unknown' leaves it without a judgement.
+  """
+
+  weights: str | None = None
+  refresh: Refresh = NEVER
+  layout: Layout | None = None
+  template: Template | None = None
+  context: Context | None = None
+  cache: str | None = None
+  dtype: str | None = None
+  too_long: Literal['refuse', 'unknown'] = 'refuse'
+
+  def __post_init__(self):
+    if self.cache is not None and self.weights is None:
+      raise ValueError(
+        'Judge: a cache needs a judge that never changes; this one is the student itself.'
+      )
+    if self.layout is not None and self.weights is None:
+      raise ValueError(
+        'Judge: the student lies where it is trained; only a judge with weights of its own has a layout.'
+      )
+    if self.too_long not in ('refuse', 'unknown'):
+      raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Routed:
+  """Several judges: each problem goes to the one that its route names."""
+
+  table: tuple[tuple[str, Judge], ...]
+
+  def __post_init__(self):
+    if not self.table:
+      raise ValueError('Routed: the table is empty; name a judge for each route of the data.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Combined:
+  """One judge made of several: its logits are the signed sum of theirs, Σ coefficient · logits."""
+
+  parts: tuple[tuple[float, Judge], ...]
+
+  def __post_init__(self):
+    object.__setattr__(self, 'parts', tuple((float(part[0]), part[1]) for part in self.parts))
+    if not self.parts:
+      raise ValueError('Combined: there are no parts; name at least one (coefficient, judge).')
+
+
+AnyJudge = Judge | Routed | Combined
+
+
+def frozen(weights: str, **options: Any) -> Judge:
+  """A model that never changes: folder, hub id or preset."""
+  return Judge(weights=weights, **options)
+
+
+def itself(*, refresh: Refresh = NEVER, **options: Any) -> Judge:
+  """The student: as it was at the beginning of the stage, or as `refresh` says."""
+  return Judge(refresh=refresh, **options)
+
+
+def routed(table: Mapping[str, Judge] | None = None, **more: Judge) -> Routed:
+  """One judge for each route of the data."""
+  return Routed(table=tuple(sorted({**(table or {}), **more}.items())))
+
+
+def combined(*, parts: Sequence[tuple[float, Judge]]) -> Combined:
+  """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base))."""
+  return Combined(parts=tuple(parts))
+
+
+def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Judge]]:
+  """The single judges that work under one name, each with a name of its own."""
+  if isinstance(judge, Routed):
+    return [(f'{name}/{route}', part) for route, part in judge.table]
+  if isinstance(judge, Combined):
+    return [(f'{name}/{number}', part) for number, (_, part) in enumerate(judge.parts)]
+  return [(name, judge)]

@@ -1,0 +1,1 @@
+"""Floor 6. What an experiment would take, before anything is allocated."""

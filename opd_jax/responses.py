@@ -1,0 +1,123 @@
+"""Floor 3. A batch of responses on the host: from problems to prompts, from tokens to texts and verdicts."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from opd_jax.data.problems import Problem, Task, verdict_of
+from opd_jax.data.prompts import left_padded
+from opd_jax.data.templates import Template
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference.buckets import bucket
+from opd_jax.inference.decoding import Forbid
+from opd_jax.inference.sampler import Sampling
+from opd_jax.types import Prompts, Rollout
+
+
+class PromptBatch(NamedTuple):
+  """The rows of a batch before anybody has answered."""
+
+  problems: list[Problem]
+  prompts: Prompts
+
+
+class Responses(NamedTuple):
+  """A batch of responses, with their texts and what a verifier said of them."""
+
+  problems: list[Problem]
+  rollout: Rollout
+  texts: list[str]
+  feedback: list[str]
+
+
+def complete_sampling(sampling: Sampling, tokenizer: Tokenizer, vocabulary: int) -> Sampling:
+  """Sampling with the tokenizer's stop tokens, and without the rows of the table that stand for nothing."""
+  rules = sampling.decoding
+  if not rules.stop_tokens:
+    ends = sorted(tokenizer.stop_tokens | {tokenizer.turn_end})
+    rules = dataclasses.replace(rules, stop_tokens=tuple(ends))
+  if padding := tuple(range(len(tokenizer.strings()), vocabulary)):
+    rules = dataclasses.replace(rules, rules=(Forbid(padding), *rules.rules))
+  return dataclasses.replace(sampling, decoding=rules)
+
+
+def prompt_batch(
+  problems: Sequence[Problem],
+  samples: int,
+  template: Template,
+  tokenizer: Tokenizer,
+  *,
+  first_row: int,
+) -> PromptBatch:
+  """Every problem so many times, as left-padded prompts whose row numbers go on from `first_row`."""
+  rows = np.repeat(np.arange(len(problems)), samples).tolist()
+  tokens = [template.render(tokenizer, problem.messages) for problem in problems]
+  repeated = [tokens[row] for row in rows]
+  width = bucket(max(map(len, repeated)), minimum=8, maximum=1 << 30)
+  prompts = left_padded(repeated, width=width, pad=tokenizer.pad, groups=rows)
+  numbers = np.arange(len(rows), dtype=np.int32) + first_row
+  return PromptBatch([problems[row] for row in rows], prompts._replace(row=numbers))
+
+
+def texts_of(rollout: Rollout, tokenizer: Tokenizer, stops: Sequence[int] = ()) -> list[str]:
+  """The written texts, prefixes included, without the token that ended them: the tokenizer's, or one of `stops`."""
+  stop = {tokenizer.turn_end, *tokenizer.stop_tokens, *stops}
+  responses = np.asarray(rollout.response)
+  rows = [row[:n].tolist() for row, n in zip(responses, rollout.lengths, strict=True)]
+  return [tokenizer.decode(row[:-1] if row and row[-1] in stop else row) for row in rows]
+
+
+def verified(
+  problems: list[Problem],
+  rollout: Rollout,
+  tokenizer: Tokenizer,
+  task: Task,
+  *,
+  stops: Sequence[int] = (),
+) -> Responses:
+  """Responses with the verifier's outcome as reward, NaN where the task has no verifier.
+
+  Args:
+    stops: tokens that end a response besides the tokenizer's.
+  """
+  texts = texts_of(rollout, tokenizer, stops)
+  if task.verify is None:
+    return Responses(problems, rollout, texts, [''] * len(texts))
+  verdicts = [verdict_of(task, *pair) for pair in zip(problems, texts, strict=True)]
+  rewards = np.array([verdict.reward for verdict in verdicts], np.float32)
+  feedback = [verdict.feedback for verdict in verdicts]
+  return Responses(problems, rollout._replace(reward=rewards), texts, feedback)
+
+
+def check_fresh(rollout: Rollout, *, version: int, max_steps_old: int = 0) -> None:
+  """Refuses a rollout that other weights wrote than it is about to be used with."""
+  oldest, newest = int(np.min(rollout.version)), int(np.max(rollout.version))
+  if newest > version or oldest < version - max_steps_old:
+    raise ValueError(
+      f'rollout: written by weights of versions {oldest} to {newest}, used with version {version} (at most '
+      f'{max_steps_old} steps old allowed). Copy the new weights to the sampler before sampling, or allow the lag.'
+    )
+
+
+def trimmed(rollout: Rollout) -> Rollout:
+  """Without the columns that no row uses, up to a bucket, so that programs stay few."""
+  longest = int(rollout.lengths.max(initial=1))
+  width = bucket(longest, minimum=8, maximum=rollout.response.shape[1])
+  cut = lambda x: x[:, :width] if x is not None and np.ndim(x) >= 2 else x
+  prompt = rollout.prompt
+  size = prompt.tokens.shape[1]
+  columns = bucket(int(prompt.length.max(initial=1)), minimum=8, maximum=size)
+  prompt = prompt._replace(tokens=prompt.tokens[:, size - columns :])
+  return jax.tree.map(cut, rollout._replace(prompt=None))._replace(prompt=prompt)
+
+
+def select(responses: Responses, rows: np.ndarray) -> Responses:
+  """Some rows of a batch of responses."""
+  pick = lambda values: [values[row] for row in rows]
+  rollout = jax.tree.map(lambda x: np.asarray(x)[rows], responses.rollout)
+  return Responses(
+    pick(responses.problems), rollout, pick(responses.texts), pick(responses.feedback)
+  )

@@ -1,0 +1,46 @@
+"""Floor 5. The evaluations of a run: when they take place, and what is recorded of them."""
+
+from typing import Any
+
+import jax
+
+from opd_jax.evaluation.evaluator import Evaluator
+from opd_jax.training import verbs
+from opd_jax.training.experiment import Experiment
+from opd_jax.training.recorder import Recorder, texts_record
+from opd_jax.training.runtime import StageRuntime
+from opd_jax.training.state import RunPosition, State
+
+
+class Evaluations:
+  """The evaluations of an experiment, with the teacher of a stage where it has one."""
+
+  def __init__(self, experiment: Experiment, runtime: StageRuntime, recorder: Recorder):
+    self.runtime, self.recorder, self.seed = runtime, recorder, experiment.seed
+    key = jax.random.key(experiment.seed)
+    self.evaluators = [
+      Evaluator(evaluation, runtime.tokenizer, key) for evaluation in experiment.evaluations
+    ]
+
+  def run(self, state: State, position: RunPosition, *, all_of_them: bool = False) -> None:
+    """Those that are due, or all; one row of metrics for all of them."""
+    evaluators = [
+      evaluator
+      for evaluator in self.evaluators
+      if all_of_them or evaluator.evaluation.is_due(position.step)
+    ]
+    if not evaluators:
+      return
+    model = verbs.student_model(self.runtime, state.weights)
+    row: dict[str, Any] = {}
+    for evaluator in evaluators:
+      outcome = evaluator.run(model)
+      row |= outcome.metrics
+      if (teacher := self.runtime.judges.get('teacher')) is not None:
+        row |= evaluator.reverse_kl(
+          teacher, state.weights, outcome, step=position.stage_step, seed=self.seed
+        )
+      name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
+      self.recorder.samples(texts_record(outcome.responses, position.step, name))
+      self.recorder.outcomes(evaluator.outcomes(outcome, step=position.step, seed=self.seed))
+    self.recorder.row({'step': position.step, 'stage': self.runtime.stage.name, **row})

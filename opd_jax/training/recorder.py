@@ -1,0 +1,155 @@
+"""Floor 5. The files of a run that a person or a plot reads: a line of JSON a step, TensorBoard beside it, texts.
+
+`metrics.jsonl` holds one object a step, and one more where evaluations took place. Keys under `time/` are seconds of
+the machine; all others are the same for the same configuration on the same kind of machine, however often the run was
+interrupted. What is not finite is null.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from opd_jax.processes import to_host
+from opd_jax.responses import Responses
+from opd_jax.training.gradient import Batch
+
+NOT_THE_RUN = 'time/'
+SHOWN = 4  # texts of a record in samples.jsonl
+FILES = ('metrics.jsonl', 'samples.jsonl', 'outcomes.jsonl')
+
+
+class Recorder:
+  """The files of a run that a person or a plot reads."""
+
+  def __init__(self, workdir: Path, *, begin: int, is_writer: bool, wandb: str | None = None):
+    self.folder, self.is_writer = workdir, is_writer
+    self._board: Any = None
+    self._wandb: Any = None
+    if not is_writer:
+      return
+    for name in FILES:
+      _rewind(workdir / name, begin)
+    from tensorboardX import SummaryWriter
+
+    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=begin + 1)
+    if wandb is not None:
+      try:
+        service: Any = importlib.import_module('wandb')
+      except ImportError as error:
+        raise ValueError(
+          'metrics: W&B is asked for and not installed; pip install wandb, or leave it out.'
+        ) from error
+      self._wandb = service.init(
+        project=wandb, dir=str(workdir), resume='allow', id=_name_of(workdir)
+      )
+
+  def row(self, row: Mapping[str, Any]) -> None:
+    """The metrics of a step."""
+    if not self.is_writer:
+      return
+    _append(self.folder / 'metrics.jsonl', [row])
+    flat = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    if self._board is not None:
+      for name, value in flat.items():
+        if math.isfinite(value):
+          self._board.add_scalar(name, value, row['step'])
+    if self._wandb is not None:
+      self._wandb.log(flat, step=row['step'])
+
+  def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Texts of a batch."""
+    if self.is_writer:
+      _append(self.folder / 'samples.jsonl', rows)
+
+  def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The outcome of every response of an evaluation."""
+    if self.is_writer:
+      _append(self.folder / 'outcomes.jsonl', rows)
+
+  def close(self) -> None:
+    if self._board is not None:
+      self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+
+def _name_of(workdir: Path) -> str:
+  """The same for the same folder, another for another of the same last name."""
+  return f'{workdir.name}-{hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]}'
+
+
+def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  with open(file, 'a') as stream:
+    stream.writelines(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows)
+
+
+def _plain(value: Any) -> Any:
+  """What JSON knows: a number that is not finite is null."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if isinstance(value, Mapping):
+    return {name: _plain(each) for name, each in value.items()}
+  return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _rewind(file: Path, step: int) -> None:
+  """Drops what was written after the checkpoint that a run resumes from, and a line that a kill cut short."""
+  if not file.exists():
+    return
+  kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+  part = file.with_suffix('.part')
+  part.write_text(''.join(line + '\n' for line in kept))
+  part.rename(file)
+
+
+def _step_of(line: str) -> float:
+  try:
+    return float(json.loads(line)['step'])
+  except (ValueError, KeyError):
+    return math.inf
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+  """The rows of a run's metrics."""
+  return read_lines(Path(workdir) / 'metrics.jsonl')
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+  """The objects of a file of a run; a line that is being written is left out."""
+  lines = file.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def texts_record(responses: Responses, step: int, stage: str) -> list[Mapping[str, Any]]:
+  """A few texts of a batch, with their rewards."""
+  return [
+    {
+      'step': step,
+      'stage': stage,
+      'prompt': responses.problems[row].messages[-1]['content'],
+      'response': responses.texts[row],
+      'reward': float(responses.rollout.reward[row]),
+    }
+    for row in range(min(SHOWN, len(responses.texts)))
+  ]
+
+
+def save_batch(batch: Batch, workdir: Path, step: int) -> Path:
+  """The batch that rang an alarm, for whoever wants to know why."""
+  file = workdir / f'alarm_step{step}.npz'  # every process gathers, one writes
+  targets = {name: target._replace(head=None) for name, target in batch.targets.items()}
+  leaves = {
+    jax.tree_util.keystr(path): np.asarray(to_host(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch._replace(targets=targets))
+  }
+  if jax.process_index() == 0:
+    with open(file, 'wb') as stream:
+      np.savez(stream, allow_pickle=False, **leaves)
+  return file

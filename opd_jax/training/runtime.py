@@ -1,0 +1,195 @@
+"""Floor 5. What a stage works with: its tokenizer, its judges at work, its layouts; no state that training changes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from opd_jax.data.problems import Problem
+from opd_jax.data.stream import Stream
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference.sampler import Sampling
+from opd_jax.judges import contexts, spec
+from opd_jax.judges.build import Builder
+from opd_jax.judges.contexts import Scene
+from opd_jax.judges.local import LocalJudge
+from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.method import Evidence, as_asked
+from opd_jax.method_reads import judges_read
+from opd_jax.models.config import ModelConfig
+from opd_jax.responses import Responses, complete_sampling
+from opd_jax.sharding import Layout
+from opd_jax.training.experiment import Experiment, Stage
+from opd_jax.training.state import RunPosition
+from opd_jax.types import ScoreRequest
+
+DIAGNOSED = 8  # entries of the teacher's top k that are asked for where a method asks for fewer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRuntime:
+  """A stage at work. The verbs take it with the weights of the moment.
+
+  Args:
+    experiment, stage: what it was made of.
+    number: of the stage in the experiment.
+    tokenizer: of the student and its judges.
+    sampling: of the stage, with stop tokens and without padded rows.
+    judges: those that are asked anything, by name.
+    student: the student as a judge of itself.
+    reads: the judges whose scores `weigh` looks at.
+  """
+
+  experiment: Experiment
+  stage: Stage
+  number: int
+  tokenizer: Tokenizer
+  sampling: Sampling
+  judges: Mapping[str, WorkingJudge]
+  student: LocalJudge
+  reads: frozenset[str]
+
+  @property
+  def config(self) -> ModelConfig:
+    return self.experiment.model
+
+  @property
+  def layout(self) -> Layout:
+    return self.experiment.layout
+
+  @functools.cached_property
+  def key(self) -> PRNGKeyArray:
+    """Of everything random in this stage."""
+    return jax.random.fold_in(jax.random.key(self.experiment.seed), self.number)
+
+  @functools.cached_property
+  def weigh_key(self) -> PRNGKeyArray:
+    """Of what methods draw: rows never have this number."""
+    return jax.random.fold_in(self.key, 2**31 - 3)
+
+  @functools.cached_property
+  def requests(self) -> dict[str, ScoreRequest]:
+    """What each judge is asked: what the method needs, and for the teacher what the metrics show."""
+    requests = {name: self.stage.method.needs.judges[name] for name in self.judges}
+    if 'teacher' in requests:
+      requests['teacher'] = self._diagnosed(requests['teacher'])
+    return requests
+
+  def _diagnosed(self, request: ScoreRequest) -> ScoreRequest:
+    hidden = request.hidden or self.stage.whole_diagnosis
+    if hidden:  # who has the whole distribution need not be asked for its best
+      return dataclasses.replace(request, hidden=True)
+    return dataclasses.replace(
+      request, top_k=max(request.top_k, min(DIAGNOSED, self.config.vocab_size))
+    )
+
+  @property
+  def scores_student(self) -> bool:
+    """Whether the student is scored before it is weighed; where nobody looks, a forward pass is saved."""
+    return self.stage.method.needs.of_student != ScoreRequest() or 'student' in self.reads
+
+  @functools.cached_property
+  def weigh(self) -> Callable[[Evidence], Any]:
+    """The method's function as one program, on evidence as it asked for it."""
+    method = self.stage.method
+    return jax.jit(lambda evidence: method.weigh(as_asked(evidence, method.needs)))
+
+  @functools.cached_property
+  def remember(self) -> Callable[[Evidence], Any]:
+    """What the method keeps for the next batch, as one program."""
+    method = self.stage.method
+    if method.remember is None:
+      return lambda evidence: evidence.memory
+    remember = method.remember
+    return jax.jit(lambda evidence: remember(as_asked(evidence, method.needs)))
+
+  def stream(self) -> Stream:
+    """The problems of the stage; every stage has an order of its own."""
+    seed = self.experiment.seed
+    if self.number:
+      seed = int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0] >> 1)
+    return Stream(self.stage.task, seed=seed, fits=self._fits)
+
+  def _fits(self, problem: Problem) -> None:
+    """Refuses a row that has no room; it is looked at ahead of time, while the devices are busy."""
+    template, table = self.stage.template, self.config.max_positions
+    response = 1
+    if self.stage.mix.data and problem.demonstration is not None:
+      taught = template.response(self.tokenizer, problem.demonstration, problem.messages)
+      response = len(taught.tokens)
+      if response > self.sampling.budget:
+        raise ValueError(
+          f'the response has {response} tokens, the budget of the stage is {self.sampling.budget}'
+        )
+    whole = len(template.render(self.tokenizer, problem.messages)) + response
+    if whole > table:
+      raise ValueError(
+        f'prompt and response have {whole} tokens, the position table of the student has {table}'
+      )
+
+  def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
+    """What contexts may look at, a row each."""
+    rollout = responses.rollout
+    return contexts.scenes(
+      responses.problems,
+      responses.texts,
+      rollout.reward.tolist(),
+      responses.feedback,
+      groups=rollout.prompt.group.tolist(),
+      rows=rollout.prompt.row.tolist(),
+      seed=self.experiment.seed,
+      step=position.stage_step,
+    )
+
+
+def build_runtime(
+  experiment: Experiment, number: int, say: Callable[[str], None] = lambda text: None
+) -> StageRuntime:
+  """A stage with its judges loaded.
+
+  Args:
+    experiment: the run.
+    number: of the stage.
+    say: told what is being loaded.
+  """
+  stage, tokenizer = experiment.stages[number], experiment.known_tokenizer
+  reads = checked_reads(stage)
+  builder = Builder(
+    config=experiment.model,
+    layout=experiment.layout,
+    tokenizer=tokenizer,
+    template=stage.template,
+    rows=stage.rows,
+    seed=experiment.seed,
+    say=say,
+  )
+  return StageRuntime(
+    experiment=experiment,
+    stage=stage,
+    number=number,
+    tokenizer=tokenizer,
+    sampling=complete_sampling(stage.sampling, tokenizer, experiment.model.vocab_size),
+    judges={name: builder.build(name, stage.judges[name]) for name in stage.asked},
+    student=builder.local('student', spec.itself(refresh=spec.live())),
+    reads=reads,
+  )
+
+
+def checked_reads(stage: Stage) -> frozenset[str]:
+  """The judges that the method's `weigh` reads; a method that reads what it did not ask for is refused."""
+  try:
+    reads = judges_read(stage.method)
+  except ValueError as error:
+    raise ValueError(f'stage {stage.name}: {error}') from error
+  missing = sorted(reads - {'student', *stage.judges})
+  if missing:
+    name = missing[0]
+    raise ValueError(
+      f"stage {stage.name}: the method reads the {name}'s scores and there is no judge called {name!r}. Bind "
+      f'experiment.Stage.judges = {{{name!r}: @judges.{"frozen" if name == "teacher" else "itself"}()}}.'
+    )
+  return reads

@@ -1,0 +1,101 @@
+"""An evaluation takes a model and needs no stage: its numbers depend on nothing that a stage says."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs as runs
+
+from opd_jax import judges
+from opd_jax.data.tiny_worlds import sums
+from opd_jax.evaluation.evaluator import Evaluation, Evaluator
+from opd_jax.inference.decoding import Decoding, Greedy
+from opd_jax.inference.sampler import Model, Sampling
+from opd_jax.models import transformer
+from opd_jax.sharding import mesh_layout
+
+HELDOUT = Evaluation(
+  task=sums.sums(split='heldout'), problems=4, samples=2, every=2, budget=12, slots=4
+)
+
+
+def model(layout=None):
+  layout = layout or mesh_layout()
+  return Model(runs.CONFIG, layout, transformer.init(runs.CONFIG, layout, jax.random.key(0)))
+
+
+def test_an_evaluation_needs_no_stage_and_its_key_is_the_experiments():
+  outcomes = [
+    Evaluator(HELDOUT, sums.tokenizer(), jax.random.key(seed)).run(model()) for seed in (0, 0, 1)
+  ]
+  assert outcomes[0].metrics == outcomes[1].metrics
+  assert outcomes[0].responses.texts == outcomes[1].responses.texts != outcomes[2].responses.texts
+  names = {name.removeprefix('eval/sums/') for name in outcomes[0].metrics}
+  assert names == {'avg@2', 'length', 'truncated', 'entropy'}
+
+
+def test_a_stage_does_not_change_what_is_measured(tmp_path):
+  """Budget, template and key are the evaluation's own: the first row is the same whatever stage begins."""
+  rows = []
+  for number, changes in enumerate(({}, {'sampling': Sampling(budget=3, slots=2)}, {'samples': 2})):
+    known = runs.experiment(tmp_path, evaluations=(HELDOUT,))
+    stage = dataclasses.replace(known.stages[1], steps=1, **changes)
+    runs.run(dataclasses.replace(known, stages=(stage,)), tmp_path / str(number))
+    row = runs.metrics_of(tmp_path / str(number))[0]
+    rows.append({name: value for name, value in row.items() if name.startswith('eval/')})
+  assert rows[0] == rows[1] == rows[2] and 'eval/sums/reverse_kl' in rows[0]
+
+
+def test_several_evaluations_share_a_row_and_record_every_outcome(tmp_path):
+  greedy = dataclasses.replace(
+    HELDOUT, name='greedy', samples=1, every=0, decoding=Decoding(rules=(Greedy(),))
+  )
+  known = runs.experiment(tmp_path, evaluations=(HELDOUT, greedy))
+  runs.run(known, tmp_path / 'run')
+  rows = runs.metrics_of(tmp_path / 'run')
+  at = lambda name: [row['step'] for row in rows if name in row]
+  assert at('eval/sums/avg@2') == [0, 2, 3, 4, 6]
+  assert at('eval/greedy/avg@1') == [
+    0,
+    3,
+    6,
+  ]  # every = 0: before the first step, and after each stage
+  assert 'eval/greedy/entropy' not in rows[0]
+  outcomes = runs.recorder.read_lines(tmp_path / 'run' / 'outcomes.jsonl')
+  assert len(outcomes) == 5 * 8 + 3 * 4
+  assert outcomes[1].keys() == {
+    'step', 'evaluation', 'problem', 'sample', 'reward', 'length', 'ended_by', 'seed'
+  }  # fmt: skip
+  assert [row['sample'] for row in outcomes[:4]] == [0, 1, 0, 1]
+  mean = np.mean([row['reward'] for row in outcomes[:8]])
+  assert rows[0]['eval/sums/avg@2'] == pytest.approx(mean)
+
+
+def test_where_nobody_judged_there_is_no_reverse_kl(tmp_path):
+  nobody = judges.itself(context=lambda scene: None)
+  known = runs.experiment(
+    tmp_path, distil={'judges': {'teacher': nobody}, 'steps': 1}, evaluations=(HELDOUT,)
+  )
+  runs.run(dataclasses.replace(known, stages=known.stages[1:]), tmp_path / 'run')
+  assert not any('eval/sums/reverse_kl' in row for row in runs.metrics_of(tmp_path / 'run'))
+
+
+def test_an_evaluation_may_be_judged_elsewhere_and_needs_no_routes(tmp_path):
+  weights, many = runs.teacher_folder(tmp_path), mesh_layout(fsdp=4)
+  alone = judges.frozen(weights, layout=mesh_layout())
+  six = dataclasses.replace(HELDOUT, problems=3)
+  for name, judge in (('elsewhere', alone), ('by route', judges.routed(a=alone, b=alone))):
+    runtime, state = runs.at_work(tmp_path, {'teacher': judge}, layout=many)
+    evaluator = Evaluator(six, runtime.tokenizer, jax.random.key(0))
+    outcome = evaluator.run(model(many))
+    row = evaluator.reverse_kl(runtime.judges['teacher'], state.weights, outcome, step=0, seed=0)
+    assert (row.get('eval/sums/reverse_kl', 0) > 0) == (name == 'elsewhere')
+
+
+def test_refusals():
+  with pytest.raises(ValueError, match='every must be a whole number of at least 0, got -1'):
+    dataclasses.replace(HELDOUT, every=-1)
+  with pytest.raises(ValueError, match='the task has 5'):
+    few = dataclasses.replace(HELDOUT, task=sums.sums(size=5), problems=6)
+    Evaluator(few, sums.tokenizer(), jax.random.key(0))
