@@ -43,7 +43,8 @@ def dense_of(name):
 
 def kinds(base) -> set[str]:
   """The names of every class of the package below a base that can be made."""
-  below = {kind for child in base.__subclasses__() for kind in kinds(child) | {child.__name__}}
+  ours = [child for child in base.__subclasses__() if child.__module__.startswith('opd_jax')]
+  below = {kind for child in ours for kind in kinds(child) | {child.__name__}}
   return below - {OnToken.__name__}
 
 
