@@ -4,6 +4,7 @@ A `RolloutMix` is what a method or a stage asks for; `write` does it, and knows 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -169,14 +170,14 @@ def write(
     version: stamp of the student's weights.
   """
   parts = []
+  student, teacher = functools.cache(student), functools.cache(teacher)  # each is made once a batch
   by_student, by_teacher, by_data = mix.deal(len(prompts.row))
   settings = _Settings(mix, key, sampling, step, version, columns)
   if by_student.any():
     parts.append(_by_student(settings, chosen(prompts, by_student), by_student, student, teacher))
   if by_teacher.any():
     writer = teacher()
-    shown = chosen(writer.prompts, by_teacher)
-    rollout = _by_teacher(settings, writer.model, shown, key, budgets=None)
+    rollout = _by_teacher(settings, writer.model, chosen(writer.prompts, by_teacher), key, None)
     parts.append(rollout._replace(prompt=chosen(prompts, by_teacher)))
   if by_data.any():
     wanted = [each for each, here in zip(demonstrations, by_data, strict=True) if here]
@@ -202,9 +203,8 @@ class _Settings(NamedTuple):
 
 def _by_teacher(settings: _Settings, model: Model, prompts: Prompts, key, budgets) -> Rollout:
   sampling = settings.sampling
-  if padding := tuple(
-    range(settings.columns, model.config.vocab_size)
-  ):  # ids that the student does not have
+  # Ids that the student does not have.
+  if padding := tuple(range(settings.columns, model.config.vocab_size)):
     rules = dataclasses.replace(
       sampling.decoding, rules=(Forbid(padding), *sampling.decoding.rules)
     )

@@ -143,16 +143,7 @@ class Evaluator:
     }:
       return {}
     rollout = trimmed(responses.rollout)
-    scenes = contexts.scenes(
-      responses.problems,
-      responses.texts,
-      rollout.reward.tolist(),
-      responses.feedback,
-      groups=rollout.prompt.group.tolist(),
-      rows=rollout.prompt.row.tolist(),
-      seed=seed,
-      step=step,
-    )
+    scenes = contexts.scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
     scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
     counted = rollout.mask & np.asarray(scores.known)
     if not counted.any():

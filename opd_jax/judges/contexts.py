@@ -7,6 +7,7 @@ import numpy as np
 
 from opd_jax.data.problems import Problem
 from opd_jax.data.tokenizers import Message
+from opd_jax.responses import Responses
 
 
 class Mate(NamedTuple):
@@ -76,6 +77,21 @@ def scenes(
     )
     for number in range(len(problems))
   ]
+
+
+def scenes_of(responses: Responses, *, seed: int, step: int) -> list[Scene]:
+  """The scene of every row of some responses; see `scenes`."""
+  rollout = responses.rollout
+  return scenes(
+    responses.problems,
+    responses.texts,
+    rollout.reward.tolist(),
+    responses.feedback,
+    groups=rollout.prompt.group.tolist(),
+    rows=rollout.prompt.row.tolist(),
+    seed=seed,
+    step=step,
+  )
 
 
 def solution(*, introduction: str = '\n\nA correct solution:\n') -> Context:

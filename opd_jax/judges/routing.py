@@ -75,7 +75,8 @@ class RoutedJudge:
     return whole
 
   def _widths(self, weights: Weights) -> dict[str, int]:
-    return {route: judge.head(weights).shape[0] for route, judge in self.table.items()}
+    shape = lambda judge: jax.eval_shape(judge.head, weights).shape
+    return {route: shape(judge)[0] for route, judge in self.table.items()}
 
   def _beside(self, hidden: AnyArray, route: str, weights: Weights) -> Array:
     """Pads one judge's states with zeros for the other judges, so that the stacked head gives its own logits."""

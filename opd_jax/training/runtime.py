@@ -133,17 +133,8 @@ class StageRuntime:
 
   def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
     """What contexts may look at, a row each."""
-    rollout = responses.rollout
-    return contexts.scenes(
-      responses.problems,
-      responses.texts,
-      rollout.reward.tolist(),
-      responses.feedback,
-      groups=rollout.prompt.group.tolist(),
-      rows=rollout.prompt.row.tolist(),
-      seed=self.experiment.seed,
-      step=position.stage_step,
-    )
+    seed, step = self.experiment.seed, position.stage_step
+    return contexts.scenes_of(responses, seed=seed, step=step)
 
 
 def build_runtime(

@@ -84,11 +84,8 @@ def _teacher_writer(
   scenes = runtime.scenes(Responses(batch.problems, unwritten, empty, empty), position)
   prompts = judge.prompts(scenes)
   mix = runtime.stage.mix
-  wanted = (
-    mix.deal(len(prompts))[:2].any(axis=0)
-    if mix.prefix or mix.beside
-    else mix.deal(len(prompts))[1]
-  )
+  by_student, by_teacher, _ = mix.deal(len(prompts))
+  wanted = by_teacher | by_student if mix.prefix or mix.beside else by_teacher
   bare = [
     scene.problem.name or 'a row'
     for scene, prompt, here in zip(scenes, prompts, np.asarray(wanted), strict=True)
