@@ -44,7 +44,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Judges', 'judges', JUDGES),
   ('Options of judges', 'judges.spec', ('Judge',)),
   ('Contexts of judges', 'judges.contexts', ('solution',)),
-  ('Numbers that move', 'ramps', ('Ramp', 'Piecewise')),
+  ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),
   ('Divergences', 'losses.divergences', None),
   ('Supports', 'losses.supports', None),
   ('Rest rules', 'losses.rest_rules', None),
@@ -52,6 +52,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Sampling', 'inference.sampler', ('Sampling',)),
   ('What is recorded of a rollout', 'inference.decode_programs', ('Recording',)),
   ('Decoding', 'inference.decoding', None),
+  ('Decoding beside a second model', 'inference.guided', None),
   ('Layouts', 'sharding', ('mesh_layout', 'Layout')),
   ('Tiny world: sums', 'data.tiny_worlds.sums', ('sums', 'tokenizer')),
   ('Tiny world: calls', 'data.tiny_worlds.calls', ('calls', 'tokenizer')),
@@ -63,6 +64,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Tokenizers', 'data.tokenizers', ('CharacterTokenizer', 'ByteTokenizer', 'HubTokenizer')),
 )
 HIDDEN = {'Compared', 'View', 'WeightedTerm', 'OutsideMass', 'named_parts', 'draw', 'value_of'}
+HIDDEN |= {'all_between', 'require'}  # what rules of other files are made with
 
 
 # --- signatures, as the source has them: the same under every version of Python ----------------------
@@ -214,7 +216,8 @@ def gin_import(path: str) -> str:
 
 
 def writers(mix: RolloutMix) -> str:
-  parts = {'student': mix.student, 'teacher': mix.teacher, 'data set': mix.data}
+  first = mix.deal(1000).mean(axis=1).round(3).tolist()
+  parts = dict(zip(('student', 'teacher', 'data set'), first, strict=True))
   if 1.0 in parts.values():
     return next(name for name, part in parts.items() if part == 1.0)
   return ', '.join(f'{part:.0%} {name}' for name, part in parts.items() if part)

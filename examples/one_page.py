@@ -17,7 +17,7 @@ from opd_jax.methods import gkd, sft
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import orbax_folder
-from opd_jax.training import optimisers, verbs
+from opd_jax.training import optimisers, verbs, writers
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.state import RunPosition, initial_state
@@ -48,10 +48,10 @@ def run(title: str, experiment: Experiment, params, *, show: int):
     evidence = verbs.score(runtime, weights, responses, position, state.memory)
     batch, _ = verbs.weigh(runtime, weights, evidence)
     state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
-    state = verbs.follow(runtime, state, evidence, step)
+    state = verbs.follow(runtime, state, evidence, position)
     position = RunPosition(stage_step=step, step=step, rows=step * stage.prompts)
     if step % show == 0 or step == stage.steps:
-      outcome = evaluator.run(verbs.student_model(runtime, state.weights))
+      outcome = evaluator.run(writers.student_model(runtime, state.weights))
       accuracy = outcome.metrics['eval/sums/avg@1']
       gap = row.get('teacher/reverse_kl', float('nan'))  # SFT asks no teacher
       told = f'loss {row["loss"]:.3f}, reverse KL {gap:.3f}, accuracy {accuracy:.1%}'

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError) as error:
     if args.debug:
       traceback.print_exc()
-    print(f'opd {args.command}: {error}', file=sys.stderr)
+    print(f'opd {args.command}: {str(error).removeprefix(args.command + ": ")}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f'opd {args.command}: stopped', file=sys.stderr)

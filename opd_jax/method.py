@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from opd_jax.claims import Claim
+from opd_jax.forks import Forking, Forks
 from opd_jax.losses.terms import DivergenceTerm, Term, WeightedTerm
 from opd_jax.losses.vocab_shard import Target
+from opd_jax.probes import Probe
 from opd_jax.rollouts import RolloutMix
 from opd_jax.types import AnyArray, Rollout, ScoreRequest, Scores
 
@@ -58,6 +60,7 @@ class Evidence(NamedTuple):
   memory: Any  # what the method remembers of earlier batches
   step: Int[AnyArray, '']
   key: PRNGKeyArray
+  forks: Forks | None = None  # what the last rows are forks of; None: there are none
 
   @classmethod
   def of(
@@ -70,13 +73,14 @@ class Evidence(NamedTuple):
     memory: Any = None,
     step: Any,
     key: PRNGKeyArray,
+    forks: Forks | None = None,
   ) -> 'Evidence':
     """Evidence with its mask: what counts, where all judges that the method asks have an opinion."""
     mask = rollout.mask
     for name in needs.judges:
       if name in scores:
         mask = mask & scores[name].known
-    return cls(rollout, mask, scores, measures or {}, memory, step, key)
+    return cls(rollout, mask, scores, measures or {}, memory, step, key, forks)
 
   def judge(self, name: str) -> JudgeView:
     """The scores of a judge; which ones there are is said where it is missing."""
@@ -111,12 +115,15 @@ class Requirements:
     student, teacher: see `ScoreRequest`.
     others: further judges by name, e.g. {'reference': ScoreRequest()}.
     measures: terms to be read before they are weighed, by name: `evidence.measures`.
+    reward: whether a task without a verifier is refused; None: it is where `weigh` reads `rollout.reward`. False is for
+      methods that say what they do with responses that nobody verified, all of them included.
   """
 
   student: ScoreRequest = ScoreRequest()
   teacher: ScoreRequest = ScoreRequest()
   others: Mapping[str, ScoreRequest] = dataclasses.field(default_factory=dict)
   measures: Mapping[str, Term] = dataclasses.field(default_factory=dict)
+  reward: bool | None = None
 
   def __or__(self, other: 'Requirements') -> 'Requirements':
     names = sorted(self.others.keys() | other.others.keys())
@@ -128,6 +135,7 @@ class Requirements:
         name: _joined(self.others.get(name, none), other.others.get(name, none)) for name in names
       },
       measures={**self.measures, **other.measures},
+      reward=other.reward if self.reward is None else self.reward or bool(other.reward),
     )
 
   @property
@@ -177,6 +185,8 @@ class Method:
     needs: what the judges must tell.
     memory: what `evidence.memory` is before the first batch: a tree of arrays, or None.
     remember: evidence -> the memory for the next batch; of the same shapes.
+    forks: rows that leave the responses inside; `weigh` sees them as the last rows of the batch.
+    probe: what is measured of gradients now and then, for numbers that follow it.
     reweigh: whether each minibatch is scored and weighed anew by the student as it is by then.
   """
 
@@ -187,6 +197,8 @@ class Method:
   needs: Requirements = Requirements()
   memory: Any = None
   remember: Callable[[Evidence], Any] | None = None
+  forks: Forking | None = None
+  probe: Probe | None = None
   reweigh: bool = False
 
 

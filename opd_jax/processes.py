@@ -1,10 +1,14 @@
 """Floor 0. What several processes of one run do together."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+MESSAGE = 4096  # bytes of a refusal that travel between processes
+T = TypeVar('T')
 
 
 def to_host(tree: Any) -> Any:
@@ -38,3 +42,28 @@ def any_process(here: bool) -> bool:
     if jax.process_count() > 1
     else here
   )
+
+
+def first_does(what: Callable[[], T]) -> T | None:
+  """What the first process makes; None in the others. What stops it there stops every process, with the same words."""
+  made, error = None, None
+  if jax.process_index() == 0:
+    try:
+      made = what()
+    except Exception as caught:  # also a bug: the others would wait for this process for ever
+      error = caught
+  said = _told_by_first('' if error is None else str(error) or type(error).__name__)
+  if error is not None:
+    raise error
+  if said:
+    raise ValueError(said)
+  return made
+
+
+def _told_by_first(text: str) -> str:
+  """The text of the first process, in every process."""
+  if jax.process_count() == 1:
+    return text
+  content = np.frombuffer(text.encode()[:MESSAGE].ljust(MESSAGE, b'\0'), np.uint8)
+  told = np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8)
+  return told.tobytes().rstrip(b'\0').decode(errors='ignore')

@@ -1,8 +1,14 @@
-"""Floor 0. Numbers that move with the step of a stage: a function of the step alone, so a resumed run needs nothing."""
+"""Floor 0. Numbers that move: with the step of a stage, or with what a run measures.
 
+A `Ramp` and a `Piecewise` are functions of the step alone, so a resumed run needs nothing. A `Stepped` number looks at
+the metrics; what it remembers of them is a few numbers that JSON holds, and the checkpoint keeps them.
+"""
+
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -73,15 +79,136 @@ class Piecewise:
     return float(np.interp(step, steps, values))
 
 
-Moving = Ramp | Piecewise
-Number = float | int | Ramp | Piecewise
+@static
+class Stepped:
+  """Goes from `begin` towards `end`, `by` at a time, whenever a metric of the run asks for it.
+
+  Exactly one of `above`, `below` and `rises` is given.
+
+  Args:
+    name: of the number in the metrics: `moving/<name>`. Numbers of one name move together.
+    begin, end: where it sets out, and where it stays.
+    by: how far it goes at a time, without a sign.
+    metric: what it looks at, as metrics.jsonl names it: 'truncated', 'eval/sums/avg@1'.
+    above: it goes on when the smoothed metric is above this.
+    below: it goes on when the smoothed metric is below this.
+    rises: it goes on when the smoothed metric is higher than at the reading before.
+    smooth: how much of a reading enters the smoothed metric; 1 does not smooth.
+    wait: readings that it lets pass after each move.
+  """
+
+  name: str
+  begin: float | int
+  end: float | int
+  by: float | int
+  metric: str
+  above: float | None = None
+  below: float | None = None
+  rises: bool = False
+  smooth: float = 1.0
+  wait: int = 0
+
+  def __post_init__(self):
+    conditions = (self.above is not None) + (self.below is not None) + self.rises
+    if conditions != 1:
+      raise ValueError(
+        f'Stepped {self.name}: give exactly one of above, below and rises; got {self}.'
+      )
+    if not (self.by > 0 and 0 < self.smooth <= 1 and self.wait >= 0):
+      raise ValueError(
+        f'Stepped {self.name}: by must be above 0, smooth in (0, 1] and wait not negative; got {self}.'
+      )
+    if self.metric.startswith('time/'):
+      raise ValueError(
+        f'Stepped {self.name}: {self.metric} differs from machine to machine, and so would the run. Take a metric of '
+        'the text or of the loss.'
+      )
+
+  def after(self, memory: Mapping[str, float], reading: float) -> dict[str, float]:
+    """What it remembers after a reading: `value`, the smoothed `metric`, and how many readings to let pass."""
+    value, wait = float(memory.get('value', self.begin)), memory.get('wait', 0)
+    before = memory.get('metric', reading)
+    metric = before + self.smooth * (reading - before)
+    if wait:
+      return {'value': value, 'metric': metric, 'wait': wait - 1}
+    if not self._asks(before, metric):
+      return {'value': value, 'metric': metric, 'wait': 0}
+    way = math.copysign(min(self.by, abs(self.end - value)), self.end - value)
+    return {'value': value + way, 'metric': metric, 'wait': self.wait}
+
+  def _asks(self, before: float, metric: float) -> bool:
+    if self.rises:
+      return metric > before
+    return metric > self.above if self.above is not None else metric < (self.below or 0.0)
 
 
-def at(number: Number, step: Any) -> Any:
-  """A number at a step, whether it moves or not."""
+@static
+class Latest:
+  """Stands where a metric stood at its last reading; at `full` until there is one, and in every so many steps.
+
+  Args:
+    name: of the number in the metrics: `moving/<name>`.
+    metric: what it follows.
+    full: its value in the steps in which the metric is measured.
+    every: the first of so many steps is such a step.
+  """
+
+  name: str
+  metric: str
+  full: float | int
+  every: int
+
+  @property
+  def begin(self) -> float | int:
+    return self.full
+
+  @property
+  def end(self) -> float | int:
+    return self.full
+
+  def after(self, memory: Mapping[str, float], reading: float) -> dict[str, float]:
+    """What it remembers: the reading."""
+    return {'value': reading}
+
+
+Watching = Stepped | Latest  # numbers that look at metrics
+Moving = Ramp | Piecewise | Stepped | Latest
+Number = float | int | Ramp | Piecewise | Stepped | Latest
+NO_DECISIONS: Mapping[str, float] = MappingProxyType({})
+T = TypeVar('T')
+
+
+def at(number: Number, step: Any, decisions: Mapping[str, float] = NO_DECISIONS) -> Any:
+  """A number at a step, whether it moves or not.
+
+  Args:
+    number: it.
+    step: of the stage.
+    decisions: where numbers stand that look at metrics, by name; one that is not there has not moved yet.
+  """
+  if isinstance(number, Latest) and step % number.every == 0:
+    return number.full
+  if isinstance(number, Watching):
+    return decisions.get(number.name, number.begin)
   return number.at(step) if isinstance(number, Moving) else number
 
 
-def whole_at(number: Number, step: int) -> int:
-  """The same, to the nearest whole number."""
-  return round(at(number, step))
+def extremes(number: Number) -> tuple[float, float]:
+  """The smallest and the largest value that a number ever has."""
+  if isinstance(number, Piecewise):
+    values = [value for _, value in number.points]
+  else:
+    values = [number.begin, number.end] if isinstance(number, Moving) else [number]
+  return float(min(values)), float(max(values))
+
+
+def settled(record: T, step: int, decisions: Mapping[str, float] = NO_DECISIONS) -> T:
+  """A record with the numbers that it has at a step in the place of those that move."""
+  fields: Any = record
+  moving = {each.name: getattr(record, each.name) for each in dataclasses.fields(fields)}
+  values = {
+    name: at(number, step, decisions)
+    for name, number in moving.items()
+    if isinstance(number, Moving)
+  }
+  return dataclasses.replace(fields, **values) if values else record

@@ -92,13 +92,26 @@ def verified(
   return Responses(problems, rollout._replace(reward=rewards), texts, feedback)
 
 
-def check_fresh(rollout: Rollout, *, version: int, max_steps_old: int = 0) -> None:
-  """Refuses a rollout that other weights wrote than it is about to be used with."""
-  oldest, newest = int(np.min(rollout.version)), int(np.max(rollout.version))
-  if newest > version or oldest < version - max_steps_old:
+def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool) -> None:
+  """Refuses text that another student wrote than the one that is about to learn from it.
+
+  Args:
+    rollout: what was written, by anybody; only the student's rows age.
+    version: of the weights that learn.
+    may_be_older: whether the method looks at how likely the text was when it was drawn.
+  """
+  versions = np.asarray(rollout.version)[np.asarray(rollout.by_student).any(axis=1)]
+  oldest, newest = int(versions.min(initial=version)), int(versions.max(initial=version))
+  if newest > version:
     raise ValueError(
-      f'rollout: written by weights of versions {oldest} to {newest}, used with version {version} (at most '
-      f'{max_steps_old} steps old allowed). Copy the new weights to the sampler before sampling, or allow the lag.'
+      f'rollout: weights of version {newest} wrote it, and those of version {version} are to learn from it. Hand the '
+      'position in at which it was sampled, or a later one.'
+    )
+  if oldest < version and not may_be_older:
+    raise ValueError(
+      f'rollout: weights of version {oldest} wrote it, those of version {version} are to learn from it, and the method '
+      'takes it for their own. Sample with the present weights, or take a method that corrects for the age, e.g. '
+      'its coefficients times weights.truncated_importance(evidence.student.logp, evidence.rollout.behaviour_logp).'
     )
 
 

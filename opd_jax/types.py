@@ -57,7 +57,7 @@ class Rollout(NamedTuple):
 
   prompt: Prompts
   response: Int[AnyArray, 'B R']  # right-padded; a stop token is part of the response
-  mask: Bool[AnyArray, 'B R']  # True where a token counts; a prefix is written and does not count
+  mask: Bool[AnyArray, 'B R']  # True where a token counts; a prefix only where the mix says so
   writer: Int[AnyArray, 'B R']  # index into WRITERS; nobody: padding
   behaviour_logp: Float[AnyArray, 'B R']  # under the distribution drawn from: after every rule
   logp: Float[AnyArray, 'B R']  # under the model that wrote, temperature one, full vocabulary

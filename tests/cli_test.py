@@ -13,6 +13,7 @@ from opd_jax import cli
 from opd_jax.models import presets
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import huggingface, orbax_folder
+from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
 COMMANDS = 'certify convert demo export methods new-method plan sample score train'
@@ -55,6 +56,14 @@ def test_a_refusal_names_what_is_wrong_and_shows_no_traceback(opd, bindings, wor
   status, out, err = opd('plan', '--gin_file', TINY, *flags)
   assert (status, out) == (2, '')
   assert err.startswith('opd plan: ') and words in err and 'Traceback' not in err
+
+
+def test_a_refusal_of_a_second_run_names_the_command_once(opd, tmp_path):
+  files = (TINY, 'experiments/data/sums.gin', 'experiments/methods/sft.gin')
+  flags = [flag for file in files for flag in ('--gin_file', file)]
+  with locked(tmp_path):
+    status, _, err = opd('train', *flags, '--workdir', tmp_path)
+  assert status == 2 and err.startswith(f'opd train: another run is at work in {tmp_path}: process')
 
 
 def test_a_missing_file_and_a_missing_macro_are_refused(opd):
@@ -304,7 +313,7 @@ def test_methods_shows_what_one_method_can_be_told(opd):
   shown = json.loads(opd('methods', 'opd', '--json')[1])
   assert shown['arguments'] == {'coefficient': '1.0'} and shown['doc']
   status, _, err = opd('methods', 'opdd')
-  assert status == 2 and "no method is called 'opdd'; there are aopd" in err
+  assert status == 2 and "no method is called 'opdd'; there are adwin, aopd" in err
   status, _, err = opd('methods', '--module', 'nowhere_at_all')
   assert status == 2 and '--module nowhere_at_all cannot be imported' in err
 

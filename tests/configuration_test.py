@@ -135,7 +135,7 @@ ramps.Ramp:
 """
   experiment, _ = build([SMALL, SUMS, SFT, gin_file(HEADER + text)], [])
   mix = experiment.stages[0].mix
-  assert mix.student == 1.0 and mix.stop_after.at(50) == 24.0
+  assert not mix.needs_teacher and mix.stop_after.at(50) == 24.0
 
 
 # --- scopes ---------------------------------------------------------------------------------------

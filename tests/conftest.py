@@ -3,12 +3,18 @@
 import functools
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
 # Tests compile far more than they compute: without LLVM's optimiser the suite takes half the time.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+# A program is compiled once a session, whichever worker or child process needs it: workers inherit the folder.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  programs = tempfile.TemporaryDirectory(prefix='programs', ignore_cleanup_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = programs.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 
@@ -40,6 +46,27 @@ FAMILIES = {
     **overrides,
   ),
 }
+
+
+# Files of a minute or of many seconds. A worker that begins with them ends with short ones: both end together.
+LONG_FIRST = (
+  'training/multihost_test.py',
+  'training/loop_test.py',
+  'training/kill_test.py',
+  'certify_test.py',
+  'training/stages_test.py',
+  'examples_test.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first; `--dist loadfile --no-loadscope-reorder` deals them in this order."""
+  place = {str(Path(__file__).parent / name): number for number, name in enumerate(LONG_FIRST)}
+  items.sort(key=lambda item: place.get(str(item.path), len(place)))
+
+
+def pytest_addoption(parser):
+  parser.addoption('--variants', action='store_true', help='certify the variants of methods, too')
 
 
 @pytest.fixture(scope='module', autouse=True)

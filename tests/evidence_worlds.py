@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.data.prompts import left_padded
+from opd_jax.forks import Forks
 from opd_jax.losses import vocabulary
 from opd_jax.losses.vocab_shard import Target
 from opd_jax.method import Evidence, Method, as_asked, targets_of
@@ -203,3 +204,44 @@ def top_kl(of: Paper, *, both: bool = True):
   log_q = best - jax.nn.logsumexp(best, -1, keepdims=True)
   log_p = own - jax.nn.logsumexp(own, -1, keepdims=True) if both else own
   return (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
+
+
+def with_forks(method: Method, forks: Forks, *, length: int) -> Evidence:
+  """Evidence of this batch and of forks behind it, of `length` random tokens each; a judge is logits by row."""
+  rng, count, most = np.random.RandomState(11), len(forks.row), R + 1 + length
+  wider = lambda x: np.pad(x, [(0, 0), (0, most - R), *[(0, 0)] * (x.ndim - 2)])
+  response, column = np.zeros((count, most), np.int32), np.arange(most)
+  begin = forks.at + (forks.first >= 0)
+  for number, (row, at, first) in enumerate(zip(forks.row, forks.at, forks.first, strict=True)):
+    front = [*RESPONSE[row, :at], *([first] if first >= 0 else [])]
+    behind = rng.randint(0, V, length)
+    response[number, : len(front) + length] = [*front, *behind]
+  inside = (column >= forks.at[:, None]) & (column < (begin + length)[:, None])
+  response = np.concatenate([wider(RESPONSE), response])
+  models = {}
+  for name, logits in (
+    ('student', STUDENT_LOGITS), ('teacher', TEACHER_LOGITS), ('reference', REFERENCE_LOGITS)
+  ):  # fmt: skip
+    models[name] = np.concatenate([wider(logits), rng.randn(count, most, V)])
+  own = scores_of(models['student'], response, request=method.needs.of_student)
+  scores = {'student': own}
+  for name, request in method.needs.judges.items():
+    ids = None if own.top_k is None else own.top_k.ids
+    scores[name] = scores_of(models[name], response, ids, request=request)
+  prompts = left_padded([[1 + number % ROWS] for number in range(ROWS + count)], width=2, pad=0)
+  group = np.array([*GROUPS, *np.array(GROUPS)[forks.row]], np.int32)
+  rollout = rollout_of(np.asarray(own.logp)[:ROWS, :R])._replace(
+    prompt=prompts._replace(group=group),
+    response=response,
+    mask=np.concatenate([wider(MASK), inside]),
+    writer=np.concatenate([wider(MASK) * STUDENT, inside * forks.writer[:, None]]).astype(np.int32),
+    behaviour_logp=own.logp,
+    logp=own.logp,
+    ended_by=np.ones(ROWS + count, np.int32),
+    version=np.zeros(ROWS + count, np.int32),
+    reward=np.array([*REWARDS, *[np.nan] * count]),
+  )
+  evidence = Evidence.of(
+    rollout, scores, method.needs, step=jnp.int32(0), key=jax.random.key(0), forks=forks
+  )
+  return as_asked(evidence, method.needs)

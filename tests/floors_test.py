@@ -20,6 +20,8 @@ FLOORS = {
   'models': 1,
   'data': 1,
   'inference': 2,
+  'forks': 3,
+  'probes': 3,
   'rollouts': 3,
   'judges': 3,
   'responses': 3,

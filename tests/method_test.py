@@ -16,9 +16,16 @@ from opd_jax.losses.divergences import ForwardKL, ReverseKL
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.rest_rules import Tail
 from opd_jax.losses.supports import FULL, StudentTopK, Support, TeacherTopK
-from opd_jax.losses.terms import DivergenceTerm, Likelihood, PolicyGradient
+from opd_jax.losses.terms import (
+  K3,
+  ClippedRatio,
+  DivergenceTerm,
+  ImportanceRatio,
+  Likelihood,
+  PolicyGradient,
+)
 from opd_jax.method import Evidence, Method, Requirements, as_asked, required_by
-from opd_jax.method_reads import blank_evidence, judges_read
+from opd_jax.method_reads import blank_evidence, judges_read, rollout_read, stale_terms
 from opd_jax.types import ScoreRequest
 
 
@@ -246,3 +253,54 @@ def test_judges_read_are_those_that_reach_a_term():
   needs = Requirements(teacher=ScoreRequest(hidden=True))
   for want, weigh in cases.items():
     assert judges_read(method_of(weigh, needs=needs)) == want
+
+
+def aged(term, *, behaviour: str | None = None, corrected: bool = False):
+  """A `weigh` of one term on the student's text, with its ratio against the weights at weighing or at drawing."""
+
+  def weigh(evidence):
+    student, drawn = evidence.student.logp, evidence.rollout.behaviour_logp
+    coefficient = per_token(evidence.mask)
+    if corrected:
+      coefficient = coefficient * weights.truncated_importance(student, drawn)
+    gap = advantages.log_ratio(evidence.teacher.logp, student)
+    if behaviour is not None:
+      logp = drawn if behaviour == 'drawn' else student
+      return (term(coefficient, advantage=gap, behaviour_logp=logp),)
+    if 'teacher_logp' in term.inputs_wanted:
+      return (term(coefficient, teacher_logp=evidence.teacher.logp),)
+    return (term(coefficient * gap if isinstance(term, PolicyGradient) else coefficient),)
+
+  return weigh
+
+
+ONCE_OR_ANEW = [
+  # a term, and whether it is biased where it is weighed once, and where it is weighed anew
+  (aged(PolicyGradient()), True, True),
+  (aged(PolicyGradient(), corrected=True), True, False),  # weighed once, the correction is too old
+  (aged(K3()), True, True),
+  (aged(K3(), corrected=True), True, False),
+  (aged(ClippedRatio(), behaviour='weighed'), False, True),  # weighed anew, its ratio is one
+  (aged(ClippedRatio(), behaviour='drawn'), False, False),
+  (aged(ImportanceRatio(), behaviour='drawn'), False, False),
+  (aged(Likelihood()), False, False),
+  (aged(DivergenceTerm(divergence=ReverseKL(), support=FULL)), False, False),
+]
+
+
+@pytest.mark.parametrize('weigh, once, anew', ONCE_OR_ANEW)
+def test_terms_that_several_updates_bias_are_known(weigh, once, anew):
+  needs = Requirements(teacher=ScoreRequest(hidden=True))
+  for reweigh, stale in ((False, once), (True, anew)):
+    assert bool(stale_terms(method_of(weigh, needs=needs, reweigh=reweigh))) == stale
+
+
+def test_fields_of_the_rollout_that_reach_a_term_are_known():
+  assert rollout_read(method_of(rewarded)) == {'reward', 'prompt', 'mask'}
+  looked = aged(ClippedRatio(), behaviour='drawn')
+  assert rollout_read(method_of(looked)) == {'behaviour_logp'}
+
+  def glance(evidence):
+    return (Likelihood()(per_token(evidence.mask) + 0 * jnp.size(evidence.rollout.reward)),)
+
+  assert rollout_read(method_of(glance)) == set()

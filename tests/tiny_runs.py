@@ -23,6 +23,9 @@ from opd_jax.training.state import State, initial_state
 
 CONFIG = presets.tiny(width=32, num_layers=1, vocab_size=24)
 QUIET = loop.Listener(say=lambda text: None)
+# Short chains: every width of a response is a program of its own, and 16 tokens need three of them.
+WORLD = {'least': 2, 'most': 3, 'largest': 4}
+BUDGET = 16
 
 
 def teacher_folder(folder: Path, seed: int = 5, *, strings=None, **overrides) -> str:
@@ -43,18 +46,22 @@ def experiment(
     name='warm',
     method=sft.sft(),
     steps=3,
-    task=sums.sums(),
+    task=sums.sums(**WORLD),
     prompts=prompts,
     rows=2 * prompts,
     optimiser=optimisers.adamw(rate=1e-3),
-    sampling=Sampling(budget=40, slots=prompts),
+    sampling=Sampling(budget=BUDGET, slots=prompts),
   )
   teacher = {'teacher': judges.frozen(teacher_folder(folder))}
   second = dataclasses.replace(
     warm, name='distil', method=aopd.aopd(k=4), samples=2, judges=teacher
   )
   heldout = Evaluation(
-    task=sums.sums(split='heldout'), problems=prompts, every=2, budget=40, slots=prompts
+    task=sums.sums(split='heldout', **WORLD),
+    problems=prompts,
+    every=2,
+    budget=BUDGET,
+    slots=prompts,
   )
   known = Experiment(
     model=CONFIG,

@@ -11,9 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.losses import vocabulary
-from opd_jax.losses.divergences import ClampedPerEntry, ForwardKL, JensenShannon, ReverseKL
-from opd_jax.losses.rest_rules import Renormalised, Stopped, Tail, TeacherOnly, Unclosed
-from opd_jax.losses.supports import FULL, Columns, StudentTopK, Support, TeacherTopK
+from opd_jax.losses.divergences import (
+  BoundedReverseKL,
+  ClampedPerEntry,
+  ForwardKL,
+  JensenShannon,
+  ReverseKL,
+  TotalVariation,
+)
+from opd_jax.losses.rest_rules import (
+  Centred,
+  PerCandidate,
+  Renormalised,
+  Stopped,
+  Tail,
+  TeacherOnly,
+  Unclosed,
+)
+from opd_jax.losses.supports import FULL, Columns, SameRank, StudentTopK, Support, TeacherTopK
 from opd_jax.losses.terms import (
   K2,
   K3,
@@ -74,6 +89,10 @@ CASES = {
   'teacher only': on(ForwardKL(), BEST, TeacherOnly()),
   'teacher raw': on(ReverseKL(), BEST, Unclosed()),
   'teacher stopped': on(ReverseKL(), BEST, Stopped()),
+  'teacher centred': on(ReverseKL(), BEST, Centred()),
+  'candidates of both': on(ReverseKL(), BEST & OWN, PerCandidate(weight='teacher')),
+  'ranks': on(TotalVariation(), SameRank(K), Unclosed()),
+  'bounded reverse': on(BoundedReverseKL(bound=1.0), BEST, Renormalised()),
   'student tail': on(JensenShannon(beta=0.5), OWN, Tail()),
   'union': on(ForwardKL(), BEST | OWN, Tail()),
   'intersection': on(ReverseKL(), BEST & OWN, Renormalised()),

@@ -1,12 +1,12 @@
 r"""Floor 5. The bigram world, where every expectation is a sum that can be written down, in float64.
 
-A student, a teacher and a reference that know only the question and the token before, V tokens, T positions: every
-response, and so every whole batch, has a probability one can compute. A gradient runs through its own code on each
-batch; the exact one is that of
+Student, teacher and reference condition on the question and the previous token only, with V tokens and T positions:
+every response, and so every batch, has a probability that can be computed. An estimator runs its own code on each
+batch. The exact gradient is that of
 
     J = 1/n Σ_rows Σ_t Σ_c P(c before t) D( p(·|c), q(·|c) ),      n tokens that count,
 
-with P by whoever writes the row, and without a gradient of its own.
+where P(c before t) is the probability under the row's writer, held constant.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ import numpy as np
 
 from opd_jax.claims import Optimum
 from opd_jax.losses.divergences import Divergence
-from opd_jax.ramps import whole_at
 from opd_jax.rollouts import RolloutMix
+from opd_jax.rollouts.mix import whole
 from opd_jax.types import DATA, NOBODY, STUDENT, TEACHER, ScoreRequest, Scores, TopK
 
-# Programs here run for milliseconds; compiling them is what takes time.
+# Programs here run for milliseconds, so compiling them dominates.
 QUICK = {'xla_backend_optimization_level': 0}
 
 # (table, world, response [B, T], key) -> gradient of the table
@@ -34,13 +34,13 @@ Gradient = Callable[[Any, 'World', Any, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Tables of logits [Q, 1 + V, V], by question and by the token before; the first row answers for the beginning."""
+  """Tables of logits [Q, 1 + V, V], by question and previous token; row 0 is that of the first position."""
 
   student: Any
   teacher: Any
   reference: Any
   questions: tuple[int, ...]  # of every row of a batch; rows of one question are a group
-  verified: tuple[bool, ...]  # which rows a verifier looks at
+  verified: tuple[bool, ...]  # which rows have a verifier
   length: int  # of every response
 
   @property
@@ -56,15 +56,15 @@ class World:
 
   @property
   def chunk(self) -> int:
-    """Batches at a time: those in which the rows of one question write everything, and the others stand still."""
+    """Batches of one call: all responses of the rows of one question, while the other rows are fixed."""
     return len(self.responses) ** self.questions.count(0)
 
   def logits(self, table, response):
-    """What a table answers at each position of a batch, [B, T, V]."""
+    """Logits of a table at each position of a batch, [B, T, V]."""
     return table[np.asarray(self.questions)[:, None], contexts_of(response)]
 
   def reward(self, response):
-    """1 where a row ends in the token that is its question's number, else 0; NaN where nobody verifies."""
+    """1 where a row ends in the token that is its question's number, else 0; NaN without a verifier."""
     right = (response[:, -1] == np.asarray(self.questions)).astype(float)
     return jnp.where(np.asarray(self.verified), right, jnp.nan)
 
@@ -77,53 +77,53 @@ jax.tree_util.register_dataclass(
 
 
 def single() -> World:
-  """One row of three of five tokens, for estimators; its beginning has the logits of the field's test vector."""
+  """One row of three tokens, vocabulary of five, for estimators; position 0 has the field's test vector as logits."""
   tables = 1.2 * np.random.RandomState(0).randn(3, 1, 6, 5)
   tables[0, 0, 0], tables[1, 0, 0] = [2, 1, 0, -1, 0.5], [0.2, 2, 1, -2, 0]
   return World(*map(jnp.asarray, tables), questions=(0,), verified=(False,), length=3)
 
 
 def batched(seed: int = 1) -> World:
-  """Two questions, two samples of each, one of the four never verified: 6561 batches of two of three tokens."""
+  """Two questions with two samples each, one without a verifier; two tokens, vocabulary of three: 6561 batches."""
   tables = 1.2 * np.random.RandomState(seed).randn(3, 2, 4, 3)
   rows, verified = (0, 0, 1, 1), (True, True, True, False)
   return World(*map(jnp.asarray, tables), questions=rows, verified=verified, length=2)
 
 
 def contexts_of(response):
-  """The row of the table that answers for each position."""
+  """Returns the row of the table that holds each position's logits."""
   return jnp.concatenate([jnp.zeros_like(response[:, :1]), response[:, :-1] + 1], axis=1)
 
 
 def written(writers: RolloutMix, world: World) -> tuple[np.ndarray, np.ndarray]:
-  """Who writes each token of a batch, and which tokens count, [B, T]: as a run deals rows at step 0."""
+  """Returns the writer of each token of a batch and whether it counts, [B, T], as a run assigns rows at step 0."""
   shape = (len(world.questions), world.length)
   student, teacher, _ = writers.deal(shape[0])
   rows = np.where(student, STUDENT, np.where(teacher, TEACHER, DATA))
   writer = np.broadcast_to(rows[:, None], shape).copy()
-  stop = shape[1] if writers.stop_after is None else whole_at(writers.stop_after, 0)
-  prefix = 0 if writers.prefix is None else whole_at(writers.prefix, 0)
+  stop = shape[1] if writers.stop_after is None else whole(writers.stop_after)
+  prefix = 0 if writers.prefix is None else whole(writers.prefix)
   position = np.arange(shape[1])
   ahead, behind = student[:, None] & (position < prefix), student[:, None] & (position >= stop)
   writer[ahead], writer[behind] = TEACHER, NOBODY
-  return writer, ~(ahead | behind)
+  return writer, ~behind & (~ahead | writers.prefix_counts)
 
 
 @functools.partial(jax.jit, static_argnames=('writers',))
 def row_log_probs(writers: RolloutMix, table, world: World):
-  """log-probability of every response in every row by its writer, [B, N]; a data set is the teacher's text."""
+  """Log-probability of every response in every row under its writer, [B, N]; data sets are drawn from the teacher."""
   responses, (writer, _) = jnp.asarray(world.responses), written(writers, world)
   contexts = contexts_of(responses)
   each = []
   for row, question in enumerate(world.questions):
-    own, other = (
+    student_logp, teacher_logp = (
       jnp.take_along_axis(
         jax.nn.log_softmax(logits[question])[contexts], responses[..., None], axis=-1
       )[..., 0]
       for logits in (table, world.teacher)
     )
     by_student = (writer[row] == STUDENT) | (writer[row] == NOBODY)
-    each.append(jnp.where(by_student, own, other).sum(axis=1))
+    each.append(jnp.where(by_student, student_logp, teacher_logp).sum(axis=1))
   return jnp.stack(each)
 
 
@@ -144,7 +144,7 @@ def exact_of_each(
 
 
 def exact(divergence: Divergence, writers: RolloutMix, table, world: World, target=None):
-  """The same of one divergence."""
+  """Returns the exact gradient for one divergence; see `exact_of_each`."""
   return exact_of_each((divergence,), writers, table, world, target)[0]
 
 
@@ -154,7 +154,7 @@ def _at(log, ids):
 
 
 def _best(log, k: int) -> TopK:
-  """The likeliest k; where the vocabulary has fewer, ids outside it."""
+  """Top k entries; where the vocabulary has fewer, the rest are ids outside it."""
   size = log.shape[-1]
   logp, ids = jax.lax.top_k(log, min(k, size))
   fill = lambda x, value: jnp.pad(
@@ -166,13 +166,13 @@ def _best(log, k: int) -> TopK:
 def scores_of(
   logits: Any, response: Any, request: ScoreRequest = ScoreRequest(), ids: Any = None
 ) -> Scores:
-  """What a judge tells whose logits [B, R, V] are all there is of it.
+  """Scores of a judge that is nothing but logits [B, R, V].
 
   Args:
-    logits: its states too, under a head that is the identity; after every layer the same.
+    logits: also its hidden states, after every layer; the head is the identity.
     response: the written tokens.
-    request: what is asked.
-    ids: the student's likeliest tokens, where the judge is asked about them.
+    request: which scores to return.
+    ids: the student's top k, where the request includes the judge's log-probabilities there.
   """
   logits = jnp.asarray(logits)
   log = jax.nn.log_softmax(logits / request.temperature)

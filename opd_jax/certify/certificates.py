@@ -1,4 +1,4 @@
-"""Floor 5. Certificates: what a gradient is *in expectation*, held against what it claims, by enumeration.
+"""Floor 5. Certificates compare the *expectation* of a gradient, by enumeration, with its claim.
 
 A method runs through its own code on every batch of a small world: two questions, two samples of each, with mixed
 rewards. Bad estimators are certified too, as bad, with their numbers: a certificate that could not fail would prove
@@ -48,7 +48,7 @@ PLAIN = 1e-3  # relative: what counts as different
 FIXED = 1e-3  # nats from the optimum
 ROUNDS = 4  # of the search for it
 TOP_K = 2  # what a method's top k is cut to: fewer than the world's three tokens
-ON_POLICY = RolloutMix(student=1.0)
+ON_POLICY = RolloutMix()
 
 
 class Line(NamedTuple):
@@ -91,7 +91,7 @@ def _described(claim: Claim) -> str:
 
 
 def certify_method(name: str, method: Method) -> Line:
-  """A method against its own claim: its bias or its cosine in whole batches, and where following it ends.
+  """Compares a method with its claim: bias or cosine over whole batches, and the fixed point of its gradient.
 
   `Nothing` is measured against the reverse KL to the teacher, and never fails.
   """
@@ -119,9 +119,9 @@ def certify_method(name: str, method: Method) -> Line:
 def certify_estimators(wanted: Sequence[Estimator], world: World) -> list[Line]:
   """Bias of each against the exact gradient of the divergence it claims: one program for all of them."""
   lines = []
-  each = moments([estimator.gradient for estimator in wanted], ON_POLICY, world)
+  all_moments = moments([estimator.gradient for estimator in wanted], ON_POLICY, world)
   truth = _exact_on_policy(world)
-  for (kind, name, divergence, _), moment in zip(wanted, each, strict=True):
+  for (kind, name, divergence, _), moment in zip(wanted, all_moments, strict=True):
     bias, cosine, deviation = compared(*moment, truth[divergence])
     claim = f'unbiased for {divergence.name}'
     lines.append(Line(kind, name, claim, bias, cosine, deviation, None, bias <= EXACT))
@@ -134,7 +134,7 @@ def _exact_on_policy(world: World) -> dict[Divergence, Any]:
 
 
 def _bad_gradients() -> dict[str, Gradient]:
-  """The mistakes, and what they are explained by."""
+  """Gradients of the mistakes, and of what explains them."""
   reverse, forward = ReverseKL(), ForwardKL()
   naive = lambda each: by_advantage(functools.partial(advantages.naive, each))
   return {
@@ -151,12 +151,12 @@ def _bad_gradients() -> dict[str, Gradient]:
 
 
 def known_bad(world: World) -> list[Line]:
-  """The field's public mistakes, each held to *how* it is wrong."""
+  """Certifies the field's public mistakes: each must be wrong in its known way."""
   truth, gradients = _exact_on_policy(world), _bad_gradients()
   reverse, half = ReverseKL(), JensenShannon(beta=0.5)
-  each = dict(zip(gradients, moments(list(gradients.values()), ON_POLICY, world), strict=True))
-  against = lambda name, divergence: compared(*each[name], truth[divergence])
-  mean = {name: moment[0] for name, moment in each.items()}
+  by_name = dict(zip(gradients, moments(list(gradients.values()), ON_POLICY, world), strict=True))
+  against = lambda name, divergence: compared(*by_name[name], truth[divergence])
+  mean = {name: moment[0] for name, moment in by_name.items()}
   size = lambda gradient: float(jnp.linalg.norm(gradient))
   bad = lambda name, claim, numbers, holds: Line(
     'known bad', name, claim, numbers[0], numbers[1], numbers[2], None, holds
@@ -181,19 +181,19 @@ def known_bad(world: World) -> list[Line]:
     numbers, holds = against(which, divergence), size(mean[which]) < EXACT
     lines.append(bad(name, 'no gradient at all', numbers, holds))
   clamped, forward = (mean[name][:, :1] for name in ('clamped', 'forward'))
-  numbers = compared(clamped, 0.0, forward)  # at the beginning: the printed test vector
+  numbers = compared(clamped, 0.0, forward)  # at position 0: the printed test vector
   claim = 'turned against the true gradient'
   return [*lines, bad('forward_kl, clamped per entry', claim, numbers, numbers[1] < 0)]
 
 
 def certify_term(name: str, term: Any) -> Line:
-  """The one-sweep gradient against finite differences."""
+  """Compares a term's gradient from the vocabulary pass with finite differences."""
   holds = terms.agrees(term)
   return Line('term', name, 'finite differences agree', None, None, None, None, holds)
 
 
 def _work(module: ModuleType | None) -> dict[str, Callable[[], Line | list[Line]]]:
-  """What can be certified, by name; of a module of the user's nothing but its methods."""
+  """Everything that can be certified, by name; of a user's module, its methods only."""
   work: dict[str, Callable[[], Line | list[Line]]] = {
     name: lambda name=name, make=make: certify_method(name, make())
     for name, make in makers(module).items()
@@ -226,22 +226,22 @@ def certificates(
   """Some certificates by name, or all of them.
 
   Args:
-    names: of methods, their variants, estimators or terms; None certifies everything, also what is known to be bad.
-    progress: told how many are done, of how many, and which comes next.
-    module: of the user's: its methods and their variants, and nothing else.
+    names: of methods, their variants, estimators or terms; None certifies everything, known mistakes included.
+    progress: called with the number of certificates done, their total, and the name of the next one.
+    module: a module of the user's, of which methods and their variants are certified; None certifies the library.
   """
   with jax.enable_x64(True):
     work = _work(module)
     _check_names(names or (), work)
     if names is None and module is None:  # estimators share a program
-      every = list(estimators())
-      first = every[0].name
-      work = {name: run for name, run in work.items() if name not in {e.name for e in every[1:]}}
-      work[first] = lambda: certify_estimators(every, bigram.single())
+      shared = list(estimators())
+      first = shared[0].name
+      work = {name: run for name, run in work.items() if name not in {e.name for e in shared[1:]}}
+      work[first] = lambda: certify_estimators(shared, bigram.single())
     lines: list[Line] = []
-    wanted = list(names or work)
-    for number, name in enumerate(wanted):
-      progress(number, len(wanted), name)
+    selected = list(names or work)
+    for number, name in enumerate(selected):
+      progress(number, len(selected), name)
       result = work[name]()
       lines += result if isinstance(result, list) else [result]
   return lines

@@ -1,4 +1,4 @@
-"""Floor 5. What is certified besides the methods: estimators that are right, the field's public mistakes, and terms."""
+"""Floor 5. What is certified besides the methods: unbiased estimators, the field's public mistakes, and terms."""
 
 import functools
 from collections.abc import Iterator
@@ -59,12 +59,12 @@ ALL_DIVERGENCES = (
 
 
 def whole(divergence: Divergence) -> Gradient:
-  """Of a divergence over the whole vocabulary."""
+  """Returns the gradient of a divergence over the whole vocabulary."""
   return by_term(DivergenceTerm(divergence=divergence, support=FULL))
 
 
 def estimators() -> Iterator[Estimator]:
-  """Those that are right."""
+  """Yields the unbiased estimators."""
   yield Estimator('estimator', 'k2 as a loss', ReverseKL(), by_term(K2()))
   yield Estimator('estimator', 'k3 as a loss', ForwardKL(), by_term(K3()))
   for each in ALL_DIVERGENCES:
@@ -74,7 +74,7 @@ def estimators() -> Iterator[Estimator]:
 
 
 def student_top(divergence: Divergence, k: int, rest: RestRule) -> Gradient:
-  """Of a divergence on the student's top k."""
+  """Returns the gradient of a divergence on the student's top k."""
   support = Support(entries=StudentTopK(k), rest=rest)
   return by_term(DivergenceTerm(divergence=divergence, support=support))
 

@@ -1,7 +1,6 @@
-"""Floor 5. Expectations over whole batches of the bigram world, and where the expected gradient leads.
+"""Floor 5. Expectations over whole batches of the bigram world, and fixed points of expected gradients.
 
-One small program a gradient, run on as many batches at a time as the rows of one question can write: compiling is
-what takes time here.
+Compiling dominates here, so each gradient is one small program, which takes `World.chunk` batches at a time.
 """
 
 import functools
@@ -32,7 +31,7 @@ def _over_keys(gradient: Gradient, table, world: World, response):
 
 @functools.partial(jax.jit, static_argnames=('gradients',), compiler_options=QUICK)
 def _sums(gradients: Sequence[Gradient], table, world: World, responses, probs):
-  """Some batches [M, B, T] with their probabilities: the sums of each gradient and of its square."""
+  """Sums each gradient and its square over batches [M, B, T], weighted by their probabilities."""
   sums = []
   for gradient in gradients:
     one = functools.partial(_over_keys, gradient, table, world)
@@ -42,10 +41,11 @@ def _sums(gradients: Sequence[Gradient], table, world: World, responses, probs):
 
 
 def _moments_of(gradients, writers: RolloutMix, table, world: World, batches, rows) -> list[Any]:
-  """Expectation of gradients over some batches, given by the numbers of their responses, and of their squares.
+  """Sums each gradient and its square over batches, weighted by their probabilities.
 
   Args:
-    rows: those whose responses have their probabilities; the others stand still.
+    batches: the number of each row's response, [M, B].
+    rows: those whose responses are random; the others are fixed.
   """
   log_probs = np.asarray(row_log_probs(writers, table, world))
   probs = np.exp(log_probs[rows, batches[:, rows]].sum(axis=1))
@@ -62,20 +62,20 @@ def moments(
 ) -> list[tuple[Any, Any]]:
   """Expectation of each gradient at the world's student over every batch and the keys, and its variance."""
   rows = np.arange(len(world.questions))
-  every = np.asarray(list(itertools.product(range(len(world.responses)), repeat=len(rows))))
-  pairs = _moments_of(gradients, writers, world.student, world, every, rows)
+  batches = np.asarray(list(itertools.product(range(len(world.responses)), repeat=len(rows))))
+  pairs = _moments_of(gradients, writers, world.student, world, batches, rows)
   return [(mean, jnp.maximum(square - jnp.square(mean).sum(), 0.0)) for mean, square in pairs]
 
 
 def compared(mean, variance, truth) -> tuple[float, float, float]:
-  """Relative bias, cosine, relative deviation."""
+  """Returns relative bias, cosine and relative deviation."""
   size, length = float(jnp.linalg.norm(truth)), float(jnp.linalg.norm(mean))
   cosine = float((mean * truth).sum()) / (size * length) if length > 0 else 0.0
   return float(jnp.linalg.norm(mean - truth)) / size, cosine, float(jnp.sqrt(variance)) / size
 
 
 def of_one_question(gradient: Gradient, writers: RolloutMix, table, world: World):
-  """Expectation of a gradient over the rows of the first question, while those of the others stand still."""
+  """Expectation of a gradient over the rows of the first question, while the other rows are fixed."""
   rows = np.flatnonzero(np.asarray(world.questions) == 0)
   size = len(world.responses)
   batches = np.tile(np.arange(len(world.questions)) % size, (world.chunk, 1))
@@ -86,7 +86,7 @@ def of_one_question(gradient: Gradient, writers: RolloutMix, table, world: World
 
 @jax.jit
 def _moved(table, state, mean):
-  """One step of the first question."""
+  """Takes one optimiser step on the logits of the first question."""
   updates, state = _OPTIMISER.update(mean, state)
   return table.at[0].add(updates), state
 
@@ -100,11 +100,11 @@ def fixed_point(
   enough: float,
   rounds: int,
 ) -> float:
-  """Follows the first question's expected gradient: KL from the optimum at the end, in nats, at its worst context.
+  """Descends the first question's expected gradient; returns the final KL to the optimum at the worst context, in nats.
 
   Args:
-    enough: the search is over after a round that ends this near.
-    rounds: how often it may set out again, for what arrives slowly.
+    enough: the search stops after a round that ends within this KL.
+    rounds: maximum number of rounds, for gradients that converge slowly.
   """
   table, log_q = world.student, jax.nn.log_softmax(optimum_of(optimum, world)[0])
   distance = float('inf')

@@ -17,7 +17,7 @@ from opd_jax.types import DATA, ENDINGS, STUDENT, Prompts, Rollout, Scores
 
 
 def _scores(method: Method, table, world: World, response) -> dict[str, Scores]:
-  """What every judge tells; all but teacher and student are the reference."""
+  """Scores of every judge; all but teacher and student have the reference's logits."""
   tables = {'student': table, 'teacher': world.teacher}
   needs = method.needs
   scores = {'student': scores_of(world.logits(table, response), response, needs.of_student)}
@@ -30,12 +30,13 @@ def _scores(method: Method, table, world: World, response) -> dict[str, Scores]:
 
 
 def _rollout(method: Method, table, world: World, response) -> Rollout:
-  """The batch as a run would know it: a text's own log-probabilities are those of its writer, NaN for data."""
+  """The batch as a run records it: log-probabilities are those of each token's writer, NaN for data."""
   writer, counts = written(method.rollout, world)
-  own, other = (
+  student_logp, teacher_logp = (
     scores_of(world.logits(logits, response), response).logp for logits in (table, world.teacher)
   )
-  logp = jnp.where(writer == STUDENT, own, jnp.where(writer == DATA, jnp.nan, other))
+  not_student = jnp.where(writer == DATA, jnp.nan, teacher_logp)
+  logp = jnp.where(writer == STUDENT, student_logp, not_student)
   rows = np.arange(len(world.questions), dtype=np.int32)
   prompt = Prompts(
     tokens=rows[:, None] * 0, length=rows * 0 + 1, row=rows, group=np.asarray(world.questions)
@@ -78,7 +79,7 @@ def by_method(method: Method) -> Gradient:
 
 
 def by_term(term: Term) -> Gradient:
-  """The same for a term that counts each token once, the teacher known whole."""
+  """The gradient of a term that weighs all tokens equally and has the teacher's whole distribution."""
 
   def gradient(table, world: World, response, key):
     del key
@@ -95,7 +96,7 @@ def by_term(term: Term) -> Gradient:
 
 
 def by_advantage(advantage: Callable[[Any], Any]) -> Gradient:
-  """The same for a policy gradient whose advantage is a function of log u."""
+  """The gradient of a policy-gradient loss whose advantage is a function of log u."""
 
   def gradient(table, world: World, response, key):
     del key
@@ -107,7 +108,7 @@ def by_advantage(advantage: Callable[[Any], Any]) -> Gradient:
 
 
 def by_loss(loss: Callable[[Any, Any], Any]) -> Gradient:
-  """The same for a loss of whole distributions (log p, log q) -> [B, T]."""
+  """The gradient of a loss of whole distributions (log p, log q) -> [B, T]."""
 
   def gradient(table, world: World, response, key):
     del key

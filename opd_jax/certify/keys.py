@@ -57,7 +57,7 @@ def _strata(stream, size: int):
 
 
 def _random_bits(key, bit_width: int, shape: tuple[int, ...]):
-  """Bits of the mirrored, stratified draws: their leading 16 carry the stratum, the rest is filled up."""
+  """Bits of the mirrored, stratified draws: the leading 16 hold the draw, the rest are constant."""
   size = functools.reduce(lambda x, y: x * y, shape, 1)
   number = key[0].astype(jnp.int32)
   mirrored = number >= COUNT // 2

@@ -1,4 +1,4 @@
-"""Floor 5. Terms against finite differences: the gradients of the vocabulary pass are written, not derived."""
+"""Floor 5. Checks the hand-written gradients of the vocabulary pass against finite differences, term by term."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ STEP = 1e-5
 
 
 def _inputs(number) -> dict[str, Any]:
-  """Everything that a term may read, by name; one of the candidates lies outside the vocabulary."""
+  """Everything that a term may read, by name; one of the candidate ids is outside the vocabulary."""
   logp = jnp.full((ROWS, LENGTH), -1.0)
   ids = jnp.asarray([[[0, 3], [1, 1], [4, 2]], [[2, SIZE], [3, 0], [1, 4]]], jnp.int32)
   return {
@@ -55,7 +55,7 @@ def _gradients(point, response, targets, weighted: WeightedTerm):
 def agrees(term: Term) -> bool:
   """Whether the gradient of a term in states and head is that of finite differences.
 
-  A ratio has no gradient: the term is then differenced without it, its value there in the coefficient.
+  A ratio has no gradient: finite differences then omit it, and its value multiplies the coefficient.
   """
   rng = np.random.RandomState(5)
   number = lambda *shape: jnp.asarray(rng.randn(*shape))
@@ -65,7 +65,7 @@ def agrees(term: Term) -> bool:
   coefficient = jnp.abs(number(ROWS, LENGTH)) + 0.1
   weighted = term(coefficient, **{name: inputs[name] for name in term.inputs_wanted})
   point = number(ROWS, LENGTH, WIDTH), number(WIDTH, SIZE)
-  written, differences = _gradients(point, response, targets, weighted)
+  analytic, differences = _gradients(point, response, targets, weighted)
   if isinstance(term, DivergenceTerm) and term.ratio is not None:
     log_p = jax.nn.log_softmax(point[0] @ point[1])
     logp = jnp.take_along_axis(log_p, response[..., None], axis=-1)[..., 0]
@@ -73,7 +73,7 @@ def agrees(term: Term) -> bool:
     plain = dataclasses.replace(term, ratio=None)(coefficient * ratio)
     _, differences = _gradients(point, response, targets, plain)
   try:
-    chex.assert_trees_all_close(written, differences, atol=1e-7, rtol=1e-6)
+    chex.assert_trees_all_close(analytic, differences, atol=1e-7, rtol=1e-6)
   except AssertionError:
     return False
   return True

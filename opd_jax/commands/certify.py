@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(line: Any) -> dict[str, Any]:
-  """A line as JSON holds it, which knows no infinity."""
+  """A line as a JSON record; JSON has no infinity, so infinities become null."""
   finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None
   return {name: finite(value) for name, value in line._asdict().items()}
 
@@ -78,14 +78,14 @@ def _number(x: float | None) -> str:
 
 
 def _screen(lines: list[Any]) -> list[Any]:
-  """One line for all of a kind that says the same of each, where all of them hold."""
+  """Lines to print: those of a kind in SUMMED that hold become one."""
   from opd_jax.certify.certificates import Line
 
   shown = [line for line in lines if line.kind not in SUMMED or not line.holds]
   for kind, what in SUMMED.items():
-    held = [line for line in lines if line.kind == kind and line.holds]
-    if held:
-      worst = max((line.bias for line in held if line.bias is not None), default=None)
-      claim = 'unbiased, the worst of them' if kind == 'exact' else held[0].claim
-      shown.append(Line(kind, f'{len(held)} {what}', claim, worst, None, None, None, True))
+    passed = [line for line in lines if line.kind == kind and line.holds]
+    if passed:
+      worst = max((line.bias for line in passed if line.bias is not None), default=None)
+      claim = 'unbiased, the worst of them' if kind == 'exact' else passed[0].claim
+      shown.append(Line(kind, f'{len(passed)} {what}', claim, worst, None, None, None, True))
   return shown

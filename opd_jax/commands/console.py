@@ -1,4 +1,4 @@
-"""Floor 6. What a person sees: bars on a terminal, plain lines elsewhere, tables, sizes."""
+"""Floor 6. Output for people: progress bars on a terminal, plain lines elsewhere, tables, sizes."""
 
 import sys
 import time

@@ -43,8 +43,8 @@ def convert(source_name: str, destination: Path, *, dtype: str | None) -> None:
       f'{destination} exists and is not an empty folder. Choose another DST or remove it.'
     )
   source = hub.folder_of(source_name)
-  outwards = orbax_folder.is_native(source)
-  if outwards:
+  is_ours = orbax_folder.is_native(source)
+  if is_ours:
     config, params = orbax_folder.load(source, layout)
     with console.progress_bar('writing') as progress:
       huggingface.save(
@@ -64,5 +64,5 @@ def convert(source_name: str, destination: Path, *, dtype: str | None) -> None:
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   print(
     f'{destination}: {config.family}, {count:,} parameters in {dtype or config.param_dtype}, '
-    f'{"a folder for transformers" if outwards else "our folder"}, {time.monotonic() - started:.1f} s'
+    f'{"a folder for transformers" if is_ours else "our folder"}, {time.monotonic() - started:.1f} s'
   )

@@ -1,4 +1,4 @@
-"""Floor 6. `opd demo`: a teacher, a weak student, and two ways to learn from the one, in a few minutes."""
+"""Floor 6. `opd demo`: trains a teacher and a weak student, then distils with two methods, in a few minutes."""
 
 import argparse
 import time
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def demo(workdir: Path) -> None:
-  """Runs, or goes on with, the four runs; prints what was learned and draws it."""
+  """Runs or resumes the four runs, then prints a table of their metrics and draws them."""
   from opd_jax.configuration import build
   from opd_jax.training import recorder
 
@@ -69,14 +69,14 @@ def _report(runs: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: fl
     for name in runs
   ]  # fmt: skip
   console.table(('run', 'steps', 'accuracy before', 'after', 'entropy', 'gradient norm'), rows)
-  begun = ends('student')[-1][ACCURACY]
+  student_accuracy = ends('student')[-1][ACCURACY]
   for name in RATES:
-    gain = ends(name)[-1][ACCURACY] - begun
+    gain = ends(name)[-1][ACCURACY] - student_accuracy
     print(
       f'{name}: {gain:+.1%} in {STEPS} steps on what the student wrote itself, scored by the teacher'
     )
   picture = _draw(runs, workdir / 'demo.png')
-  print(f'{seconds:.0f} s. Everything lies in {workdir}/{picture}')
+  print(f'{seconds:.0f} s. Everything is in {workdir}/{picture}')
 
 
 def _draw(runs: Mapping[str, list[dict[str, Any]]], file: Path) -> str:

@@ -15,7 +15,7 @@ must be used, or the command fails; unused bindings of other files are ignored.
 
 
 def seed(text: str) -> int:
-  """A seed that fits a key."""
+  """Parses a seed that fits the 32 bits of a key."""
   if not text.isdigit() or int(text) >= 2**32:
     raise argparse.ArgumentTypeError(f'a seed is a whole number from 0 to {2**32 - 1}, got {text}')
   return int(text)
@@ -67,12 +67,12 @@ def add_stored_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-  """The flag of a command whose table programs read."""
+  """The flag of a command that can print JSON instead of a table."""
   parser.add_argument('--json', action='store_true', help='for programs')
 
 
 def add_module(parser: argparse.ArgumentParser) -> None:
-  """The flag of a command that looks at methods."""
+  """The flag of a command that reads methods, the library's or a user's."""
   parser.add_argument(
     '--module',
     metavar='MODULE',
@@ -81,7 +81,7 @@ def add_module(parser: argparse.ArgumentParser) -> None:
 
 
 def imported(name: str) -> ModuleType:
-  """A module by its name, also one of the working directory."""
+  """Imports a module by its name, also from the working directory."""
   if str(Path.cwd()) not in sys.path:
     sys.path.append(str(Path.cwd()))
   try:

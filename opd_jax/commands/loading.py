@@ -1,4 +1,4 @@
-"""Floor 6. A model by its name, with the tokenizer that lies beside it."""
+"""Floor 6. Loads a model by its name, with the tokenizer from its folder."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
 def with_tokenizer(name: str, *, seed: int, dtype: str | None) -> tuple[Any, Any, Any]:
-  """The model (`load.Loaded`), its tokenizer (bytes for a preset; None where the folder has none), and one device."""
+  """Returns the model (`load.Loaded`), its tokenizer (bytes for a preset, None where absent), and its layout."""
   import jax
 
   from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer

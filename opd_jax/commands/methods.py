@@ -1,4 +1,4 @@
-"""Floor 6. `opd methods`: the table of methods, and what one of them can be told."""
+"""Floor 6. `opd methods`: the table of methods, and the arguments of one of them."""
 
 import argparse
 import inspect
@@ -46,8 +46,8 @@ def _show(method: Any, *, as_json: bool) -> None:
     for name, parameter in inspect.signature(method.make).parameters.items()
   }
   if as_json:
-    listed = {'name': method.name, 'paper': method.paper, 'arguments': arguments, 'doc': doc}
-    print(json.dumps(listed, indent=2))
+    record = {'name': method.name, 'paper': method.paper, 'arguments': arguments, 'doc': doc}
+    print(json.dumps(record, indent=2))
     return
   print(f'{method.name}, {method.paper}\n\n{doc}\n')
   if arguments:

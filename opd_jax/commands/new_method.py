@@ -1,4 +1,4 @@
-"""Floor 6. `opd new-method`: the files of a method that is yet to be written."""
+"""Floor 6. `opd new-method`: writes the files of a new method, with a test that fails until its formula is there."""
 
 import argparse
 import importlib.util
@@ -85,14 +85,14 @@ def test_the_coefficients_are_those_of_the_paper():
   method, rng = NAME(), np.random.RandomState(3)
   log_p, log_q = np.log(rng.uniform(0.05, 0.9, (2, 4, 3))).astype(np.float32)
   mask = np.arange(3) < np.array([3, 1, 0, 2])[:, None]
-  blank = blank_evidence(method, rows=4, width=3)
-  scores = dict(blank.scores)  # a judge that is not set here says zero everywhere
+  blank = blank_evidence(method)
+  scores = dict(blank.scores)  # scores that are not set here are zero
   scores['student'] = scores['student']._replace(logp=log_p)
   scores['teacher'] = scores['teacher']._replace(logp=log_q)
   evidence = blank._replace(scores=scores, mask=mask, rollout=blank.rollout._replace(mask=mask))
   (weighted,) = method.weigh(as_asked(evidence, method.needs))
-  wanted = formula(log_p.astype(np.float64), log_q.astype(np.float64), mask)
-  np.testing.assert_allclose(weighted.coefficient, wanted, rtol=1e-5, atol=1e-6)
+  expected = formula(log_p.astype(np.float64), log_q.astype(np.float64), mask)
+  np.testing.assert_allclose(weighted.coefficient, expected, rtol=1e-5, atol=1e-6)
 '''
 
 
@@ -148,13 +148,13 @@ def _beside(name: str, folder: str) -> dict[Path, str]:
   gin = str(Path(folder) / f'{name}.gin')
   return {
     Path(folder) / f'{name}.py': METHOD.replace('NAME', name),
-    Path(gin): _gin(name, gin, f'import {name}', f'--module {name}', run=_found(folder)),
+    Path(gin): _gin(name, gin, f'import {name}', f'--module {name}', run=_path_prefix(folder)),
     Path(folder) / f'{name}_test.py': _test(name, name),
   }
 
 
-def _found(folder: str) -> str:
-  """What stands before a command so that Python finds the modules of a folder; those of this one it finds anyway."""
+def _path_prefix(folder: str) -> str:
+  """Puts `folder` on Python's path in front of a command; the working directory is on it already."""
   return '' if Path(folder) == Path() else f'PYTHONPATH={shlex.quote(folder)} '
 
 
@@ -171,8 +171,8 @@ def _next(name: str, folder: str | None) -> str:
   if folder is None:
     file = f'tests/methods/{name}_test.py'
     return f'write the formula in {file}, then the method; then `pytest {file}` and `opd certify {name}`.'
-  test, found = Path(folder) / f'{name}_test.py', _found(folder)
+  test, prefix = Path(folder) / f'{name}_test.py', _path_prefix(folder)
   return (
     f'write the formula in {test}, then the method; then `pytest {test}`, '
-    f'`{found}opd methods --module {name}` and `{found}opd certify --module {name}`.'
+    f'`{prefix}opd methods --module {name}` and `{prefix}opd certify --module {name}`.'
   )

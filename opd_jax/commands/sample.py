@@ -1,4 +1,4 @@
-"""Floor 6. `opd sample`: writes with a model, and says how likely the model thought what it wrote."""
+"""Floor 6. `opd sample`: samples responses from a model, with the log-probability of every token."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Samples and prints every response as it ends; a lone one as it is written."""
+  """Samples and prints every response when it ends; prints a single one token by token."""
   from opd_jax.commands.loading import with_tokenizer
   from opd_jax.data.prompts import tokens_of
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 def rules(
   *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> tuple:
-  """The usual order: temperature, then what is cut off. Temperature 0 is greedy."""
+  """Returns decoding rules in the usual order: temperature, then truncation. Temperature 0 is greedy."""
   from opd_jax.inference import decoding
 
   first = decoding.Greedy() if temperature == 0 else decoding.Temperature(temperature)
@@ -138,18 +138,18 @@ def _started(
 
 
 def _show(sampled: Any, rows: list[list[int]], tokenizer: Any, *, as_json: bool) -> int:
-  """Prints the responses; the tokens that were written."""
+  """Prints the responses and returns the number of tokens written."""
   started = time.monotonic()
   tokens = done = 0
-  shown = 0  # characters of a lone response that are on the screen
+  shown = 0  # characters of a single response that are on the screen
   with console.progress_bar('sampling') as bar:
     for progress in sampled.stream():
       if len(rows) == 1 and tokenizer and not as_json:
         text = tokenizer.decode(sampled.rollout.response[0, : progress.tokens].tolist())
         # A character may still lack its last bytes; it is held back until they come.
-        whole = text if progress.finished else text.rstrip('\ufffd')
-        print(whole[shown:], end='\n' if progress.finished else '', flush=True)
-        shown = max(shown, len(whole))
+        printable = text if progress.finished else text.rstrip('\ufffd')
+        print(printable[shown:], end='\n' if progress.finished else '', flush=True)
+        shown = max(shown, len(printable))
       else:
         for row in progress.finished:
           _print(sampled.rollout, row, rows[row], tokenizer, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Floor 6. `opd score`: what a model thinks of every token that was written."""
+"""Floor 6. `opd score`: log-probability and entropy of every token of given responses, under a model."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from opd_jax.commands import console, flags
 
 HELP = 'log-prob and entropy of every token of what `opd sample --json` wrote'
 EPILOG = '  opd score --model models/qwen3-0.6b --json written.jsonl\n'
-BATCHES = 32  # that are scored between two prints
+BATCHES = 32  # scored between two prints
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -75,6 +75,7 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
 
 
 def _stage(stage: Any) -> list[str]:
+  from opd_jax import ramps
   from opd_jax.judges.spec import named_parts
 
   rows, budget = stage.prompts * stage.samples, stage.sampling.budget
@@ -83,8 +84,9 @@ def _stage(stage: Any) -> list[str]:
     for name in stage.asked
     for part, judge in named_parts(name, stage.judges[name])
   ]
-  writers = {name: getattr(stage.mix, name) for name in ('student', 'teacher', 'data')}
-  shares = ' and '.join(f'{share:.0%} {name}' for name, share in writers.items() if share)
+  first = ramps.settled(stage.mix, 0)  # the writers' parts may move
+  writers = {name: getattr(first, name) for name in ('student', 'teacher', 'data')}
+  shares = ' and '.join(f'{share:.0%} {name}' for name, share in writers.items() if share > 1e-6)
   return [
     f'stage    {stage.name}: {stage.steps} steps of {stage.prompts} prompts x {stage.samples}, at most {budget} tokens '
     f'each: {stage.steps * rows * budget:,} tokens at most',
@@ -97,9 +99,6 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
   """Runs to the end (True), or to SIGTERM."""
   import jax
 
-  from opd_jax.data.tokenizers import HubTokenizer
-  from opd_jax.processes import barrier
-  from opd_jax.storage import orbax_folder
   from opd_jax.training import loop
 
   chief = jax.process_index() == 0
@@ -109,27 +108,33 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
   with console.progress_bar('training') as bar:
     listener = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
     outcome = loop.train(
-      experiment, workdir, config=operative, listener=listener, skip_preflight=skip_preflight
+      experiment,
+      workdir,
+      config=operative,
+      listener=listener,
+      skip_preflight=skip_preflight,
+      finish=lambda state: _write_student(experiment, state.params, workdir / STUDENT),
     )
   if not outcome.finished:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
     return False
-  folder = workdir / STUDENT
-  if chief and folder.exists():
-    shutil.rmtree(folder)
-  barrier('the student before this one has left')
-  tokenizer = experiment.tokenizer
-  companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
-  orbax_folder.save(
-    folder,
-    experiment.model,
-    outcome.state.params,
-    strings=tokenizer.strings(),
-    companions=companions,
-  )
   if chief:
     _last_words(workdir, time.monotonic() - began)
   return True
+
+
+def _write_student(experiment: Any, params: Any, folder: Path) -> None:
+  """A folder with the trained model, in place of the one that an earlier call wrote."""
+  from opd_jax.data.tokenizers import HubTokenizer
+  from opd_jax.processes import first_does
+  from opd_jax.storage import orbax_folder
+
+  first_does(lambda: shutil.rmtree(folder) if folder.exists() else None)
+  tokenizer = experiment.tokenizer
+  companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
+  orbax_folder.save(
+    folder, experiment.model, params, strings=tokenizer.strings(), companions=companions
+  )
 
 
 def _last_words(workdir: Path, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Floor 1. Several tasks as one: their rows in turn, each with its own reader, route and verifier."""
+"""Floor 1. Interleaves several tasks as one; each keeps its reader, route and verifier."""
 
 import functools
 import math
@@ -14,14 +14,14 @@ LONGEST = 1000  # rows after which the order of the tasks repeats: weights count
 
 
 class _Place(NamedTuple):
-  """Where a row of a mixture lies: a task, and a number there."""
+  """The task of a mixture's row, and the row's number in that task."""
 
   task: str
   number: int
 
 
 class Interleaved(Source):
-  """The rows of several sources in turn. Which row has a number follows from the number alone.
+  """The rows of several sources in turn. A row depends on its number alone.
 
   Args:
     sources: by the name of the task.

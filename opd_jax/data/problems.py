@@ -16,20 +16,20 @@ from opd_jax.data.tokenizers import Message
 
 
 class Problem(NamedTuple):
-  """One question. Whatever a verifier or a privileged judge may want travels with it."""
+  """One question, with everything that a verifier or a privileged judge may read."""
 
   messages: tuple[Message, ...]  # up to where the answer begins
   answer: str = ''  # what a verifier compares with
   demonstration: str | tuple[Message, ...] | None = None  # an answer or turns to imitate
-  route: str = ''  # which of several teachers and verifiers has it
+  route: str = ''  # names one of several teachers and verifiers
   name: str = ''  # file and number, for errors
   extra: Mapping[str, str] = {}  # further columns, e.g. a hint that only the teacher sees
 
 
 class Verdict(NamedTuple):
-  """What a verifier thinks of a response."""
+  """A verifier's result for one response."""
 
-  reward: float  # NaN where nobody can tell
+  reward: float  # NaN where the response cannot be verified
   feedback: str = ''  # what is wrong, in words
 
 
@@ -45,8 +45,8 @@ class Task:
     name: as it appears in metrics.
     source: raw rows.
     read: one raw row -> a problem, or None where the row is not wanted.
-    verify: problem and response -> reward, or a `Verdict` with feedback; None where nobody can tell.
-    on_bad_row: what a row that cannot be read does to a run: 'stop' it, or be counted and left out.
+    verify: problem and response -> reward, or a `Verdict` with feedback; None where responses cannot be verified.
+    on_bad_row: what happens at a row that cannot be read: 'stop' ends the run, 'skip' counts it and leaves it out.
   """
 
   name: str
@@ -61,7 +61,7 @@ class Task:
 
 
 def verdict_of(task: Task, problem: Problem, text: str) -> Verdict:
-  """What the task's verifier thinks of a response; reward NaN where the task has none."""
+  """Runs the task's verifier on a response; the reward is NaN where the task has none."""
   if task.verify is None:
     return Verdict(math.nan)
   result: Any = task.verify(problem, text)
@@ -69,7 +69,7 @@ def verdict_of(task: Task, problem: Problem, text: str) -> Verdict:
   if not isinstance(verdict.reward, numbers.Real | np.bool_) or math.isinf(verdict.reward):
     raise ValueError(
       f'task {task.name}: its verifier returned {str(result)[:80]} for {problem.name or "a problem"}. '
-      'Return a finite number, NaN where nobody can tell, or a Verdict.'
+      'Return a finite number, NaN where the response cannot be verified, or a Verdict.'
     )
   return verdict._replace(reward=float(verdict.reward))
 
@@ -80,7 +80,7 @@ def question(text: str) -> tuple[Message, ...]:
 
 
 def text_in(row: Raw, column: str) -> str:
-  """The text of a column. Anything else, also nothing but blanks, makes the row a bad one."""
+  """Returns the text of a column. Another type, or blank text, makes the row a bad one."""
   value = row[column]
   if not isinstance(value, str):
     raise ValueError(f'column {column} holds {_kind(value)}, text is expected')

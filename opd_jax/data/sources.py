@@ -24,7 +24,7 @@ class Source:
 
 
 class JsonLines(Source):
-  """The objects of a file, one a line. The file is scanned once; rows are parsed when they are asked for."""
+  """The objects of a file, one a line. The file is scanned once; a row is parsed each time it is read."""
 
   def __init__(self, path: str):
     self.path = path

@@ -22,7 +22,7 @@ class _Left(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-  """Rows as problems, for grain: what cannot be read, or does not fit, comes back as what is wrong with it."""
+  """Reads rows as problems, for grain; a row that cannot be read, or does not fit, becomes a `_Left` that says why."""
 
   task: Task
   fits: Callable[[Problem], None] = lambda problem: None
@@ -64,17 +64,15 @@ class Stream(Iterator[Problem]):
     last = 'all are filtered out'
     for _ in range(
       2 * len(self.task.source) + 1
-    ):  # two epochs without one that is wanted: there is none
+    ):  # two epochs without a usable row: the task has none
       row = next(self._iterator)
       if isinstance(row, Problem):
         return row
       if row.message is not None:
         if self.task.on_bad_row == 'stop':
-          raise ValueError(
-            f'data: {row.message} (task {self.task.name}; on_bad_row="skip" leaves such rows out).'
-          )
+          raise ValueError(_bad(self.task, row.message))
         self.skipped, last = self.skipped + 1, f'the last bad one is {row.message}'
-    raise ValueError(f'data: no row of the task {self.task.name} can be used: {last}.')
+    raise ValueError(_none(self.task, last))
 
   def take(self, count: int) -> list[Problem]:
     return [next(self) for _ in range(count)]
@@ -87,16 +85,30 @@ class Stream(Iterator[Problem]):
     self.skipped = int(state['skipped'])
 
 
-def first(task: Task, count: int) -> list[Problem]:
-  """The first problems of a task in the order of its source: a fixed set to evaluate on."""
+def first(
+  task: Task, count: int, *, fits: Callable[[Problem], None] = lambda problem: None
+) -> list[Problem]:
+  """The first problems of a task in the order of its source, `count` or fewer, at least one; see `Stream`."""
   problems: list[Problem] = []
-  reading = _Reading(task)
+  reading, last = _Reading(task, fits), 'all are filtered out'
   for number in range(len(reading)):
     if len(problems) == count:
       break
     row = reading[number]
     if isinstance(row, Problem):
       problems.append(row)
-    elif row.message is not None and task.on_bad_row == 'stop':
-      raise ValueError(f'data: {row.message}')
+    elif row.message is not None:
+      if task.on_bad_row == 'stop':
+        raise ValueError(_bad(task, row.message))
+      last = f'the last bad one is {row.message}'
+  if not problems:
+    raise ValueError(_none(task, last))
   return problems
+
+
+def _bad(task: Task, message: str) -> str:
+  return f'data: {message} (task {task.name}; on_bad_row="skip" leaves such rows out).'
+
+
+def _none(task: Task, reason: str) -> str:
+  return f'data: no row of the task {task.name} can be used: {reason}.'

@@ -1,4 +1,4 @@
-"""Floor 1. What each role is shown: the same question may reach student and teacher in other words."""
+"""Floor 1. Renders questions and answers as tokens; student, teacher and reference may have different templates."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from opd_jax.data.tokenizers import Message, Tokenizer
 
 
 class TaughtTokens(NamedTuple):
-  """What stands behind a prompt, and which of its tokens a model is taught to write."""
+  """The tokens behind a prompt, and which of them are training targets."""
 
   tokens: Sequence[int]
   taught: Sequence[bool]
@@ -17,11 +17,11 @@ class TaughtTokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
-  """How one role (student, teacher, reference) is addressed.
+  """How prompts are rendered for one role (student, teacher, reference).
 
   Args:
     chat: render through the chat template; False sends the text as a document, for base models.
-    thinking: the switch of models that can think aloud; None leaves it to the chat template.
+    thinking: switches thinking on or off, where the chat template can; None leaves its default.
     system: a system message in front; None adds none.
     suffix: appended to the question, e.g. where to put the answer.
   """
@@ -69,10 +69,10 @@ class Template:
     demonstration: str | Sequence[Message],
     prompt: Sequence[Message] = (),
   ) -> TaughtTokens:
-    """An answer to imitate, with the token that ends it; of a conversation, everything that the assistant says.
+    """Renders an answer to imitate, with its end token; of a conversation, only the assistant's turns are targets.
 
     Args:
-      tokenizer: of the model that is taught.
+      tokenizer: of the model that is trained.
       demonstration: a text; or turns that begin and end with the assistant.
       prompt: the messages before; a conversation needs them.
     """
@@ -96,8 +96,8 @@ class Template:
       or (True, True) in itertools.pairwise(speakers)
     ):
       raise ValueError(
-        'Template: a conversation to imitate needs chat=True, and an assistant who has the first, the '
-        'last and never two words in a row.'
+        'Template: a conversation to imitate needs chat=True, begins and ends with an assistant turn, and '
+        'never has two assistant turns in a row.'
       )
     earlier = self._suffixed(earlier)
     before, response, answer = self._chat(tokenizer, earlier), TaughtTokens([], []), ''
@@ -118,7 +118,7 @@ class Template:
 
 
 def _behind(answer: str, before: list[int], after: list[int], tokenizer: Tokenizer) -> list[int]:
-  """What a longer rendering shows behind an answer to the shorter one."""
+  """Returns the tokens of a longer rendering that follow the answer to the shorter one."""
   begin = len(before)
   end = after.index(tokenizer.turn_end, begin) if tokenizer.turn_end in after[begin:] else begin
   if after[:begin] != before or tokenizer.decode(after[begin:end]).strip() != answer.strip():

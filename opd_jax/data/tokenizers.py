@@ -13,7 +13,7 @@ Message = Mapping[str, str]  # {'role': 'user', 'content': '…'}
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What the library asks of a tokenizer. `stop_tokens` is a set: base and chat models end differently."""
+  """What the library needs from a tokenizer. `stop_tokens` is a set: base and chat models end differently."""
 
   pad: int
   stop_tokens: frozenset[int]
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     ...
 
   def encode(self, text: str, *, begin: bool = False) -> list[int]:
-    """Tokens of `text`; `begin` puts in front what a document of this model starts with, if anything."""
+    """Tokens of `text`; `begin` prepends the tokens that start a document of this model, if it has any."""
     ...
 
   def decode(self, tokens: Iterable[int]) -> str: ...
@@ -114,18 +114,18 @@ class ByteTokenizer(CharacterTokenizer):
 
 
 class HubTokenizer:
-  """A published tokenizer from a local folder. Code that a folder brings along is never run."""
+  """A published tokenizer from a local folder. Code in the folder is never run."""
 
   def __init__(self, folder: str | Path, *, stop_tokens: Sequence[str] | None = None):
     """Args:
-    folder: where tokenizer.json (or its relatives) lies.
+    folder: the folder with tokenizer.json or other tokenizer files.
     stop_tokens: token strings that end a response; None takes what the folder declares: the end token
       of the tokenizer and those of generation_config.json.
     """
     import transformers  # seconds to import: only for those who use it
 
     try:
-      # Mistaken for code only when told to be: `auto_map` in a folder is ignored.
+      # Without trust_remote_code an `auto_map` in the folder is ignored.
       self._inner: Any = transformers.AutoTokenizer.from_pretrained(
         str(folder), trust_remote_code=False
       )

@@ -1,4 +1,4 @@
-"""Floor 1. The proof that two models share a vocabulary; a number of rows says nothing about that."""
+"""Floor 1. Checks that two models share a vocabulary; tables of equal size do not prove it."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ from opd_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-  """Whether two models speak of the same tokens. A number of rows says nothing about that.
+  """How the vocabularies of two models compare.
 
-  `shared` ids mean the same to both; the rows of each model's table beyond its last token are padding
-  (a size for the hardware), and carry no string.
+  `shared` is the number of ids that have the same string in both. Table rows beyond a model's last token are
+  padding for the hardware and have no string.
   """
 
   shared: int
@@ -42,7 +42,7 @@ def string_differences(
   student_rows: int,
   teacher_rows: int,
 ) -> tuple[list[str], int]:
-  """What two vocabularies differ in, in words, and how many ids mean the same. Padded rows are no difference."""
+  """Describes the differences of two vocabularies and counts the ids they share. Padded rows are no difference."""
   unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
   differences = [
     f'the tokenizer of the {who} has {len(strings)} tokens, its model only {rows} rows'
@@ -81,7 +81,7 @@ def check_strings(
 def compare(
   student: Tokenizer, teacher: Tokenizer, *, student_rows: int, teacher_rows: int
 ) -> Comparison:
-  """Holds two tokenizers against each other: strings, ids, special tokens, padded rows.
+  """Compares two tokenizers: strings, ids, special tokens, padded rows.
 
   Args:
     student, teacher: the tokenizers.

@@ -39,7 +39,7 @@ class Evaluation:
     every: steps between two evaluations; there is one before the first step, and one after each stage. 0: no others.
     budget: most tokens of a response.
     decoding: rules of the responses; the default draws from the model itself.
-    template: how the model is addressed.
+    template: how the model is addressed; a judge that names no template of its own is addressed so, too.
     slots: rows in flight.
   """
 
@@ -129,6 +129,8 @@ class Evaluator:
   ) -> dict[str, float]:
     """The mean of log p / q over tokens that the model drew itself; nothing where that would not be the reverse KL.
 
+    Rows that the judge does not know, e.g. for want of room, are left out; `unknown` is their share.
+
     Args:
       judge: whose q it is.
       weights: for judges that are the student.
@@ -144,12 +146,15 @@ class Evaluator:
       return {}
     rollout = trimmed(responses.rollout)
     scenes = contexts.scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
+    judge = judge.of_evaluations(self.evaluation.template)
     scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
     counted = rollout.mask & np.asarray(scores.known)
-    if not counted.any():
-      return {}
-    gap = rollout.logp - np.asarray(scores.logp)
-    return {f'eval/{self.evaluation.label}/reverse_kl': float(gap[counted].mean())}
+    prefix = f'eval/{self.evaluation.label}'
+    metrics = {f'{prefix}/unknown': float(1 - counted.any(axis=1).mean())}
+    if counted.any():
+      gap = rollout.logp - np.asarray(scores.logp)
+      metrics[f'{prefix}/reverse_kl'] = float(gap[counted].mean())
+    return metrics
 
   def outcomes(self, outcome: Outcome, *, step: int, seed: int) -> list[dict[str, Any]]:
     """A record for each response, which paired statistics read."""

@@ -20,7 +20,7 @@ from opd_jax.sharding import Layout
 from opd_jax.types import ENDINGS, AnyArray, Params, TopK
 
 RUNNING, STOP, BUDGET, CONTEXT, REPETITION = range(len(ENDINGS))
-# What is static about the models that sample together: the writer first, then those that rules may read.
+# Config and layout of the models that sample together: the writer first, then those that rules may read.
 Specs = tuple[tuple[ModelConfig, Layout], ...]
 
 
@@ -28,8 +28,8 @@ class Slots(NamedTuple):
   """Rows in flight. A slot that is free has ended."""
 
   caches: tuple[Cache, ...]  # one per model
-  hidden: tuple[Float[Array, 'B D'], ...]  # what predicts the next token, one per model
-  stream: Key[Array, ' B']  # each row's own
+  hidden: tuple[Float[Array, 'B D'], ...]  # the state that predicts the next token, one per model
+  stream: Key[Array, ' B']  # each row's random stream
   written: Int[Array, ' B']
   budget: Int[Array, ' B']
   ended: Int[Array, ' B']  # index into ENDINGS
@@ -44,7 +44,7 @@ class Prefilled(NamedTuple):
 
 
 class Record(NamedTuple):
-  """What a decode step tells about each slot; [steps, B] after a segment."""
+  """What a decode step records of each slot; [steps, B] after a segment."""
 
   token: Int[Array, '*N B']
   written: Bool[Array, '*N B']  # whether the slot was running
@@ -82,7 +82,7 @@ def prefill(
   specs: Specs,
   chunk: int,
 ) -> Prefilled:
-  """Reads right-padded prompts. What stands behind a prompt's end is read too, and overwritten later.
+  """Reads right-padded prompts. The padding enters the cache too; the tokens of the response overwrite it.
 
   Args:
     tokens: P is at most `chunk`, or a multiple of it.
@@ -101,9 +101,9 @@ def prefill(
       cache, state = carry
       at = length - 1 - cache.end  # where in this piece a prompt ends, if it does
       hidden, cache = model.extend(piece, cache)
-      here = (at >= 0) & (at < piece.shape[1])
+      ends_here = (at >= 0) & (at < piece.shape[1])
       last = hidden[rows, jnp.clip(at, 0, piece.shape[1] - 1)]
-      return (cache, jnp.where(here[:, None], last, state)), None
+      return (cache, jnp.where(ends_here[:, None], last, state)), None
 
     state = jnp.zeros((tokens.shape[0], model.config.width), model.config.dtype)
     (cache, state), _ = jax.lax.scan(step, (cache, state), pieces)
@@ -152,7 +152,7 @@ def admit(
 
 
 def _pinned(slots: Slots, specs: Specs) -> Slots:
-  """Leaves every program laid out as it came, so that the next call finds its program compiled."""
+  """Pins the sharding of the slots; a changed output sharding recompiles the next call."""
   pairs = list(zip(slots.caches, specs, strict=True))
   layout = specs[0][1]
   fixed = Slots(
@@ -162,7 +162,7 @@ def _pinned(slots: Slots, specs: Specs) -> Slots:
 
 
 class Recording(NamedTuple):
-  """What is noted besides log-probabilities, at no extra forward pass."""
+  """What is recorded besides log-probabilities, at no extra forward pass."""
 
   entropy: bool = False
   top_k: int = 0
@@ -188,11 +188,11 @@ def decode(
   """Writes until `patience` slots have ended, or for `steps` tokens.
 
   Args:
-    numbers: the values of the decoding rules' ramps.
+    numbers: the present values of the numbers in `decoding.moving`.
 
   Returns the slots, a record of `steps` steps and how many of them took place.
   """
-  models, values = _bound(specs, params), dict(zip(decoding.ramps, numbers, strict=True))
+  models, values = _bound(specs, params), dict(zip(decoding.moving, numbers, strict=True))
 
   def advance(slots: Slots) -> tuple[Slots, Record]:
     logits = [transformer.logits_of(h, m.head()) for h, m in zip(slots.hidden, models, strict=True)]
@@ -252,7 +252,7 @@ def _note(logits, scores, token, running, recording: Recording) -> Record:
 
 
 def _count(slots: Slots, token: Int[Array, ' B'], decoding: Decoding) -> Slots:
-  """One more token in every running slot, and whether it was its last."""
+  """Counts one more token in every running slot, and ends the slots for which it is the last."""
   running = slots.ended == RUNNING
   written = slots.written + running
   recent, looping = slots.recent, False
@@ -270,7 +270,7 @@ def _count(slots: Slots, token: Int[Array, ' B'], decoding: Decoding) -> Slots:
 
 @functools.partial(jax.jit, static_argnames=('specs', 'columns'))
 def reshaped(slots: Slots, kept: Int[Array, ' C'], *, specs: Specs, columns: int) -> Slots:
-  """The slots `kept`, with caches of `columns` columns: longer rows to come, or fewer rows left."""
+  """Keeps the slots `kept` and resizes their caches to `columns`, when rows grow longer or fewer rows are left."""
 
   def resize(x: Array) -> Array:
     x = x[kept]

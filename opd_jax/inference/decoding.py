@@ -1,7 +1,7 @@
 """Floor 2. How the next token is chosen: rules on distributions, endings, and one exact draw.
 
 A rule maps the scores of a position (logits of the writer, float32) to the scores of the distribution that
-will be drawn from; rules are applied in order. Each is a static record. A number of a rule may be a ramp: then it is
+will be drawn from; rules are applied in order. Each is a static record. A number of a rule may move: then it is
 an argument of the program, which is compiled once for the whole schedule. Whatever the rules did, the log-probability
 that is recorded is that of the final distribution.
 """
@@ -18,37 +18,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from opd_jax.ramps import Moving, Number, Piecewise, Ramp
+from opd_jax.ramps import NO_DECISIONS, Moving, Number, at, extremes
 from opd_jax.static import static
 
 Scores = Float[Array, 'B V']
-Numbers = Mapping[Moving, Any]  # the values of ramps at this step
+Numbers = Mapping[Moving, Any]  # where the numbers that move stand
 
 
 class Rule:
-  """(scores so far, logits of every model at this position: the writer's first, values of ramps) -> scores."""
+  """(scores so far, logits of every model at this position: the writer's first, numbers that move) -> scores."""
 
   def __call__(self, scores: Scores, models: Sequence[Scores], numbers: Numbers) -> Scores:
     raise NotImplementedError
 
 
 def value_of(number: Number, numbers: Numbers) -> Any:
-  """A number of a rule: itself, or where its ramp stands."""
+  """A number of a rule: itself, or where it stands."""
   return numbers[number] if isinstance(number, Moving) else number
 
 
-def _all_between(number: Number, low: float, high: float) -> bool:
-  """Whether a number lies between two others wherever its ramp stands: at the corners of the ramp."""
-  if isinstance(number, Ramp):
-    corners = [number.begin, number.end]
-  elif isinstance(number, Piecewise):
-    corners = [value for _, value in number.points]
-  else:
-    corners = [number]
-  return all(low <= corner <= high for corner in corners)
+def all_between(number: Number, low: float, high: float) -> bool:
+  """Whether a number lies between two others wherever it moves."""
+  least, most = extremes(number)
+  return low <= least and most <= high
 
 
-def _require(good: bool, who: str, what: str, got: object) -> None:
+def require(good: bool, who: str, what: str, got: object) -> None:
+  """Refuses a setting without meaning."""
   if not good:
     raise ValueError(f'{who}: {what}, got {got}.')
 
@@ -60,9 +56,9 @@ class Temperature(Rule):
   value: Number
 
   def __post_init__(self):
-    good = _all_between(self.value, math.ulp(0.0), sys.float_info.max)
+    good = all_between(self.value, math.ulp(0.0), sys.float_info.max)
     what = 'must be above 0 and finite (for the limit use Greedy())'
-    _require(good, 'Temperature', what, self.value)
+    require(good, 'Temperature', what, self.value)
 
   def __call__(self, scores, models, numbers):
     return scores / value_of(self.value, numbers)
@@ -86,7 +82,7 @@ class TopK(Rule):
   k: int
 
   def __post_init__(self):
-    _require(self.k >= 1, 'TopK', 'k must be at least 1', self.k)
+    require(self.k >= 1, 'TopK', 'k must be at least 1', self.k)
 
   def __call__(self, scores, models, numbers):
     kept = jax.lax.top_k(scores, min(self.k, scores.shape[-1]))[1]
@@ -100,7 +96,7 @@ class TopP(Rule):
   p: float
 
   def __post_init__(self):
-    _require(0 < self.p <= 1, 'TopP', 'p must lie in (0, 1]', self.p)
+    require(0 < self.p <= 1, 'TopP', 'p must lie in (0, 1]', self.p)
 
   def __call__(self, scores, models, numbers):
     if self.p == 1:  # a cumulative sum in float32 would lose the last tokens
@@ -118,7 +114,7 @@ class MinP(Rule):
   fraction: float
 
   def __post_init__(self):
-    _require(0 < self.fraction <= 1, 'MinP', 'fraction must lie in (0, 1]', self.fraction)
+    require(0 < self.fraction <= 1, 'MinP', 'fraction must lie in (0, 1]', self.fraction)
 
   def __call__(self, scores, models, numbers):
     return jnp.where(
@@ -134,30 +130,6 @@ class Forbid(Rule):
 
   def __call__(self, scores, models, numbers):
     return scores.at[:, jnp.asarray(self.tokens, jnp.int32)].set(-jnp.inf)
-
-
-@static(kw_only=False)
-class Blend(Rule):
-  """p^(1-β) q^β, renormalised: the geometric mixture of the writer with the second model."""
-
-  beta: Number
-
-  def __post_init__(self):
-    good = _all_between(self.beta, 0.0, 1.0)
-    _require(good, 'Blend', 'beta must lie in [0, 1]', self.beta)
-
-  def __call__(self, scores, models, numbers):
-    if len(models) < 2:
-      raise ValueError(
-        'Blend: it mixes two models and one is sampling. Let the student write beside the teacher: '
-        "RolloutMix(beside='teacher')."
-      )
-    own, other = jax.nn.log_softmax(scores), jax.nn.log_softmax(models[1])
-    beta = value_of(self.beta, numbers)
-    # At the ends one side is absent, and 0 · (-inf) must not turn up.
-    part = lambda weight, log: jnp.where(weight == 0, 0.0, weight * log)
-    mixed = part(1 - beta, own) + part(beta, other)
-    return jnp.where(scores == -jnp.inf, -jnp.inf, mixed)  # what earlier rules took away stays away
 
 
 def _members(
@@ -180,7 +152,7 @@ class RepetitionStop:
 
   def __post_init__(self):
     good = self.times >= 2 and len(self.periods) > 0 and min(self.periods) >= 1
-    _require(
+    require(
       good,
       'RepetitionStop',
       'wants periods of at least 1 and at least 2 times',
@@ -217,22 +189,24 @@ class Decoding:
   def distribution(
     self, models: Sequence[Scores], numbers: Numbers = MappingProxyType({})
   ) -> Scores:
-    """Scores of the distribution that is drawn from, from the logits of every model and the values of ramps."""
+    """Scores of the distribution that is drawn from, from the logits of every model and the numbers that move."""
     scores = models[0]
     for rule in self.rules:
       scores = rule(scores, models, numbers)
     return scores
 
   @property
-  def ramps(self) -> tuple[Moving, ...]:
+  def moving(self) -> tuple[Moving, ...]:
     """The numbers of the rules that move."""
     records: tuple[Any, ...] = self.rules
     fields = [getattr(rule, field.name) for rule in records for field in dataclasses.fields(rule)]
     return tuple(dict.fromkeys(field for field in fields if isinstance(field, Moving)))
 
-  def numbers_at(self, step: int) -> tuple[np.float32, ...]:
+  def numbers_at(
+    self, step: int, decisions: Mapping[str, float] = NO_DECISIONS
+  ) -> tuple[np.float32, ...]:
     """Their values at a step: traced arguments of the programs."""
-    return tuple(np.float32(ramp.at(step)) for ramp in self.ramps)
+    return tuple(np.float32(at(number, step, decisions)) for number in self.moving)
 
   def is_stop(self, tokens: Int[Array, ' B']) -> Bool[Array, ' B']:
     return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))

@@ -23,7 +23,7 @@ class PromptReader:
     budgets: most tokens of each row.
     key: of the run.
     chunk: columns of one pass.
-    table: positions that the models have.
+    table: size of the models' position table.
     pieces: devices that share the rows of a batch.
   """
 
@@ -40,10 +40,10 @@ class PromptReader:
 
   def admit(self, slots: Slots, arriving: np.ndarray, held: np.ndarray) -> Slots:
     """Puts every arriving row into its slot. A prompt is read once, for all of its samples."""
-    place = {row: slot for slot, row in enumerate(held.tolist())}
-    wanted = dict.fromkeys(self.prompts[row] for row in arriving.tolist())
-    if unread := [prompt for prompt in wanted if prompt not in self.read]:
-      self.read = {prompt: self.read[prompt] for prompt in wanted if prompt in self.read}
+    slot_of = {row: slot for slot, row in enumerate(held.tolist())}
+    needed = dict.fromkeys(self.prompts[row] for row in arriving.tolist())
+    if unread := [prompt for prompt in needed if prompt not in self.read]:
+      self.read = {prompt: self.read[prompt] for prompt in needed if prompt in self.read}
       for width in sorted(
         {self.width(len(prompt)) for prompt in unread}
       ):  # a long prompt does not widen the others
@@ -54,7 +54,7 @@ class PromptReader:
     for row in arriving.tolist():
       batches.setdefault(id(self.read[self.prompts[row]][0]), []).append(row)
     for rows in batches.values():
-      slots = self._place(slots, rows, place)
+      slots = self._place(slots, rows, slot_of)
     return slots
 
   def width(self, length: int) -> int:
@@ -77,13 +77,15 @@ class PromptReader:
     prefilled = decode_programs.prefill(self.params, tokens, lengths, specs=self.specs, chunk=chunk)
     return {prompt: (prefilled, row) for row, prompt in enumerate(prompts)}
 
-  def _place(self, slots: Slots, rows: list[int], place: dict[int, int]) -> Slots:
-    """Rows whose prompts were read in one batch go into their slots."""
+  def _place(self, slots: Slots, rows: list[int], slot_of: dict[int, int]) -> Slots:
+    """Puts rows whose prompts were read in one batch into their slots."""
     prefilled = self.read[self.prompts[rows[0]]][0]
-    size = slots.ended.shape[0]  # one program, however many arrive
+    size = slots.ended.shape[
+      0
+    ]  # filled up to one entry per slot: one program for any number of rows
     fill = lambda values: np.resize(np.asarray(values, np.int32), size)
     admission = Admission(
-      slot=fill([place[row] for row in rows]),
+      slot=fill([slot_of[row] for row in rows]),
       source=fill([self.read[self.prompts[row]][1] for row in rows]),
       row=fill(self.rows[rows]),
       budget=fill(self.budgets[rows]),

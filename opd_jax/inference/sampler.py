@@ -1,8 +1,8 @@
 """Floor 2. The sampler: prompts in, a `Rollout` out. A fixed number of slots, refilled as rows end.
 
 This is the host side: it moves row numbers, chooses buckets and collects what `decode_programs.py` records. A row's
-random stream hangs on the run's key, the row's number and the position, and its arithmetic does not look at its
-neighbours: its text is the same for any number of slots and any order.
+random stream depends on the run's key, the row's number and the position, and no computation mixes rows, so its text
+is the same for any number of slots and any order.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from opd_jax.types import STUDENT, Params, Prompts, Rollout, TopK
 
 
 class Model(NamedTuple):
-  """Something that can be sampled from: settings, where it lies, parameters (`transformer.unrolled` ones)."""
+  """A model to sample from; `unrolled` converts it for decoding."""
 
   config: ModelConfig
   layout: Layout
@@ -35,15 +35,15 @@ class Model(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How a batch is sampled. None of it but `decoding` and `budget` changes what is written.
+  """How a batch is sampled. Only `decoding` and `budget` change the responses.
 
   Args:
     decoding: rules, stop tokens, repetition stop.
-    budget: most tokens of a response, R.
+    budget: maximum tokens of a response, R.
     slots: rows in flight; the memory of the cache is proportional to it.
-    segment: most tokens between two looks of the host.
+    segment: maximum decode steps before the device returns to the host.
     chunk: columns of one prefill pass.
-    recording: what is noted besides log-probabilities.
+    recording: what is recorded besides log-probabilities.
   """
 
   decoding: Decoding = Decoding()
@@ -54,13 +54,13 @@ class Sampling:
   recording: Recording = dataclasses.field(default_factory=Recording)
 
   def __post_init__(self):
-    for name, least in (('budget', 0), ('slots', 1), ('segment', 1), ('chunk', 1)):
-      if getattr(self, name) < least:
-        raise ValueError(f'Sampling: {name} must be at least {least}, got {getattr(self, name)}.')
+    for name, minimum in (('budget', 0), ('slots', 1), ('segment', 1), ('chunk', 1)):
+      if getattr(self, name) < minimum:
+        raise ValueError(f'Sampling: {name} must be at least {minimum}, got {getattr(self, name)}.')
 
 
 class Progress(NamedTuple):
-  """What a stream tells after every segment."""
+  """What `Run.stream` yields after every segment."""
 
   finished: tuple[int, ...]  # rows that ended in this segment
   tokens: int  # written since the beginning
@@ -69,7 +69,7 @@ class Progress(NamedTuple):
 
 
 def unrolled(model: Model) -> Model:
-  """The model as decoding wants it: with its layers apart."""
+  """Converts a model for decoding; see `transformer.unrolled`."""
   config, params = transformer.unrolled(*model)
   return Model(config, model.layout, params)
 
@@ -83,7 +83,7 @@ def generate(
   others: Sequence[Model] = (),
   budgets: Sequence[int] | None = None,
   version: int = 0,
-  step: int = 0,
+  numbers: tuple[np.float32, ...] | None = None,
 ) -> Rollout:
   """One response for every row of `prompts`.
 
@@ -92,10 +92,10 @@ def generate(
     prompts: left-padded rows; neighbours with the same prompt share its prefill.
     key: of the run; together with `prompts.row` it fixes every token.
     sampling: rules, budget and slots.
-    others: further models that rules may read at the same positions (`decoding.Blend`).
+    others: further models that rules may read at the same positions (`guided.Blend`).
     budgets: most tokens of each row; None gives all of them `sampling.budget`.
-    version: stamp of the weights, checked by `check_fresh` before the rollout is used.
-    step: of the stage, for numbers of rules that move with it.
+    version: stamp of the weights, checked by `responses.check_fresh` before anybody learns from the rollout.
+    numbers: the present values of the rules' moving numbers; None takes those of step 0.
   """
   run = Run(
     model,
@@ -105,7 +105,7 @@ def generate(
     others=others,
     budgets=budgets,
     version=version,
-    step=step,
+    numbers=numbers,
   )
   for _ in run.stream():
     pass
@@ -125,13 +125,13 @@ class Run:
     others: Sequence[Model] = (),
     budgets: Sequence[int] | None = None,
     version: int = 0,
-    step: int = 0,
+    numbers: tuple[np.float32, ...] | None = None,
   ):
     models = [unrolled(each) for each in (model, *others)]
     self.params = tuple(each.params for each in models)
     self.specs = tuple((each.config, each.layout) for each in models)
     self.key, self.sampling = key, sampling
-    self.numbers = sampling.decoding.numbers_at(step)
+    self.numbers = sampling.decoding.numbers_at(0) if numbers is None else numbers
     self.rows, self.lengths = np.asarray(prompts.row), np.asarray(prompts.length)
     tokens = np.asarray(prompts.tokens)
     self.prompts = [
@@ -156,11 +156,11 @@ class Run:
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens each row may write, and whether the position table is what limits it."""
-    most = self.sampling.budget
-    asked = np.full(len(self.rows), most) if budgets is None else np.asarray(budgets)
-    if asked.shape != self.rows.shape or (asked < 0).any() or (asked > most).any():
+    limit = self.sampling.budget
+    budget = np.full(len(self.rows), limit) if budgets is None else np.asarray(budgets)
+    if budget.shape != self.rows.shape or (budget < 0).any() or (budget > limit).any():
       raise ValueError(
-        f'sampler: budgets must be {len(self.rows)} numbers from 0 to {most} (the budget), got {asked}.'
+        f'sampler: budgets must be {len(self.rows)} numbers from 0 to {limit} (the budget), got {budget}.'
       )
     for number, length in zip(self.rows.tolist(), self.lengths.tolist(), strict=True):
       if not 0 < length <= self.table:
@@ -180,10 +180,10 @@ class Run:
           f'sampler: the prompt of row {number} holds token ids outside 0 to {size - 1}.'
         )
     room = self.table - self.lengths
-    return np.minimum(asked, room).astype(np.int32), asked > room
+    return np.minimum(budget, room).astype(np.int32), budget > room
 
   def stream(self) -> Iterator[Progress]:
-    """Samples, and tells after every segment which rows have ended."""
+    """Samples, and yields after every segment the rows that have ended."""
     self.rollout.ended_by[:] = np.where(
       self.context_bound, decode_programs.CONTEXT, decode_programs.BUDGET
     )
@@ -201,24 +201,24 @@ class Run:
       if len(arriving):
         slots = self.reader.admit(slots, arriving, held)
       if not len(waiting):
-        self.reader.read = {}  # nobody will ask for these prompts again
+        self.reader.read = {}  # no later row needs these prompts
       slots, record, count = decode_programs.decode(
         self.params, slots, self._patience(held, hurry=len(waiting) > 0), self.numbers, specs=self.specs,
         decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
       )  # fmt: skip
       record, count, ended = jax.device_get((record, count, slots.ended))
       self._keep(record, int(count), held)
-      over = (held >= 0) & (ended != decode_programs.RUNNING)
-      finished, code = held[over], ended[over]
+      has_ended = (held >= 0) & (ended != decode_programs.RUNNING)
+      finished, code = held[has_ended], ended[has_ended]
       self.rollout.ended_by[finished] = np.where(
         code == decode_programs.BUDGET, self.rollout.ended_by[finished], code
       )
-      held = np.where(over, -1, held)
+      held = np.where(has_ended, -1, held)
       steps, slot_steps = steps + int(count), slot_steps + int(count) * len(held)
       yield Progress(tuple(finished.tolist()), int(self.written.sum()), steps, slot_steps)
 
   def _patience(self, held: np.ndarray, *, hurry: bool) -> np.int32:
-    """How many slots may stand free before the host is asked: few while rows wait, half of them at the end."""
+    """Number of free slots that ends a segment: few while rows wait, half of all slots at the end."""
     free = int((held < 0).sum())
     if hurry:
       return np.int32(free + max(len(held) // 16, 1))
@@ -252,7 +252,7 @@ class Run:
     ), held[kept]
 
   def _keep(self, record: decode_programs.Record, count: int, held: np.ndarray) -> None:
-    """Files what the steps of a segment wrote under the rows that wrote it."""
+    """Copies the tokens of a segment into the rows of the rollout."""
     rollout = self.rollout
     for step in range(count):
       active = record.written[step]

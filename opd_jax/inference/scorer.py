@@ -1,8 +1,8 @@
-"""Floor 2. Teacher-forced scoring: what a model thinks of every token that somebody wrote.
+"""Floor 2. Teacher-forced scoring: the log-probability of every token of a response under a model.
 
 Here is the one shift by one of the library: the state at column c predicts the token at column c + 1, so the
-state that predicts response[:, r] stands one column before it. Everything that leaves this file is indexed by
-response position and cannot misalign.
+state that predicts response[:, r] is one column before it. Everything that this file returns is indexed by
+response position.
 
 The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does.
 """
@@ -22,9 +22,7 @@ from opd_jax.types import AnyArray, Params, ScoreRequest, Scores, TopK
 
 TILE_BYTES = 64 * 2**20  # of float32 logits in one tile; a few such buffers live at once
 MIN_COLUMNS = 64
-ABSENT = (
-  -50.0
-)  # logit of an entry that a model's table does not have: e^-50 is nothing beside any token
+ABSENT = -50.0  # logit of an entry that a model's table lacks: its probability is negligible
 
 
 def check_request(request: ScoreRequest, config: ModelConfig) -> None:
@@ -59,7 +57,7 @@ def score(
   request: ScoreRequest = ScoreRequest(),
   columns: int | None = None,
 ) -> Scores:
-  """Scores of one batch under any prompt. Entries behind a response's end are finite and mean nothing.
+  """Scores one batch under any prompt. Entries behind a response's end are finite but meaningless.
 
   Args:
     prompt: left-padded; need not be the prompt that the writer saw.
@@ -67,7 +65,7 @@ def score(
     response: right-padded.
     ids: tokens whose log-probabilities are wanted at each position.
     config, layout: of the judge.
-    request: what is wanted.
+    request: which scores to return.
     columns: entries of the vocabulary that is compared; None takes the model's own. See `fitted`.
   """
   check_request(request, config)
@@ -87,17 +85,16 @@ def read(
   *,
   request: ScoreRequest = ScoreRequest(),
 ) -> Scores:
-  """Scores from states that somebody else made, e.g. sums of those of several models."""
+  """Scores from given hidden states, e.g. the sum of several models' states."""
   return _read(states, head.astype(states.dtype), response, ids, request)
 
 
 def fitted(
   states: Float[Array, 'B R D'], head: Float[Array, 'D V'], columns: int
 ) -> tuple[Float[Array, 'B R E'], Float[Array, 'E W']]:
-  """States and a head over `columns` entries, where a table is padded to another size than the one it is compared with.
+  """Fits states and a head to `columns` entries of the vocabulary: two models may pad their tables differently.
 
-  Columns beyond are left out; missing ones stand for no token, and get the logit `ABSENT` through one more state that
-  is always one.
+  Surplus columns are dropped. Missing ones get the logit `ABSENT` through one more state, whose value is always one.
   """
   width, size = head.shape
   if size >= columns:
@@ -120,7 +117,7 @@ def states_of(
   tokens = jnp.concatenate([prompt, response], axis=1)
   # Rows begin at column 0, padding goes to the end: causality then hides it, and attention needs no mask.
   columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
-  # What lies behind the position table is padding: the longest prompt and the longest response need not be one row's.
+  # Columns beyond max_positions hold only padding; P + R may exceed it although no row does.
   tokens = jnp.take_along_axis(tokens, columns, axis=1)[:, : model.config.max_positions]
   states, tapped = model.trace(tokens, layers=layers)
   before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
@@ -130,7 +127,7 @@ def states_of(
 
 
 def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
-  """Log-probabilities and what else is asked for, tile by tile."""
+  """Log-probabilities and the other scores of the request, tile by tile."""
   rows = response.shape
   size = rows[0] * rows[1]
   tile = tile_of(head.shape[1], size)
@@ -143,7 +140,7 @@ def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
   )
 
   def one(piece):
-    state, token, wanted = piece
+    state, token, judged = piece
     logits = transformer.logits_of(state, head)
     if request.temperature != 1.0:
       logits = logits / request.temperature
@@ -155,7 +152,7 @@ def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
       entropy = jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1)
     best = jax.lax.top_k(logits, request.top_k) if request.top_k else None
     top_k = None if best is None else TopK(ids=best[1], logp=best[0] - total)
-    at_ids = None if wanted is None else TopK(ids=wanted, logp=pick(wanted))
+    at_ids = None if judged is None else TopK(ids=judged, logp=pick(judged))
     return pick(token[:, None])[:, 0], entropy, top_k, at_ids
 
   with jax.named_scope('head'):
@@ -179,7 +176,7 @@ def score_rows(
 ) -> list[Scores]:
   """Scores of rows of any length, as numpy arrays of each row's own length [R, …].
 
-  Rows of like length go together, in buckets of columns that are powers of two: at most one program per bucket.
+  Rows of similar length share a batch, in buckets of columns that are powers of two: at most one program per bucket.
 
   Args:
     prompts, responses: tokens of each row; neither prompt nor response is padded.
@@ -191,7 +188,7 @@ def score_rows(
   rows = -(-rows // pieces) * pieces
   for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
     check_row(prompt, response, name=f'scorer: row {number}', config=config)
-  found: list[Scores | None] = [None] * len(prompts)
+  by_row: list[Scores | None] = [None] * len(prompts)
   by_bucket: dict[tuple[int, int], list[int]] = {}
   for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
     by_bucket.setdefault(
@@ -203,19 +200,19 @@ def score_rows(
       batch = _padded([prompts[i] for i in part], [responses[i] for i in part], rows, left, right)
       scores = jax.device_get(score(params, *batch, config=config, layout=layout, request=request))
       for row, number in enumerate(part):
-        found[number] = _row(scores, row, len(responses[number]))
-  return [each for each in found if each is not None]
+        by_row[number] = _row(scores, row, len(responses[number]))
+  return [scores for scores in by_row if scores is not None]
 
 
 def check_row(
   prompt: Sequence[int], response: Sequence[int], *, name: str, config: ModelConfig
 ) -> None:
-  """Refuses what cannot be scored, by name."""
+  """Refuses a row that cannot be scored, by its name."""
   total = len(prompt) + len(response)
   if not prompt or total > config.max_positions:
     raise ValueError(
-      f'{name} has a prompt of {len(prompt)} tokens and {total} in all; it needs at least one of the first and at '
-      f'most {config.max_positions} (the position table) of the second.'
+      f'{name} has a prompt of {len(prompt)} tokens and {total} in all; a prompt needs at least one token, and '
+      f'prompt and response together at most {config.max_positions} (the position table).'
     )
   if not (min(*prompt, *response, 0) >= 0 and max(*prompt, *response, 0) < config.vocab_size):
     raise ValueError(f'{name} holds token ids outside 0 to {config.vocab_size - 1}.')

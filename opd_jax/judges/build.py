@@ -8,16 +8,17 @@ from typing import Any
 from opd_jax.data import vocabularies
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.inference import scorer
 from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
-from opd_jax.judges.spec import AnyJudge, Combined, Judge, Routed
+from opd_jax.judges.spec import AnyJudge, Combined, Judge, Routed, named_parts
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import load
-from opd_jax.types import Weights
+from opd_jax.types import ScoreRequest, Weights
 
 Say = Callable[[str], None]
 
@@ -116,3 +117,39 @@ def check_vocabulary(
     student_rows=student.vocab_size,
     judge_rows=config.vocab_size,
   )
+
+
+def check_request(name: str, judge: AnyJudge, request: ScoreRequest, student: ModelConfig) -> None:
+  """Refuses a judge that cannot tell what it will be asked for, before a weight of it is loaded."""
+  if request.layers and isinstance(judge, Combined):
+    raise ValueError(
+      f'judge {name}: inner layers are asked for, and several models make this judge. Bind one of them.'
+    )
+  parts = named_parts(name, judge)
+  configs = {part_name: _config_of(part, student) for part_name, part in parts}
+  for part_name, part in parts:
+    try:
+      scorer.check_request(request, configs[part_name])
+    except ValueError as error:
+      raise ValueError(
+        f'judge {part_name} ({part.weights or "the student itself"}): {error} Let the method ask for what it has, or '
+        'bind another judge.'
+      ) from error
+  widths = {part_name: config.width for part_name, config in configs.items()}
+  if request.layers and len({*widths.values()}) > 1:
+    raise ValueError(
+      f'judge {name}: inner layers are asked for, and its parts have states of different widths: {widths}. Bind judges '
+      'of one width.'
+    )
+
+
+def width_of(judge: AnyJudge, student: ModelConfig) -> int:
+  """The width of the hidden states that a judge hands out; those of several models stand beside each other."""
+  parts = [part for _, part in named_parts('', judge)]
+  if isinstance(judge, Combined) and all(p.weights is None and p.refresh.is_live for p in parts):
+    return student.width  # one head: its states are summed
+  return sum(_config_of(part, student).width for part in parts)
+
+
+def _config_of(judge: Judge, student: ModelConfig) -> ModelConfig:
+  return student if judge.weights is None else load.config_of(judge.weights)

@@ -1,4 +1,4 @@
-"""Floor 3. A judge that remembers on disk what it told: one file a row, by judge, tokenizer, request and tokens."""
+"""Floor 3. A judge whose scores are cached on disk: one file a row, by judge, tokenizer, request and tokens."""
 
 import dataclasses
 import hashlib
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from opd_jax.data.templates import Template
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.contexts import Scene
 from opd_jax.judges.local import LocalJudge
@@ -21,7 +22,7 @@ from opd_jax.types import Rollout, ScoreRequest, Scores, TopK, Weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedJudge:
-  """See `protocol.WorkingJudge`. Rows that were judged before come from `folder`, the others go into it."""
+  """See `protocol.WorkingJudge`. Reads scores from `folder` where it has them; computes and stores the others."""
 
   inner: LocalJudge
   folder: Path
@@ -40,6 +41,9 @@ class CachedJudge:
   def model(self, weights: Weights) -> Model:
     return self.inner.model(weights)
 
+  def of_evaluations(self, template: Template) -> 'CachedJudge':
+    return dataclasses.replace(self, inner=self.inner.of_evaluations(template))
+
   def score(
     self,
     weights: Weights,
@@ -54,16 +58,15 @@ class CachedJudge:
       self._file(prompt, rollout.response[row][: length[row]], _row(ids, row, length[row]), request)
       for row, prompt in enumerate(prompts)
     ]
-    lost = np.array([not file.is_file() for file in files])
-    missing = np.flatnonzero(
-      any_process_each(lost)
-    )  # hosts may have folders of their own, and score together
+    absent = np.array([not file.is_file() for file in files])
+    # Hosts score together, but each may have a folder of its own.
+    missing = np.flatnonzero(any_process_each(absent))
     if len(missing):
       rows = np.resize(missing, len(files))  # one program, however many are missing
       part = jax.tree.map(lambda x: np.asarray(x)[rows], rollout)
-      asked = None if ids is None else np.asarray(ids)[rows]
+      part_ids = None if ids is None else np.asarray(ids)[rows]
       scores = self.inner.score_prompts(
-        weights, [prompts[row] for row in rows], part, asked, request
+        weights, [prompts[row] for row in rows], part, part_ids, request
       )
       scores = to_host(scores)
       for number, row in enumerate(missing):
@@ -72,8 +75,9 @@ class CachedJudge:
     return jax.tree.map(lambda *rows: np.stack(rows), *[_load(file, size) for file in files])
 
   def _file(self, prompt: list[int] | None, response, ids, request: ScoreRequest) -> Path:
-    asked = [prompt or [], response.tolist(), [] if ids is None else ids.tolist()]
-    key = hashlib.sha256(repr((self.identity, request, prompt is None, asked)).encode()).hexdigest()
+    tokens = [prompt or [], response.tolist(), [] if ids is None else ids.tolist()]
+    inputs = repr((self.identity, request, prompt is None, tokens))
+    key = hashlib.sha256(inputs.encode()).hexdigest()
     return self.folder / key[:2] / f'{key}.npz'
 
 
@@ -82,7 +86,7 @@ def _row(ids: Any, row: int, length: int) -> np.ndarray | None:
 
 
 def _store(file: Path, scores: Scores) -> None:
-  """One row, of its own length; npz knows no bfloat16, so hidden states are bytes of their type."""
+  """Writes one row, of its own length; npz has no bfloat16, so hidden states are stored as bytes."""
   flat = {'logp': scores.logp, 'known': scores.known, 'entropy': scores.entropy}
   for name, top in (('top', scores.top_k), ('at', scores.at_ids)):
     if top is not None:
@@ -96,17 +100,17 @@ def _store(file: Path, scores: Scores) -> None:
   with open(part, 'wb') as stream:
     kept = {name: value for name, value in flat.items() if value is not None}
     np.savez(stream, allow_pickle=False, **kept)
-  part.rename(file)  # whole or not at all
+  part.rename(file)  # no process reads half a file
 
 
 def _load(file: Path, size: int) -> Scores:
-  """One row, with as many positions as the batch has."""
+  """Reads one row, padded to the positions of the batch."""
   with np.load(file) as stored:
     flat: dict[str, np.ndarray] = dict(stored)
   for name in {'hidden', 'layers'} & flat.keys():
     flat[name] = flat[name].view(jnp.dtype(str(flat.pop(f'{name}_type'))))
-  wide = lambda x: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1)))
-  flat = {name: wide(x) for name, x in flat.items()}
+  padded = lambda x: np.pad(x, ((0, size - len(x)), *((0, 0),) * (x.ndim - 1)))
+  flat = {name: padded(x) for name, x in flat.items()}
   top = lambda name: (
     TopK(ids=flat[f'{name}_ids'], logp=flat[f'{name}_logp']) if f'{name}_ids' in flat else None
   )

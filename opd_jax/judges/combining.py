@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from opd_jax.data.templates import Template
 from opd_jax.inference import scorer
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.contexts import Scene
@@ -29,6 +30,10 @@ class CombinedJudge:
     """Those of the first part: each part reads its own."""
     return self.parts[0][1].prompts(scenes)
 
+  def of_evaluations(self, template: Template) -> 'CombinedJudge':
+    parts = tuple((coefficient, part.of_evaluations(template)) for coefficient, part in self.parts)
+    return dataclasses.replace(self, parts=parts)
+
   def score(
     self,
     weights: Weights,
@@ -37,10 +42,7 @@ class CombinedJudge:
     ids: Any,
     request: ScoreRequest,
   ) -> Scores:
-    if request.layers:
-      raise ValueError(
-        f'judge {self.name}: inner layers are asked for, and several models make this judge. Ask one of its parts.'
-      )
+    assert not request.layers  # `build.check_request` refuses them
     states, known = [], jnp.ones(rollout.response.shape, bool)
     for coefficient, part in self.parts:
       scores = part.score(weights, scenes, rollout, None, ScoreRequest(hidden=True))

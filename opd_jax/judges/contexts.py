@@ -1,4 +1,4 @@
-"""Floor 3. What a judge is shown: a context builds its prompt for a row; None leaves the row without a judgement."""
+"""Floor 3. A context builds a judge's prompt for a row; None leaves the row without a judgement."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Mate(NamedTuple):
 
 
 class Scene(NamedTuple):
-  """What a context may look at: one row, and those that answer the same question."""
+  """What a context may read: one row, and those that answer the same question."""
 
   problem: Problem
   text: str
@@ -31,7 +31,7 @@ class Scene(NamedTuple):
 
   @property
   def rng(self) -> np.random.Generator:
-    """A generator of this row, new at each call: whoever draws, and however often, draws the same."""
+    """A new generator with the seed of this row: every access starts the same sequence."""
     return np.random.default_rng(self.seed)
 
 

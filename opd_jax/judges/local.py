@@ -1,4 +1,4 @@
-"""Floor 3. A judge whose weights lie in this process: the teacher, a reference, or the student itself."""
+"""Floor 3. A judge whose weights are in this process: the teacher, a reference, or the student itself."""
 
 import dataclasses
 import functools
@@ -31,14 +31,14 @@ class LocalJudge:
   """See `protocol.WorkingJudge`.
 
   Args:
-    name: as messages call it; also that of its snapshot, where it is an earlier self of the student.
-    spec: what the experiment says of it.
+    name: its name in messages; also the key of its snapshot, where it is an earlier copy of the student.
+    spec: its settings in the experiment.
     config, layout: of its model.
-    home: where the student is trained, and where scores are wanted.
+    home: layout of the student, where scores are needed.
     columns: entries of the student's vocabulary; a table that is padded to another size is fitted to it.
-    tokenizer, template: how it is addressed.
+    tokenizer, template: render its prompts.
     own: its weights; None: the student's, as `spec.refresh` says.
-    rows: per pass.
+    rows: rows of one pass.
   """
 
   name: str
@@ -60,7 +60,7 @@ class LocalJudge:
 
   @property
   def absent_state(self) -> bool:
-    """Whether the last state of what it hands out stands for entries that its table lacks; see `scorer.fitted`."""
+    """Whether its states end in the constant one for entries that its table lacks; see `scorer.fitted`."""
     return self.config.vocab_size < self.columns
 
   def head(self, weights: Weights) -> Array:
@@ -96,7 +96,7 @@ class LocalJudge:
     ids: Any,
     request: ScoreRequest,
   ) -> Scores:
-    """Scores behind prompts that somebody else chose; None: the row is unknown."""
+    """Scores responses behind given prompts; a row whose prompt is None is not known."""
     known = np.array([prompt is not None for prompt in prompts])
     tokens = [prompt if prompt is not None else [0] for prompt in prompts]
     width = bucket(max(map(len, tokens)), minimum=8, maximum=self.config.max_positions)
@@ -109,7 +109,7 @@ class LocalJudge:
   def fitting(
     self, prompts: Sequence[list[int] | None], scenes: Sequence[Scene], rollout: Rollout
   ) -> list[list[int] | None]:
-    """Prompts that leave room for their response; the others as `spec.too_long` says."""
+    """Keeps prompts that leave room for their response; refuses or drops the others, as `spec.too_long` says."""
     table, kept = self.config.max_positions, []
     for prompt, scene, length in zip(prompts, scenes, rollout.lengths.tolist(), strict=True):
       if prompt is not None and len(prompt) + length > table:
@@ -123,8 +123,15 @@ class LocalJudge:
       kept.append(prompt)
     return kept
 
+  def of_evaluations(self, template: Template) -> 'LocalJudge':
+    return dataclasses.replace(
+      self,
+      spec=dataclasses.replace(self.spec, too_long='unknown'),
+      template=self.spec.template or template,
+    )
+
   def score_arrays(self, params: Params, tokens, length, response, ids, request) -> Scores:
-    """Scores of padded arrays, some rows at a time, where the student is trained."""
+    """Scores padded arrays, `rows` at a time; the result has the student's layout."""
     parts = []
     for begin in range(0, len(response), self.rows):
       piece = lambda x, begin=begin: None if x is None else x[begin : begin + self.rows]
@@ -159,14 +166,13 @@ def _head(params: Params, *, config: ModelConfig, layout: Layout, columns: int) 
 
 
 def moved(tree: Any, layout: Layout, home: Layout, *, rows: bool) -> Any:
-  """Arrays onto the devices of another layout.
+  """Moves arrays onto the devices of another layout.
 
   Args:
     tree: the arrays.
-    layout: where they lie.
-    home: where they are wanted.
-    rows: they are cut by rows (whole on each device where rows cannot be dealt evenly); False cuts a head by
-      vocabulary.
+    layout: their present layout.
+    home: the layout to move to.
+    rows: True shards rows, or replicates them where they do not divide evenly; False shards a head by vocabulary.
   """
   if layout.mesh == home.mesh:
     return tree

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from opd_jax.data.templates import Template
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.contexts import Scene
 from opd_jax.types import Rollout, ScoreRequest, Scores, Weights
@@ -12,11 +13,11 @@ from opd_jax.types import Rollout, ScoreRequest, Scores, Weights
 
 @runtime_checkable
 class WorkingJudge(Protocol):
-  """A judge that can be asked. Weights that move are handed in; nothing here remembers any."""
+  """A judge that can score. Weights that change are arguments; a judge keeps none of them."""
 
   @property
   def name(self) -> str:
-    """As messages and metrics call it."""
+    """Its name in messages and metrics."""
     ...
 
   def prompts(self, scenes: Sequence[Scene]) -> list[list[int] | None]:
@@ -31,14 +32,14 @@ class WorkingJudge(Protocol):
     ids: Any,
     request: ScoreRequest,
   ) -> Scores:
-    """What the judge tells of every row, where the student is trained; `known` is False where it has no opinion.
+    """Scores every row, on the student's layout; `known` is False where the judge has no opinion.
 
     Args:
-      weights: the student's, and those of its earlier selves.
-      scenes: what is known of each row.
-      rollout: what was written.
-      ids: the student's likeliest tokens [B, R, C], where they are asked about.
-      request: what is wanted.
+      weights: the student's, and those of its snapshots.
+      scenes: the scene of each row.
+      rollout: the responses.
+      ids: the student's top tokens [B, R, C], where the request includes the judge's log-probabilities there.
+      request: which scores to return.
     """
     ...
 
@@ -47,5 +48,13 @@ class WorkingJudge(Protocol):
     ...
 
   def model(self, weights: Weights) -> Model:
-    """The judge as a writer."""
+    """The judge as a model to sample from."""
+    ...
+
+  def of_evaluations(self, template: Template) -> 'WorkingJudge':
+    """The same judge for evaluations: a row that does not fit its position table is not known, and never refused.
+
+    Args:
+      template: of the evaluation; read where the judge names none of its own.
+    """
     ...

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from opd_jax.data.templates import Template
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.contexts import Scene
@@ -45,6 +46,10 @@ class RoutedJudge:
         prompts[row] = prompt
     return prompts
 
+  def of_evaluations(self, template: Template) -> 'RoutedJudge':
+    table = {route: judge.of_evaluations(template) for route, judge in self.table.items()}
+    return dataclasses.replace(self, table=table)
+
   def score(
     self,
     weights: Weights,
@@ -53,26 +58,26 @@ class RoutedJudge:
     ids: Any,
     request: ScoreRequest,
   ) -> Scores:
-    whole: Scores | None = None
-    dealt = self.rows_of(scenes)
+    merged: Scores | None = None
+    rows_by_route = self.rows_of(scenes)
     for route, judge in self.table.items():
-      if route not in dealt:
+      if route not in rows_by_route:
         continue
-      rows = dealt[route]
+      rows = rows_by_route[route]
       size = bucket(len(rows), minimum=1, maximum=1 << 30)
       rows = np.resize(
         rows, -(-size // self.pieces) * self.pieces
       )  # few programs: numbers of rows are buckets
       part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], rollout)
-      asked = None if ids is None else np.asarray(ids)[rows]
-      scores = judge.score(weights, [scenes[row] for row in rows], part, asked, request)
+      part_ids = None if ids is None else np.asarray(ids)[rows]
+      scores = judge.score(weights, [scenes[row] for row in rows], part, part_ids, request)
       if scores.hidden is not None:
         scores = scores._replace(hidden=self._beside(scores.hidden, route, weights))
-      if whole is None:
-        whole = jax.tree.map(lambda x: jnp.zeros((len(scenes), *x.shape[1:]), x.dtype), scores)
-      whole = jax.tree.map(lambda full, x, rows=rows: full.at[rows].set(x), whole, scores)
-    assert whole is not None
-    return whole
+      if merged is None:
+        merged = jax.tree.map(lambda x: jnp.zeros((len(scenes), *x.shape[1:]), x.dtype), scores)
+      merged = jax.tree.map(lambda full, x, rows=rows: full.at[rows].set(x), merged, scores)
+    assert merged is not None
+    return merged
 
   def _widths(self, weights: Weights) -> dict[str, int]:
     shape = lambda judge: jax.eval_shape(judge.head, weights).shape
@@ -91,6 +96,6 @@ class RoutedJudge:
 
   def model(self, weights: Weights) -> Model:
     raise ValueError(
-      f'judge {self.name}: several judges share it by route, and text is wanted of one. Bind one judge, e.g. '
+      f'judge {self.name}: it routes rows to several judges, but only one judge can write text. Bind one judge, e.g. '
       "experiment.Stage.judges = {'teacher': @judges.frozen()}."
     )

@@ -1,4 +1,4 @@
-"""Floor 3. Judges that are earlier selves of the student: which there are, how they begin, how they follow."""
+"""Floor 3. Snapshots of the student that serve as judges: which there are, how they begin, how they are refreshed."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from opd_jax.types import Params
 
 
 def refreshes_of(judges: Mapping[str, AnyJudge], asked: Iterable[str]) -> dict[str, Refresh]:
-  """How each earlier self among the judges that are asked follows the student."""
+  """Returns the refresh of each snapshot among the judges that `asked` names."""
   return {
     part_name: part.refresh
     for name in asked
@@ -35,11 +35,15 @@ def refreshed(old: Params, new: Params, rate: Float[Array, '']) -> Params:
 
 
 def followed(
-  snapshots: Mapping[str, Params], refreshes: Mapping[str, Refresh], student: Params, step: int
+  snapshots: Mapping[str, Params],
+  refreshes: Mapping[str, Refresh],
+  student: Params,
+  step: int,
+  decisions: Mapping[str, float] = ramps.NO_DECISIONS,
 ) -> dict[str, Params]:
-  """The snapshots after a step of the stage, the first being 1."""
+  """The snapshots after a step of the stage, the first being 1; `decisions` as in `ramps.at`."""
   return {
-    name: refreshed(old, student, jnp.float32(ramps.at(refreshes[name].rate, step)))
+    name: refreshed(old, student, jnp.float32(ramps.at(refreshes[name].rate, step, decisions)))
     if refreshes[name].is_due(step)
     else old
     for name, old in snapshots.items()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from opd_jax import ramps
 from opd_jax.data.templates import Template
 from opd_jax.judges.contexts import Context
 from opd_jax.ramps import Number
@@ -24,15 +25,15 @@ class Refresh:
   every: int = 1
 
   def __post_init__(self):
-    wrong = isinstance(self.rate, float | int) and not 0 <= self.rate <= 1
-    if wrong or self.every < 1:
+    lowest, highest = ramps.extremes(self.rate)
+    if not 0 <= lowest <= highest <= 1 or self.every < 1:
       raise ValueError(
         f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
       )
 
   @property
   def is_live(self) -> bool:
-    """Whether the judge is the student itself: nothing need be kept."""
+    """Whether the judge is the student itself, so that it needs no snapshot."""
     return self.rate == 1 and self.every == 1
 
   def is_due(self, step: int) -> bool:
@@ -70,13 +71,14 @@ class Judge:
   Args:
     weights: folder, hub id or preset; None: the student's own, moved as `refresh` says.
     refresh: how a judge that is the student follows it.
-    layout: where it lies; None: where the student does.
-    template: how it is addressed; None: as the student is.
-    context: what it is shown instead of the plain problem.
-    cache: folder that keeps what it told, by judge, tokenizer and tokens; only for judges that never change.
+    layout: devices and sharding of its weights; None: the student's.
+    template: renders its prompts; None: the student's template, in training and in each evaluation.
+    context: builds its prompt in place of the plain problem.
+    cache: folder that stores its scores, by judge, tokenizer and tokens; only for judges that never change.
     dtype: of its parameters and activations; None: as it is stored.
     too_long: what happens to a row whose prompt and response do not fit the judge's position table: 'refuse' stops
-      the run and names it, 'unknown' leaves it without a judgement.
+      the run and names it, 'unknown' leaves it without a judgement. In evaluations such a row is always unknown: nobody
+      trains on it, and metrics show how many there are.
   """
 
   weights: str | None = None
@@ -95,7 +97,7 @@ class Judge:
       )
     if self.layout is not None and self.weights is None:
       raise ValueError(
-        'Judge: the student lies where it is trained; only a judge with weights of its own has a layout.'
+        "Judge: a judge that is the student has the student's layout; only one with weights of its own takes a layout."
       )
     if self.too_long not in ('refuse', 'unknown'):
       raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")

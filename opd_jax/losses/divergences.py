@@ -7,8 +7,8 @@ from opd_jax.losses.stable import log_ratio, mixed, relative, squared_over, time
 from opd_jax.static import static
 
 __all__ = [
-  'Alpha', 'ClampedPerEntry', 'Divergence', 'ForwardKL', 'Hellinger', 'Jeffreys', 'JensenShannon', 'Neyman', 'Pearson',
-  'Raw', 'ReverseKL', 'SkewForward', 'SkewReverse', 'TotalVariation',
+  'Alpha', 'BoundedReverseKL', 'ClampedPerEntry', 'Divergence', 'ForwardKL', 'Hellinger', 'Jeffreys', 'JensenShannon',
+  'Neyman', 'Pearson', 'Raw', 'ReverseKL', 'SkewForward', 'SkewReverse', 'TotalVariation',
 ]  # fmt: skip
 
 
@@ -61,6 +61,39 @@ class ReverseKL(Divergence):
 
   def weight(self, log_u):
     return log_u
+
+
+@static
+class BoundedReverseKL(Divergence):
+  r"""Σ p clip(log(p / q), ±c).   w = log u, and clip(log u, ±c) + 1 beyond ±c: there p alone has a gradient.
+
+  An option of arXiv:2603.25562. Beyond the bound w jumps by one: the clip takes the gradient of the logarithm away.
+  """
+
+  bound: float = 5.0
+
+  def __post_init__(self):
+    if not self.bound > 0:
+      raise ValueError(f'BoundedReverseKL: bound must be above 0, got {self.bound}.')
+
+  @property
+  def name(self) -> str:
+    return f'bounded_reverse_kl({self.bound:g})'
+
+  @property
+  def derivative_at_one(self) -> float:
+    return -1.0
+
+  def entry(self, log_p, log_q):
+    gap = log_ratio(log_p, log_q)
+    beyond = gap - jnp.clip(gap, -self.bound, self.bound)
+    return relative(log_p, log_q) + times(jnp.exp(log_p), beyond)
+
+  def pull(self, log_p, log_q):
+    return times(jnp.exp(log_p), self.weight(log_ratio(log_p, log_q)))
+
+  def weight(self, log_u):
+    return jnp.clip(log_u, -self.bound, self.bound) + (jnp.abs(log_u) > self.bound)
 
 
 @static

@@ -133,6 +133,45 @@ class Stopped(RestRule):
 
 
 @static
+class Centred(RestRule):
+  """The plain sum of centred entries: for reverse KL Σ p log(p / q) - p + q, with the gradient of `Stopped`."""
+
+  label = 'centred'
+
+  def value(self, divergence, log_p, log_q, outside):
+    return divergence(log_p, log_q)
+
+
+@static
+class PerCandidate(RestRule):
+  """-Σ weight · w · ρ, ρ = p / stop_gradient(p) = 1: a policy gradient with the advantage w(u) for every entry.
+
+  Args:
+    weight: 'student' or 'teacher' takes that side's probability, divided by its mass on the entries; 'none' takes 1.
+  """
+
+  weight: str = 'student'
+
+  label = 'per candidate'
+
+  def __post_init__(self):
+    if self.weight not in ('student', 'teacher', 'none'):
+      raise ValueError(
+        f"PerCandidate: weight is 'student', 'teacher' or 'none', got {self.weight!r}."
+      )
+
+  def value(self, divergence, log_p, log_q, outside):
+    fixed = jax.lax.stop_gradient(log_p)
+    kept = fixed > -jnp.inf
+    alive = jnp.where(kept, log_p, 0.0)
+    side = {'student': fixed, 'teacher': log_q}.get(self.weight)
+    weight = jnp.ones_like(fixed) if side is None else jnp.exp(side - _mass(side))
+    advantage = divergence.weight(jnp.where(kept, log_q - fixed, 0.0))
+    pull = jnp.where(kept, weight * advantage, 0.0)
+    return -jnp.sum(pull * jnp.exp(alive - jax.lax.stop_gradient(alive)), axis=-1)
+
+
+@static
 class Unclosed(RestRule):
   """The plain truncated sum. Biased by the gradient of the kept mass; here to be certified as bad."""
 

@@ -159,6 +159,28 @@ class Columns(Entries):
     return _all(view.columns(self.ids), view)
 
 
+@static(kw_only=False)
+class SameRank(Entries):
+  """The student's k best, each beside the judge's entry of the same rank: which tokens these are does not matter."""
+
+  k: int
+
+  def __post_init__(self):
+    _check_k('SameRank', self.k)
+
+  @property
+  def name(self) -> str:
+    return f'first {self.k} ranks'
+
+  @property
+  def request(self) -> ScoreRequest:
+    return ScoreRequest(top_k=self.k, at_student_top_k=self.k)
+
+  def find(self, view: View) -> Compared:
+    own, others = _all(view.student_top_k(self.k), view), _all(view.teacher_top_k(self.k), view)
+    return Compared(ids=own.ids, log_q=others.log_q, valid=own.valid & others.valid)
+
+
 def _both(one: Entries, other: Entries, view: View) -> tuple[Compared, Compared]:
   left, right = one.find(view), other.find(view)
   if left is None or right is None:
@@ -207,6 +229,20 @@ class Intersection(Entries):
     return left._replace(valid=left.valid & _among(left.ids, right.ids, right.valid))
 
 
+def best(k: int, *, of: str) -> Entries:
+  """The k best entries of the student or of the teacher, or those that are among the best of both, or of either."""
+  student, teacher = StudentTopK(k), TeacherTopK(k)
+  sides = {
+    'student': student,
+    'teacher': teacher,
+    'both': student & teacher,
+    'either': student | teacher,
+  }
+  if of not in sides:
+    raise ValueError(f'supports: the best entries are of {sorted(sides)}, got {of!r}.')
+  return sides[of]
+
+
 @static
 class Support:
   """Entries, and how the rest is closed; the whole vocabulary has no rest.
@@ -224,6 +260,11 @@ class Support:
       raise ValueError(
         f'Support: {self.entries.name} entries with rest={self.rest}. Say how the rest is closed (Tail(), '
         'Renormalised(), TeacherOnly(), Stopped()); only Full() has none.'
+      )
+    if isinstance(self.entries, SameRank) and self.reads_outside:
+      raise ValueError(
+        f'Support: the {self.entries.name} are other tokens on either side, so nothing is outside of both; '
+        f'{self.rest} cannot close them. Take Unclosed() or Renormalised().'
       )
 
   @property

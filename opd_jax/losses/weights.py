@@ -4,41 +4,18 @@ Each returns an array that multiplies into a coefficient. Batch statistics live 
 pass they would depend on how the batch is cut. Multi-hosted they are still global, because a batch is one array.
 """
 
-from fractions import Fraction
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from opd_jax.losses import selectors
+from opd_jax.losses.stable import relative
 from opd_jax.types import AnyArray
 
 Mask = Bool[AnyArray, 'B R']
 Tokens = Float[AnyArray, 'B R']
 Rows = Float[AnyArray, ' B']
 TINY = 1e-8
-
-
-def _fraction(name: str, fraction: float) -> None:
-  if not 0.0 <= fraction <= 1.0:
-    raise ValueError(f'{name}: a fraction lies between 0 and 1, got {fraction}.')
-
-
-def _before(x: Tokens) -> Tokens:
-  """Σ of what stands strictly before a position."""
-  return jnp.cumsum(x, axis=1) - x
-
-
-def _position(mask: Mask) -> Tokens:
-  """0, 1, 2 … along the tokens that count."""
-  return _before(mask.astype(float))
-
-
-def _length(mask: Mask) -> Float[Array, 'B 1']:
-  return mask.sum(axis=1, keepdims=True).astype(float)
-
-
-# --- by position ----------------------------------------------------------------------------------
 
 
 def prefix_discrepancy(
@@ -52,45 +29,15 @@ def prefix_discrepancy(
   size = jnp.where(mask, gap if signed else jnp.abs(gap), 0.0)
   total = size.sum(axis=1, keepdims=True)
   safe = jnp.where(jnp.abs(total) > TINY, total, 1.0)
-  done = jnp.where(jnp.abs(total) > TINY, jnp.clip(_before(size) / safe, 0.0, 1.0), 0.0)
+  done = jnp.where(jnp.abs(total) > TINY, jnp.clip(selectors.before(size) / safe, 0.0, 1.0), 0.0)
   return 1.0 + gamma * (1.0 - done)
 
 
 def linear(mask: Mask, *, gamma: float = 0.5) -> Tokens:
   """1 + γ (1 - t / n): what `prefix_discrepancy` is where the gap is the same everywhere."""
-  return 1.0 + gamma * (1.0 - _position(mask) / jnp.maximum(_length(mask), 1.0))
-
-
-def _parts(fraction: float, largest: int, *, up: bool) -> np.ndarray:
-  """fraction · n for n = 0 … largest as whole numbers, rounded up or down: exactly, whatever the type of a mask's sum.
-
-  The fraction is the simplest one that the float stands for: 0.3 is 3 / 10. No product of floats would do: in float32
-  0.3 · 50 lies above 15, and 0.999 · 9,999 = 9,989.001 is within rounding of 9,989.
-  """
-  exact = Fraction(float(fraction)).limit_denominator(10**6)
-  products = exact.numerator * np.arange(largest + 1, dtype=np.int64)
-  return -(-products // exact.denominator) if up else products // exact.denominator
-
-
-def part_of(mask: Mask, fraction: float) -> Float[Array, 'B 1']:
-  """ceil(fraction · n) of every response, n its tokens that count."""
-  parts = jnp.asarray(_parts(fraction, mask.shape[1], up=True), jnp.int32)
-  return parts[mask.sum(axis=1, keepdims=True)].astype(float)
-
-
-def first(mask: Mask, *, fraction: float) -> Tokens:
-  """1 on the first `fraction` of a response's tokens (rounded up), 0 behind."""
-  _fraction('weights.first', fraction)
-  return (_position(mask) < part_of(mask, fraction)).astype(float)
-
-
-def last(mask: Mask, *, fraction: float) -> Tokens:
-  """1 on the last `fraction` of a response's tokens (rounded up), 0 before."""
-  _fraction('weights.last', fraction)
-  return (_position(mask) >= _length(mask) - part_of(mask, fraction)).astype(float)
-
-
-# --- by confidence and disagreement ---------------------------------------------------------------
+  return 1.0 + gamma * (
+    1.0 - selectors.position_of(mask) / jnp.maximum(selectors.length_of(mask), 1.0)
+  )
 
 
 def confidence(
@@ -107,7 +54,9 @@ def confidence(
   """
   part = lambda entropy: entropy / jnp.maximum(jnp.where(mask, entropy, 0.0).max(), TINY)
   weight = (1.0 + teacher * (1.0 - part(teacher_entropy))) * (1.0 + student * part(student_entropy))
-  mean = jnp.where(mask, weight, 0.0).sum(axis=1, keepdims=True) / jnp.maximum(_length(mask), 1.0)
+  mean = jnp.where(mask, weight, 0.0).sum(axis=1, keepdims=True) / jnp.maximum(
+    selectors.length_of(mask), 1.0
+  )
   return jnp.where(mask, weight / jnp.maximum(mean, TINY), 0.0)
 
 
@@ -116,24 +65,10 @@ def sign_gate(row_advantage: Rows, gap: Tokens) -> Bool[AnyArray, 'B R']:
   return row_advantage[:, None] * gap > 0
 
 
-def top_fraction(score: Tokens, mask: Mask, *, fraction: float) -> Tokens:
-  """1 on the ceil(fraction · n) tokens of a response that score highest, at least one; ties go to the earlier token."""
-  _fraction('weights.top_fraction', fraction)
-  wanted = jnp.maximum(part_of(mask, fraction), 1.0)
-  order = jnp.argsort(jnp.where(mask, -score, jnp.inf), axis=1, stable=True)
-  rank = jnp.argsort(order, axis=1, stable=True)
-  return (mask & (rank < wanted)).astype(float)
-
-
-def random_mask(key: PRNGKeyArray, mask: Mask, *, fraction: float) -> Tokens:
-  """The same budget as `top_fraction`, spent at random: the control that every selector needs."""
-  return top_fraction(jax.random.uniform(key, mask.shape), mask, fraction=fraction)
-
-
 def robust(score: Tokens, mask: Mask, *, low: float = 0.05, high: float = 0.95) -> Tokens:
   """A score moved to [0, 1] by two quantiles of the batch: outliers do not set the scale, a shift does not matter."""
-  _fraction('weights.robust', low)
-  _fraction('weights.robust', high)
+  selectors.check_fraction('weights.robust', low)
+  selectors.check_fraction('weights.robust', high)
   known = jnp.where(mask, score, jnp.nan)
   lowest, highest = jnp.nanquantile(known, low), jnp.nanquantile(known, high)
   scaled = jnp.clip((score - lowest) / jnp.maximum(highest - lowest, TINY), 0.0, 1.0)
@@ -170,17 +105,40 @@ def truncated_importance(
 
 def mean_logp(logp: Tokens, mask: Mask) -> Rows:
   """Mean log-probability of a response: minus the log of its perplexity."""
-  return jnp.where(mask, logp, 0.0).sum(axis=1) / jnp.maximum(_length(mask)[:, 0], 1.0)
+  return jnp.where(mask, logp, 0.0).sum(axis=1) / jnp.maximum(selectors.length_of(mask)[:, 0], 1.0)
 
 
 def quantile_filter(score: Rows, mask: Mask, *, drop: float) -> Bool[AnyArray, ' B']:
   """True for responses above the `drop` quantile of the batch; empty ones are neither counted nor kept."""
-  _fraction('weights.quantile_filter', drop)
+  selectors.check_fraction('weights.quantile_filter', drop)
   there = mask.any(axis=1)
   order = jnp.argsort(jnp.where(there, score, jnp.inf), stable=True)
   rank = jnp.argsort(order, stable=True)
-  dropped = jnp.asarray(_parts(drop, score.shape[0], up=False), jnp.int32)[there.sum()]
+  dropped = jnp.asarray(selectors.parts_of(drop, score.shape[0], up=False), jnp.int32)[there.sum()]
   return there & (rank >= dropped)
+
+
+def freshness(
+  student_logp: Tokens, behaviour_logp: Tokens, mask: Mask, *, drift: float = 1.0
+) -> Rows:
+  r"""exp(-α √D) of every response, D the mean of ρ log ρ - ρ + 1 over its tokens, ρ = p / behaviour; 1 for fresh text.
+
+  f-OPD, arXiv:2605.17862, eq. 11. Over the text's writer D is KL(p ‖ behaviour); it is never negative.
+  """
+  log = jnp.where(mask, student_logp - behaviour_logp, 0.0)
+  log = jnp.minimum(log, 50.0)  # e^89 is infinite in float32
+  kl = relative(log, jnp.zeros_like(log)).sum(axis=1) / jnp.maximum(
+    selectors.length_of(mask)[:, 0], 1.0
+  )
+  return jnp.exp(-drift * jnp.sqrt(kl))
+
+
+def dealt_at_random(key: PRNGKeyArray, weight: Rows, mask: Mask) -> Rows:
+  """The same weights in an order drawn among the responses that have tokens: the control of a weight of responses."""
+  there = mask.any(axis=1)
+  drawn = jnp.where(there, jax.random.uniform(key, there.shape), jnp.inf)
+  to, order = jnp.argsort(~there, stable=True), jnp.argsort(drawn, stable=True)
+  return jnp.zeros_like(weight).at[to].set(weight[order])
 
 
 def _per_group(values: Rows, group: Int[AnyArray, ' B'], among: Bool[AnyArray, ' B']) -> Rows:

@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float
 
 from opd_jax import rollouts
 from opd_jax.claims import Converges, Nothing
-from opd_jax.losses import advantages, weights
+from opd_jax.losses import advantages, selectors, weights
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.terms import ClippedRatio
 from opd_jax.method import Evidence, Method, WeightedTerms
@@ -56,7 +56,7 @@ class FixedPrefix(Weight):
   fraction: float = 0.3
 
   def __call__(self, gap, mask):
-    return 1.0 + self.gamma * weights.first(mask, fraction=self.fraction)
+    return 1.0 + self.gamma * selectors.first(mask, fraction=self.fraction)
 
 
 @static
@@ -70,7 +70,7 @@ class First(Weight):
     return self.fraction == 1.0
 
   def __call__(self, gap, mask):
-    return weights.first(mask, fraction=self.fraction)
+    return selectors.first(mask, fraction=self.fraction)
 
 
 @static
@@ -84,7 +84,7 @@ class Last(Weight):
     return self.fraction == 1.0
 
   def __call__(self, gap, mask):
-    return weights.last(mask, fraction=self.fraction)
+    return selectors.last(mask, fraction=self.fraction)
 
 
 @static

@@ -5,11 +5,11 @@ from jaxtyping import Bool, Float
 
 from opd_jax import rollouts
 from opd_jax.claims import Claim, Converges, Nothing
-from opd_jax.losses import advantages, weights
+from opd_jax.losses import advantages, selectors, weights
 from opd_jax.losses.normalisers import per_sequence
 from opd_jax.losses.terms import ClippedRatio, Likelihood
 from opd_jax.method import Evidence, Method, Requirements, WeightedTerms
-from opd_jax.ramps import Number, Ramp, at
+from opd_jax.ramps import Number, Piecewise, Ramp, at, extremes
 from opd_jax.types import TEACHER, AnyArray, ScoreRequest
 
 Mask = Bool[AnyArray, 'B R']
@@ -24,10 +24,10 @@ VARIANTS = {
 }
 
 
-def _claim(strength: float, conflict: float | None, taught: float) -> Claim:
+def _claim(strength: float, conflict: float | None, taught: Number) -> Claim:
   if strength != 1.0:
     return Nothing('where outcome and teacher agree, the student is led beyond the teacher')
-  if taught > 0:
+  if extremes(taught)[1] > 0:
     return Nothing('only those answers of the teacher are taught that are right')
   if conflict is None or conflict <= 0:
     return Nothing('where outcome and teacher disagree, the teacher is not followed')
@@ -39,7 +39,7 @@ def sg_opd(
   strength: float = 1.8,
   conflict: float | None = 1.0,
   bound: float = 1.0,
-  taught: float = 0.125,
+  taught: Number = Piecewise(points=((34, 0.125), (35, 0.0))),
   alpha: Number = Ramp(begin=0.1, end=0.0, steps=5, delay=30, shape='cosine'),
   clip: float = 0.2,
   importance: float = 5.0,
@@ -52,13 +52,13 @@ def sg_opd(
 
   arXiv:2606.09304, λ = 1.8, β = 1; a is the group's advantage of the outcome, r the student before training, φ has
   mean one. The paper prints d with the opposite sign, its figure and loss need this one. It gives no τ and no α; ours
-  are 1 and 0.1, down to 0 from step 30 to 35 of 100. Departs: the teacher goes on writing its rows when α is 0.
+  are 1 and 0.1, down to 0 from step 30 to 35 of 100.
 
   Args:
     strength: λ; 1 leaves the teacher's own gap where the gate is open.
     conflict: β, where outcome and teacher disagree; None follows the outcome there: a instead of d.
     bound: τ, in nats.
-    taught: the fraction of rows that the teacher writes.
+    taught: the fraction of rows that the teacher writes, while α is above 0.
     alpha: weight of their likelihood, by step.
     clip: of the ratio; it acts from the second update of a batch on.
     importance: the most that a token counts for being rarer in the sampler's distribution than in the student's.
@@ -71,7 +71,7 @@ def sg_opd(
     gap, reference = advantages.log_ratio(teacher, student), evidence.judge('reference').logp
     gate = weights.sign_gate(outcome, gap)
     if at_random is not None:
-      gate = weights.random_mask(evidence.key, mask, fraction=at_random) > 0
+      gate = selectors.random_mask(evidence.key, mask, fraction=at_random) > 0
     beyond = advantages.extrapolated(teacher, student, reference, strength=strength)
     otherwise = outcome[:, None] if conflict is None else conflict * gap
     held = weights.mean_one(bound / jnp.maximum(jnp.abs(gap), bound), mask)
@@ -93,7 +93,7 @@ def sg_opd(
     )
 
   return Method(
-    rollout=rollouts.RolloutMix(student=1.0 - taught, teacher=taught),
+    rollout=rollouts.RolloutMix(teacher=taught),
     needs=Requirements(others={'reference': ScoreRequest()}),
     weigh=weigh,
     claim=_claim(strength, conflict, taught),

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from opd_jax import rollouts
 from opd_jax.claims import Converges, Nothing
-from opd_jax.losses import advantages, weights
+from opd_jax.losses import advantages, selectors, weights
 from opd_jax.losses.divergences import ForwardKL
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.rest_rules import Renormalised
@@ -38,16 +38,6 @@ def scores_of(h: Tokens, d: Tokens, c: Tokens) -> dict[str, Tokens]:
   }
 
 
-def best_of_the_batch(
-  score: Tokens, mask: Mask, row: Int[AnyArray, ' B'], *, fraction: float
-) -> Mask:
-  """The part of all tokens that scores highest; ties go to the row of lower number, then to the earlier token."""
-  order = jnp.argsort(row)
-  flat = lambda x: x[order].reshape(1, -1)
-  chosen = weights.top_fraction(flat(score), flat(mask), fraction=fraction)
-  return (chosen.reshape(mask.shape) > 0)[jnp.argsort(order)]
-
-
 def ta_opd(*, fraction: float = 0.05, k: int = 16, by: str = 'teachable') -> Method:
   r"""OPD on a twentieth of the tokens: where the models disagree, and the student could follow the teacher.
 
@@ -76,9 +66,9 @@ def ta_opd(*, fraction: float = 0.05, k: int = 16, by: str = 'teachable') -> Met
     scores = scores_of(*(weights.robust(part, mask) for part in parts))
     scores['random'] = jax.random.uniform(evidence.key, mask.shape)
     row = evidence.rollout.prompt.row
-    chosen = best_of_the_batch(scores[by], mask, row, fraction=fraction)
+    chosen = selectors.best_of_the_batch(scores[by], mask, row, fraction=fraction)
     spare = scores['random' if by == 'random' else 'soft or']
-    best = weights.top_fraction(spare, mask, fraction=0.0) > 0  # one of every response
+    best = selectors.top_fraction(spare, mask, fraction=0.0) > 0  # one of every response
     return jnp.where(chosen.any(axis=1, keepdims=True), chosen, best)
 
   def weigh(evidence: Evidence) -> WeightedTerms:

@@ -19,11 +19,11 @@ SPLASH_BLOCK = 512
 
 
 def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: bool) -> Kernel:
-  """The fastest attention of a row over itself that this platform has; 'xla' runs everywhere."""
+  """Returns the fastest self-attention kernel of this platform; 'xla' runs everywhere."""
   if (
     platform == 'gpu' and dtype in ('bfloat16', 'float16') and head_dim % 8 == 0 and head_dim <= 128
   ):
-    # With a mask cuDNN reads it as a bias, and its backward pass then wants even lengths.
+    # cuDNN reads a mask as a bias, and its backward pass then needs an even length.
     return 'cudnn' if not masked or length % 2 == 0 else 'xla'
   if platform == 'tpu' and length % 128 == 0:
     return 'splash'
@@ -33,7 +33,7 @@ def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: boo
 def causal_mask(
   columns: Int[Array, 'B T'], start: Int[Array, ' B'], length: int
 ) -> Bool[Array, 'B 1 T S']:
-  """Column c may look at the columns from its row's `start` up to itself."""
+  """Returns True where a column may attend to a key: from its row's `start` up to the column itself."""
   keys = jnp.arange(length)
   seen = (keys <= columns[..., None]) & (keys >= start[:, None, None])
   return seen[:, None]
@@ -110,7 +110,7 @@ def attend(
 def attend_cache(
   query: Float[Array, 'B T N H'], cache: caches.Cache, layer: int
 ) -> Float[Array, 'B T N H']:
-  """The newest T columns over all of their cache. Bound by reading it, so it is read as it lies."""
+  """Attention of the newest T columns over the whole cache, read in its stored order: reading bounds the speed."""
   rows, length, heads, size = query.shape
   keys, values = (x[layer].astype(query.dtype) for x in (cache.keys, cache.values))
   grouped = query.reshape(rows, length, keys.shape[1], -1, size)
@@ -119,10 +119,11 @@ def attend_cache(
   )
   columns = cache.end[:, None] + jnp.arange(length)
   seen = causal_mask(columns, cache.start, cache.columns)[:, :, None]
-  chances = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
-  # Float32 asked for: XLA for CPU since jax 0.12 sums a bfloat16 product in bfloat16. It cannot do so transposed.
+  probs = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+  # Since jax 0.12 XLA:CPU sums a bfloat16 product in bfloat16 unless the result is float32; such a product cannot
+  # transpose its result, so the axis moves afterwards.
   mixed = jnp.einsum(
-    'bkgts,bksh->bkgth', chances.astype(query.dtype), values, preferred_element_type=jnp.float32
+    'bkgts,bksh->bkgth', probs.astype(query.dtype), values, preferred_element_type=jnp.float32
   )
   return jnp.moveaxis(mixed.astype(query.dtype), 3, 1).reshape(rows, length, heads, size)
 
@@ -178,8 +179,8 @@ class Attention(nnx.Module):
     with jax.named_scope('attend'):
       if cache is not None and layer is not None and cache.columns > x.shape[1]:
         mixed = attend_cache(query, cache, layer)
-      else:  # a call that fills the whole cache begins at its first column: the row is all there is to see
+      else:  # a call that fills the whole cache begins at its first column, so a row attends to itself only
         mixed = attend(query, key, value, start=start, layout=self.layout)
-    # One product over heads x size: over two axes XLA for CPU copies the weight transposed, in every decode step.
+    # Contract one axis of heads x size: over two axes XLA:CPU transposes the weight in every decode step.
     output = self.output[...].astype(x.dtype).reshape(-1, x.shape[-1])
     return mixed.reshape(*x.shape[:2], -1) @ output, cache

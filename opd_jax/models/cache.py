@@ -1,4 +1,4 @@
-"""Floor 1. The key-value cache: its shape, its birth on a layout, and the one way to write into it."""
+"""Floor 1. The key-value cache: its shape, its allocation on a layout, and the one way to write into it."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class Cache(NamedTuple):
   """Keys and values of S columns per row. A row is: `start` columns of padding, then tokens up to `end`.
 
   Two integers per row describe every mask: what follows `end` is the causal future, so rows may be
-  padded, may have different lengths, and may be refilled alone. Layers lie apart, and heads before
-  columns: a stacked or interleaved cache would be copied whole for every token.
+  padded, may have different lengths, and may be refilled alone. Each layer has arrays of its own, with heads
+  before columns: XLA would copy a stacked or interleaved cache whole for every token.
   """
 
   keys: tuple[Float[Array, 'B K S H'], ...]
@@ -45,20 +45,20 @@ def empty(config: ModelConfig, layout: Layout, *, length: int, start: Int[Array,
 def write(
   cache: Cache, layer: int, keys: Float[Array, 'B T K H'], values: Float[Array, 'B T K H']
 ) -> Cache:
-  """Puts T new columns of one layer at each row's own end. `end` itself moves once per forward pass."""
+  """Writes T new columns of one layer at each row's `end`; the forward pass advances `end` after the last layer."""
 
   def row(old: Float[Array, 'K S H'], new: Float[Array, 'T K H'], at: Int[Array, '']):
     return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 0, 1).astype(old.dtype), (0, at, 0))
 
   def put(stack, new):
-    # vmap keeps the batch a batch axis of the scatter, so a cache cut along B is written where it lies.
+    # vmap keeps the batch a batch axis of the scatter, so each device writes into its own shard of B.
     return (*stack[:layer], jax.vmap(row)(stack[layer], new, cache.end), *stack[layer + 1 :])
 
   return cache._replace(keys=put(cache.keys, keys), values=put(cache.values, values))
 
 
 def pinned(cache: Cache, layout: Layout) -> Cache:
-  """Leaves a program as it came in: a cache that came back cut otherwise would be compiled for again."""
+  """Pins the cache's sharding; a changed output sharding recompiles the next call."""
   keys, values = (
     tuple(layout.constrain(x, *AXES) for x in xs) for xs in (cache.keys, cache.values)
   )

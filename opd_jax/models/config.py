@@ -38,7 +38,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experts:
-  """A mixture-of-experts MLP: each token visits `per_token` of `count` experts."""
+  """A mixture-of-experts MLP: the router sends each token to `per_token` of `count` experts."""
 
   count: int
   per_token: int
@@ -54,20 +54,21 @@ class ModelConfig:
   """One decoder. Families differ in these fields only, never in code.
 
   Args:
-    family: whose checkpoints it reads and writes (`hub.py`); the computation never looks at it.
+    family: the published format of its checkpoints (`storage/huggingface.py`); the computation never reads it.
     width, mlp_width, head_dim: D, F and H.
     max_positions: length of the position table; longer inputs are refused.
     qk_norm: RMS norm over each query and key head (Qwen3).
     qkv_bias: biases on query, key and value (Qwen2).
     tied: the output head is the embedding table.
     experts: None for a dense MLP.
-    begin_token, end_tokens, pad_token: what the checkpoint says of its own texts; carried, never computed with.
+    begin_token, end_tokens, pad_token: the special tokens that the checkpoint declares; the computation never
+      reads them.
     param_dtype: how parameters are stored; a router is always float32.
     dtype: how activations are computed; norms, softmax, router and logits are always float32.
     remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
       products with weights (of experts, too), 'full' keeps only each layer's input.
-    unroll: parameters of layers lie apart instead of stacked, and programs repeat the layer instead of
-      looping over it: compiled slower, and decoded with at twice the speed (`transformer.unrolled`).
+    unroll: each layer has parameters of its own instead of a slice of a stack, and programs repeat the layer
+      instead of looping: they compile slower and decode twice as fast (`transformer.unrolled`).
   """
 
   family: Family
@@ -123,17 +124,17 @@ class ModelConfig:
     if self.experts is not None and self.experts.per_token > self.experts.count:
       raise ValueError(
         f'ModelConfig: {self.experts.per_token} experts per token out of {self.experts.count}; '
-        'a token cannot visit more experts than there are.'
+        'per_token must not exceed count.'
       )
-    for field, known in (
+    for field, choices in (
       ('param_dtype', DType),
       ('dtype', DType),
       ('remat', Remat),
       ('family', Family),
     ):
-      if getattr(self, field) not in known.__args__:
+      if getattr(self, field) not in choices.__args__:
         raise ValueError(
-          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {known.__args__}.'
+          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {choices.__args__}.'
         )
 
   def check_length(self, length: int, *, who: str) -> None:

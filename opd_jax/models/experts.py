@@ -14,8 +14,8 @@ from opd_jax.sharding import Layout
 def route(
   x: Float[Array, 'M D'], router: Float[Array, 'D E'], experts: Experts
 ) -> tuple[Int[Array, 'M C'], Float[Array, 'M C']]:
-  """The experts each token visits and the weight of each answer. In float32: near ties decide routes."""
-  # By default an accelerator multiplies float32 in fewer bits than that.
+  """Returns the experts of each token and the weight of each expert's output; float32 keeps near ties apart."""
+  # By default an accelerator multiplies float32 matrices with fewer bits.
   logits = jnp.matmul(x.astype(jnp.float32), router, precision='highest')
   probabilities = jax.nn.softmax(logits, axis=-1)
   weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
@@ -33,22 +33,22 @@ def mixture(
   *,
   experts: Experts,
 ) -> Float[Array, 'M D']:
-  """Every token through its experts; no token is dropped, so the result does not depend on neighbours."""
+  """Sends every token through its experts; none is dropped, so a result does not depend on the other tokens."""
   chosen, weights = route(x, router, experts)
-  order = jnp.argsort(chosen.reshape(-1))  # visits, sorted by expert
+  order = jnp.argsort(chosen.reshape(-1))  # pairs of a token and an expert, sorted by expert
   visits = x[order // experts.per_token]
   sizes = jnp.bincount(chosen.reshape(-1), length=experts.count).astype(jnp.int32)
   hidden = jax.nn.silu(jax.lax.ragged_dot(visits, gate, sizes)) * jax.lax.ragged_dot(
     visits, up, sizes
   )
-  answers = jax.lax.ragged_dot(hidden, down, sizes)
-  # Sorting back by inverse permutation is a gather; a scatter-add here would order sums at random.
-  answers = answers[jnp.argsort(order)].reshape(*chosen.shape, -1)
-  return jnp.einsum('mcd,mc->md', answers, weights.astype(x.dtype))
+  outputs = jax.lax.ragged_dot(hidden, down, sizes)
+  # Sorting back by inverse permutation is a gather; a scatter-add would sum in an undefined order.
+  outputs = outputs[jnp.argsort(order)].reshape(*chosen.shape, -1)
+  return jnp.einsum('mcd,mc->md', outputs, weights.astype(x.dtype))
 
 
 class ExpertMLP(nnx.Module):
-  """Experts share the tokens of their device and are cut along their width, like a dense MLP."""
+  """Shards every expert along its width, as a dense MLP; each device routes its own tokens."""
 
   def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
     assert config.experts is not None
@@ -73,15 +73,15 @@ class ExpertMLP(nnx.Module):
     return mixture(flat, router, gate, up, down, experts=self.experts).reshape(x.shape)
 
   def _sharded(self, x, router, gate, up, down):
-    # The compiler cannot cut a ragged product; each device sorts its own tokens and holds a slice of
-    # every expert, so one psum over the axes that cut the experts' width is the only communication.
+    # The compiler cannot shard a ragged product. Each device sorts its own tokens and holds a slice of
+    # every expert, so one psum over the axes that shard the experts' width is the only communication.
     batch, cut = self.layout.spec('batch')[0], self.layout.mesh_axes('expert_mlp')
     split = self.layout.spec('expert_mlp')[0]
     wide, narrow = PartitionSpec(None, None, split), PartitionSpec(None, split, None)
 
     def body(x, router, gate, up, down):
-      answer = self._local(x, router, gate, up, down)
-      return jax.lax.psum(answer, cut) if cut else answer
+      partial_sum = self._local(x, router, gate, up, down)
+      return jax.lax.psum(partial_sum, cut) if cut else partial_sum
 
     spread = jax.shard_map(
       body,

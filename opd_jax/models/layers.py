@@ -16,7 +16,7 @@ from opd_jax.sharding import Layout
 def weight(
   rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], *, inputs: int, dtype: str
 ) -> nnx.Param:
-  """A normal weight of variance 1 / fan-in; the `inputs` first axes after `experts` are summed over."""
+  """Draws a normal weight of variance 1 / fan-in, the size of the first `inputs` axes after `experts`."""
   skip = 1 if axes[0] == 'experts' else 0
   deviation = 1.0 / math.sqrt(math.prod(shape[skip : skip + inputs]))
   value = deviation * jax.random.normal(rngs.params(), tuple(shape), jnp.float32)
@@ -28,7 +28,7 @@ def bias(shape: Sequence[int], axes: Sequence[str], *, dtype: str) -> nnx.Param:
 
 
 class RMSNorm(nnx.Module):
-  r"""x / sqrt(mean(x²) + ε) · scale, in float32 whatever comes in."""
+  r"""x / sqrt(mean(x²) + ε) · scale; the norm is computed in float32."""
 
   def __init__(self, size: int, axis: str, *, config: ModelConfig):
     self.epsilon = config.norm_epsilon
@@ -38,7 +38,7 @@ class RMSNorm(nnx.Module):
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
     # Rounded before the scale, as the published implementations do: bf16 logits depend on the order.
-    # Rounded by name: XLA for CPU since jax 0.12 leaves out a cast down and up again, at some lengths.
+    # Rounded explicitly: since jax 0.12 XLA:CPU drops a cast down and up again at some lengths.
     kind = jnp.finfo(x.dtype)
     normed = jax.lax.reduce_precision(normed, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
     return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
@@ -85,13 +85,13 @@ def rotary_table(
 def rotate(
   x: Float[Array, 'B T N H'], table: tuple[Float[Array, 'B T 1 half'], Float[Array, 'B T 1 half']]
 ) -> Float[Array, 'B T N H']:
-  """Turns entry i with entry i + H/2 by the angle of its position."""
+  """Rotates the pair of entries i and i + H/2 by the angle of its position."""
   cosine, sine = table
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
+  rotated = jnp.concatenate(
     [first * cosine - second * sine, second * cosine + first * sine], axis=-1
   )
-  return turned.astype(x.dtype)
+  return rotated.astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):

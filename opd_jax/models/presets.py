@@ -1,7 +1,7 @@
 """Floor 1. The models of the papers, as functions: `presets.qwen3_1p7b()`.
 
 Each takes the fields of `ModelConfig` as overrides: `qwen3_8b(param_dtype='bfloat16', remat='full')`.
-Shapes are those of the published config.json files; `config_test.py` holds each against the
+Shapes are those of the published config.json files; `config_test.py` compares each with the
 published number of parameters.
 """
 

@@ -1,6 +1,6 @@
-"""Floor 1. The decoder: tokens in, hidden states out; the head is handed out, never applied here.
+"""Floor 1. The decoder: maps tokens to hidden states; whoever needs logits applies its head.
 
-A model at rest is a `ModelConfig` and a plain pytree of parameters. `bind` joins them (and a layout)
+A stored model is a `ModelConfig` and a plain pytree of parameters. `bind` joins them (and a layout)
 into a module, inside `jit`, at no cost:
 
     params = init(config, layout, jax.random.key(0))
@@ -38,11 +38,12 @@ POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
-SHALLOW = 4  # layers; a loop over so few costs more (what backward needs is stacked, one thread) than it saves in code
+# Unroll up to this many layers: XLA:CPU runs a scan body on one thread and stacks its residuals.
+SHALLOW = 4
 
 
 class Block(nnx.Module):
-  """Attention, then the MLP, each on a normed copy and added back."""
+  """Attention, then the MLP: each reads a normed copy of the states and adds its output to them."""
 
   def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.width, 'embed', config=config)
@@ -103,7 +104,7 @@ class Transformer(nnx.Module):
   def extend(
     self, tokens: Int[Array, 'B T'], cache: caches.Cache
   ) -> tuple[Float[Array, 'B T D'], caches.Cache]:
-    """The same for the next T columns of rows whose past is in `cache`, which comes back T columns longer."""
+    """Returns hidden states of the next T columns of rows whose past is in `cache`, and the cache with them added."""
     columns = cache.end[:, None] + jnp.arange(tokens.shape[1])
     x, table = self._embedded(tokens, positions_of(columns, cache.start))
     for number in range(self.config.num_layers):
@@ -119,7 +120,7 @@ class Transformer(nnx.Module):
   def trace(
     self, tokens: Int[Array, 'B T'], *, layers: tuple[int, ...] = ()
   ) -> tuple[Float[Array, 'B T D'], tuple[Float[Array, 'B T D'], ...]]:
-    """Hidden states of whole rows after the last norm, and those that leave each of `layers`."""
+    """Returns hidden states of whole rows after the last norm, and the output of each of `layers`."""
     columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x, tapped = self._stack(*self._embedded(tokens, columns), None, layers)
     with jax.named_scope('final_norm'):
@@ -134,7 +135,7 @@ class Transformer(nnx.Module):
       )
 
   def _stack(self, x, table, start, taps: tuple[int, ...]):
-    """All layers over whole rows; `taps` are layers whose output is wanted as well."""
+    """Runs all layers over whole rows; returns the outputs of the layers `taps` as well."""
     block, stacked = (None, None) if self.config.unroll else nnx.split(self.blocks)
 
     def layer(carry, inputs):
@@ -149,7 +150,7 @@ class Transformer(nnx.Module):
       ), None
 
     if self.config.remat != 'none':
-      # Inside a scan the loop itself keeps the recomputation from being merged away.
+      # Inside a scan the loop already keeps XLA from merging the recomputation with the forward pass.
       prevent_cse = self.config.unroll
       layer = jax.checkpoint(layer, policy=POLICIES[self.config.remat], prevent_cse=prevent_cse)
     carry = x, tuple(jnp.zeros_like(x) for _ in taps)
@@ -210,40 +211,40 @@ def abstract(config: ModelConfig, layout: Layout) -> Params:
 
 
 def decoding_config(config: ModelConfig) -> ModelConfig:
-  """How decoding wants a model: layers apart, and every weight in the type it is used in."""
+  """Returns the config that decoding uses: unrolled layers, and weights stored in the type of the activations."""
   return dataclasses.replace(config, unroll=True, param_dtype=config.dtype)
 
 
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
-  """The same model as decoding reads it, on any layout."""
-  wanted = decoding_config(config)
+  """Converts a model to its `decoding_config`."""
+  target = decoding_config(config)
   return (
-    (config, params) if wanted == config else (wanted, _unroller(config, wanted, layout)(params))
+    (config, params) if target == config else (target, _unroller(config, target, layout)(params))
   )
 
 
 @functools.lru_cache(maxsize=16)
-def _unroller(config: ModelConfig, wanted: ModelConfig, layout: Layout) -> Any:
-  """The program that does it: one, however often the weights change."""
-  leaves = abstract(wanted, layout)
+def _unroller(config: ModelConfig, target: ModelConfig, layout: Layout) -> Any:
+  """The program of `unrolled`, compiled once however often the weights change."""
+  leaves = abstract(target, layout)
 
   def split(params):
     if not config.unroll:
       pick = lambda number: jax.tree.map(lambda leaf: leaf[number], params['blocks'])
       params = {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
-    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, leaves)
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, leaves)
 
   return jax.jit(split, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves))
 
 
 def init(config: ModelConfig, layout: Layout, key: PRNGKeyArray) -> Params:
-  """Random parameters, born in their shards. The same key gives the same numbers on any layout."""
+  """Draws random parameters directly into their shards. The same key gives the same numbers on any layout."""
   return _maker(config, layout)(key)
 
 
 @functools.lru_cache(maxsize=16)
 def _maker(config: ModelConfig, layout: Layout) -> Any:
-  """The program that does it: compiled once for all keys."""
+  """The program of `init`, compiled once for all keys."""
 
   def make(key):
     return nnx.to_pure_dict(nnx.split(Transformer(config, layout, rngs=nnx.Rngs(key)))[1])

@@ -49,7 +49,7 @@ def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
   config, state = experiment.model, abstract_state(experiment, stage)
   copy = transformer.decoding_config(config)
-  writes = stage.mix.student > 0 and copy != config
+  writes = stage.mix.needs_student and copy != config
   wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
     parameters=_each(state.params),

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-# What travels beside the weights, whoever wrote them.
+# Files that are copied beside the weights.
 COMPANIONS = (
   'tokenizer*', 'vocab.json', 'vocab.txt', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
   'chat_template*', 'generation_config.json',
@@ -17,7 +17,7 @@ COMPANIONS = (
 
 @contextlib.contextmanager
 def fresh(destination: Path) -> Iterator[Path]:
-  """A folder to write into; it gets its name when the block ends well and vanishes when it does not."""
+  """Yields a temporary folder; renames it to `destination` when the block succeeds, removes it when it fails."""
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
     raise ValueError(
       f'{destination} exists and is not an empty folder. Choose another destination or remove it.'
@@ -27,27 +27,27 @@ def fresh(destination: Path) -> Iterator[Path]:
   if first:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-  _meet(f'begin {destination.name}')
+  _barrier(f'begin {destination.name}')
   try:
     yield partial
-    _meet(f'end {destination.name}')
+    _barrier(f'end {destination.name}')
     if first:
       if destination.exists():
         destination.rmdir()
       partial.rename(destination)
-    _meet(f'named {destination.name}')  # nobody may look for the folder before it is there
+    _barrier(f'named {destination.name}')  # no process may look for the folder before the rename
   finally:
     if first:
       shutil.rmtree(partial, ignore_errors=True)
 
 
-def _meet(name: str) -> None:
+def _barrier(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def copy_companions(source: Path | None, destination: Path) -> None:
-  """Tokenizer, chat template and generation settings: a student is useless without them."""
+  """Copies tokenizer, chat template and generation settings beside the weights, on the first process only."""
   if source is None or jax.process_index() != 0:
     return
   for file in (file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()):

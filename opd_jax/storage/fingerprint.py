@@ -1,4 +1,4 @@
-"""Floor 2. A number that says whether two trees of arrays hold the same bits."""
+"""Floor 2. Checksums of trees of arrays: they differ where the bits differ."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 @jax.jit
 def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
-  """Of every leaf, the sum of its words times odd numbers that depend on the place, modulo 2^32."""
+  """Sums the words of every leaf modulo 2^32, each times an odd number that depends on its position."""
 
   def one(x):
     if jnp.issubdtype(x.dtype, jnp.bool_):
@@ -29,7 +29,7 @@ def _sums(leaves: dict[str, Array]) -> dict[str, Array]:
 
 
 def fingerprint(tree: Any) -> dict[str, int]:
-  """Path of every leaf -> a number that any changed bit changes; the same on any layout."""
+  """Maps the path of every leaf to a checksum that any one changed bit changes; it is the same on any layout."""
   leaves = {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
@@ -37,6 +37,6 @@ def fingerprint(tree: Any) -> dict[str, int]:
 
 
 def digest(tree: Any) -> str:
-  """The same as one short string."""
+  """Hashes the fingerprint of a tree to one short string."""
   text = repr(sorted(fingerprint(tree).items()))
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Floor 2. Where a published model lies: a folder here, or what the hub gives. Only this may use the network."""
+"""Floor 2. Finds a published model: a local folder, or a download from the hub. No other file of storage/ downloads."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from opd_jax.storage import atomic_folder
 
 
 def folder_of(source: str | Path) -> Path:
-  """A local folder as it is; a hub id downloaded (or found in the hub's cache), weights as safetensors only."""
+  """Returns a local folder as it is; downloads a hub id unless the hub's cache has it. Weights must be safetensors."""
   path = Path(source).expanduser()
   if path.is_dir():
     return path

@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]  # done, total, name of the tensor un
 
 
 def silent(done: int, total: int, name: str) -> None:
-  """The progress of who does not want any."""
+  """Reports no progress: the default of `load` and `save`."""
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return safetensors.index(files[0])
   if files:
     raise ValueError(
-      f'hub: {folder} has {len(files)} safetensors files and no index; which belong together is unsaid.'
+      f'hub: {folder} has {len(files)} safetensors files and no {INDEX} that lists them. Download it too.'
     )
   pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
   if pickles:
@@ -73,17 +73,19 @@ def _sharded_tensors(folder: Path) -> dict[str, Tensor]:
     raise ValueError(
       f'hub: {folder} lacks the shards {", ".join(absent)} that its index lists. Download them again.'
     )
-  held = {file: safetensors.index(folder / file) for file in files}
-  if lost := sorted(name for name, file in weight_map.items() if name not in held[file]):
+  by_file = {file: safetensors.index(folder / file) for file in files}
+  if lost := sorted(name for name, file in weight_map.items() if name not in by_file[file]):
     raise ValueError(
       f'hub: the index of {folder} lists tensors that its shards do not hold: {some_of(lost)}.'
     )
-  if stray := sorted(name for file in files for name in held[file] if weight_map.get(name) != file):
+  if stray := sorted(
+    name for file in files for name in by_file[file] if weight_map.get(name) != file
+  ):
     raise ValueError(
       f'hub: shards of {folder} hold tensors that its index places elsewhere or not at all: {some_of(stray)}. '
-      'Files of two exports lie in one folder; download them again.'
+      'The folder mixes files of two exports; download them again.'
     )
-  return {name: held[file][name] for name, file in weight_map.items()}
+  return {name: by_file[file][name] for name, file in weight_map.items()}
 
 
 def _checked(
@@ -93,21 +95,22 @@ def _checked(
   config: ModelConfig,
   folder: Path,
 ) -> None:
-  """The name table is total both ways: missing, surplus, misshapen and mistyped tensors in one error."""
-  wanted = {piece.name: piece for piece in pieces}
+  """Refuses missing, surplus, misshapen and mistyped tensors, all in one error."""
+  expected = {piece.name: piece for piece in pieces}
   duplicate = config.tied and 'lm_head.weight' in tensors
   surplus = sorted(
     name
-    for name in tensors.keys() - wanted.keys()
+    for name in tensors.keys() - expected.keys()
     if not name.endswith('rotary_emb.inv_freq') and not (duplicate and name == 'lm_head.weight')
   )
   problems = []
-  if missing := sorted(wanted.keys() - tensors.keys()):
+  if missing := sorted(expected.keys() - tensors.keys()):
     problems.append(f'{len(missing)} missing: {some_of(missing)}')
   if surplus:
     problems.append(f'{len(surplus)} that this model does not have: {some_of(surplus)}')
   shared = [
-    (tensors[name], wanted[name].published_shape) for name in sorted(wanted.keys() & tensors.keys())
+    (tensors[name], expected[name].published_shape)
+    for name in sorted(expected.keys() & tensors.keys())
   ]
   if bad := [f'{t.name} is {t.shape}, expected {shape}' for t, shape in shared if t.shape != shape]:
     problems.append(f'{len(bad)} of the wrong shape: {some_of(bad)}')
@@ -127,14 +130,14 @@ def _checked(
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-  """Whether two tensors differ in any byte, looking at a few megabytes at a time."""
+  """Whether two tensors differ in any byte; reads a few megabytes at a time."""
   if (first.dtype, first.shape) != (second.dtype, second.shape):
     return True
   return any(not np.array_equal(a, b) for a, b in zip(first.pieces(), second.pieces(), strict=True))
 
 
 def _stored_dtype(tensors: Iterable[Tensor], folder: Path) -> str:
-  """The one type of a checkpoint; a mix would have to be rounded or widened, which nobody asked for."""
+  """Returns the one type of a checkpoint; refuses a mix, which only the user may round or widen."""
   by_type: dict[str, list[str]] = {}
   for tensor in tensors:
     by_type.setdefault(tensor.dtype, []).append(tensor.name)
@@ -156,7 +159,7 @@ def _place(stack, piece, at):
 
 
 def _sharded(host: np.ndarray, leaf: jax.ShapeDtypeStruct, *, depth: int) -> jax.Array:
-  """One tensor on the devices where its slice of the parameter `leaf` lives; each device takes its cut."""
+  """Puts one tensor on the devices that hold its slice of the parameter `leaf`, each with its own shard."""
   assert isinstance(leaf.sharding, NamedSharding)
   sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[depth:]))
 
@@ -202,8 +205,8 @@ def load(
       if piece.path not in params:
         params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
       part = _place(params[piece.path], part, tuple(map(np.int32, piece.at)))
-    # Dispatch runs ahead, and jax lets go of a host buffer only at a collection: without these two lines
-    # every tensor still to be placed, and some that were, would be held on the host.
+    # Dispatch is asynchronous, and jax frees a host buffer only at a garbage collection: without these two
+    # lines the host would hold every tensor that waits to be placed, and some that were.
     params[piece.path] = jax.block_until_ready(part)
     gc.collect(0)
   progress(len(pieces), len(pieces), '')
@@ -218,13 +221,13 @@ def _on_host(array: jax.Array, at: tuple[int, ...]) -> np.ndarray:
 
 
 def _shards(
-  pieces: list[parameter_names.Piece], bytes_each: int, most: int
+  pieces: list[parameter_names.Piece], bytes_each: int, max_bytes: int
 ) -> Iterator[list[parameter_names.Piece]]:
-  """Cuts the list where a file would grow beyond `most` bytes."""
+  """Cuts the list where a file would grow beyond `max_bytes`."""
   shard, size = [], 0
   for piece in pieces:
     need = math.prod(piece.shape) * bytes_each
-    if shard and size + need > most:
+    if shard and size + need > max_bytes:
       yield shard
       shard, size = [], 0
     shard.append(piece)
@@ -243,13 +246,13 @@ def save(
   max_file_bytes: int = 5_000_000_000,
   progress: Progress = silent,
 ) -> None:
-  """Writes a folder that `transformers` loads. It appears under its name only when it is whole.
+  """Writes a folder that `transformers` loads. It gets its name only when it is complete.
 
   Args:
     destination: a folder that does not exist yet, or an empty one.
     companions: a folder whose tokenizer and generation files are copied along.
     dtype: type of the saved tensors; None keeps that of the parameters.
-    max_file_bytes: where to cut into shards.
+    max_file_bytes: size at which a new shard begins.
   """
   destination = Path(destination).absolute()
   dtype = dtype or config.param_dtype
@@ -278,7 +281,7 @@ def save(
       header = safetensors.header_of((p.name, saved, p.published_shape) for p in shard)
       if jax.process_index() == 0:
         safetensors.write(folder / name, header, stream(shard))
-      else:  # takes part in gathering what lies on several hosts
+      else:  # takes part in gathering parameters that are sharded over hosts
         collections.deque(stream(shard), maxlen=0)
     if jax.process_index() == 0:
       _write_json(folder / 'config.json', huggingface_config.write(config, dtype=dtype))

@@ -40,7 +40,7 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
   'decoder_sparse_step': (1,),
   'mlp_only_layers': ([],),
 }
-# Keys without meaning while `use_sliding_window` is false, which IMPLEMENTED makes sure of.
+# Keys without meaning while `use_sliding_window` is false, which IMPLEMENTED enforces.
 WINDOW = {'sliding_window', 'max_window_layers', 'layer_types'}
 ROPE_LLAMA3 = {
   'factor': 'factor',
@@ -64,12 +64,12 @@ def read(folder: Path) -> ModelConfig:
 
 
 def _checked(raw: Any) -> dict[str, Any]:
-  """The entries that say something, of an architecture that is implemented."""
+  """Returns the entries that are not null; refuses an architecture that is not implemented."""
   if not isinstance(raw, Mapping):
     raise ValueError(
       f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.'
     )
-  raw = {key: value for key, value in raw.items() if value is not None}  # null is "not said"
+  raw = {key: value for key, value in raw.items() if value is not None}  # null means absent
   family = raw.get('model_type')
   if family not in ARCHITECTURES:
     raise ValueError(
@@ -137,7 +137,7 @@ def _number(raw: Mapping[str, Any], key: str, kind: Any, default: Any = None) ->
 
 
 def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """Rotary settings in the spelling of transformers 5; those of transformers 4 lie in two places."""
+  """Returns rotary settings in the spelling of transformers 5; transformers 4 keeps them under two keys."""
   for key in ('rope_parameters', 'rope_scaling'):
     if not isinstance(raw.get(key, {}), Mapping):
       raise ValueError(f'hub: config.json says {key}={raw[key]!r}; an object is expected.')
@@ -161,7 +161,7 @@ def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
   if problems:
     raise ValueError(
       'hub: config.json asks for what is not implemented: ' + '; '.join(problems) + '. '
-      'Use another checkpoint, or teach opd_jax/storage/huggingface_config.py the field if it cannot change the logits.'
+      'Use another checkpoint, or list a field that cannot change the logits in opd_jax/storage/huggingface_config.py.'
     )
 
 
@@ -220,7 +220,7 @@ def write(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     'hidden_act': 'silu',
     'attention_dropout': 0.0,
     'torch_dtype': dtype,
-    # Responses even where nothing is known: left out, transformers would fill in a family's own numbers.
+    # Written even where they are None: transformers would fill an absent key with the family's own number.
     'bos_token_id': config.begin_token,
     'eos_token_id': config.end_tokens[0]
     if len(config.end_tokens) == 1

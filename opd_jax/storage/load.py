@@ -17,7 +17,7 @@ from opd_jax.types import Params
 class Loaded(NamedTuple):
   config: ModelConfig
   params: Params
-  folder: Path | None  # where its tokenizer lies; None for a preset, which has none
+  folder: Path | None  # has its tokenizer; None for a preset, which has none
 
 
 def model(
@@ -30,9 +30,9 @@ def model(
 ) -> Loaded:
   """The model that `source` names, on `layout`; a preset gets random weights from `seed`.
 
-  Overrides are fields of `ModelConfig` that are no part of a checkpoint: param_dtype, dtype, remat.
+  Overrides are fields of `ModelConfig` that a checkpoint does not fix: param_dtype, dtype, remat.
   """
-  if 'param_dtype' in overrides:  # activations follow the parameters unless something else is said
+  if 'param_dtype' in overrides:  # activations have the parameters' type unless dtype is given
     overrides.setdefault('dtype', overrides['param_dtype'])
   if is_preset(source):
     config = presets.every()[source](**overrides)
@@ -44,7 +44,7 @@ def model(
 
 
 def is_preset(source: str) -> bool:
-  """Whether the name means a preset; a folder of that name goes before."""
+  """Whether the name means a preset; a folder of that name takes precedence."""
   return source in presets.every() and not Path(source).exists()
 
 
@@ -69,7 +69,7 @@ def config_of(source: str) -> ModelConfig:
 
 
 def strings_of(source: str) -> tuple[str | None, ...] | None:
-  """What each token id of a model stands for; None where nothing beside the weights tells."""
+  """Returns the string of every token id of a model; None where no file beside the weights lists them."""
   if is_preset(source):
     return None
   folder = folder_of(source)
@@ -88,7 +88,7 @@ def strings_of(source: str) -> tuple[str | None, ...] | None:
 
 
 def check_files(source: str) -> None:
-  """Refuses a model whose files are missing or cut short, without reading a weight."""
+  """Refuses a model whose files are missing or truncated, without reading a weight."""
   if is_preset(source):
     return
   folder = folder_of(source)

@@ -35,12 +35,12 @@ def save(
   strings: Sequence[str | None] | None = None,
   companions: Path | None = None,
 ) -> None:
-  """Writes the folder; it appears under its name only when it is whole.
+  """Writes the folder; it gets its name only when it is complete.
 
   Args:
     destination: the folder to make.
     config, params: the model.
-    strings: what each token id stands for; whoever is judged by this model compares them with its own.
+    strings: the string of every token id; a student that this model judges compares them with its own.
     companions: a folder whose tokenizer files are copied.
   """
   with atomic_folder.fresh(Path(destination).absolute()) as folder:
@@ -66,19 +66,19 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def check_files(folder: Path) -> dict[str, list[int]]:
-  """The shapes that the folder says it holds; lost and shortened files are named.
+  """Returns the shapes that the folder declares; refuses missing and truncated files by name.
 
-  Orbax tells of a lost file late and in many words; sizes tell at once.
+  Orbax reports a missing file late and at length, so sizes are compared first.
   """
   record = json.loads((folder / MARK).read_text())
-  wanted, shapes, stored = record.get('files'), record.get('shapes'), _files(folder)
-  if not wanted or not shapes:
+  declared, shapes, stored = record.get('files'), record.get('shapes'), _files(folder)
+  if not declared or not shapes:
     raise ValueError(
       f'native: {folder / MARK} does not list the files and shapes of the model. Convert it again.'
     )
-  if bad := sorted(name for name, size in wanted.items() if stored.get(name) != size):
+  if bad := sorted(name for name, size in declared.items() if stored.get(name) != size):
     raise ValueError(
-      f'native: {folder} is damaged: {len(bad)} of {len(wanted)} files are missing or truncated, e.g. {bad[0]}. '
+      f'native: {folder} is damaged: {len(bad)} of {len(declared)} files are missing or truncated, e.g. {bad[0]}. '
       'Convert or copy the model again.'
     )
   return shapes
@@ -86,13 +86,13 @@ def check_files(folder: Path) -> dict[str, list[int]]:
 
 def _check(folder: Path, target: Params) -> None:
   shapes = check_files(folder)
-  asked = {path: list(leaf.shape) for path, leaf in parameter_names.flat(target).items()}
+  expected = {path: list(leaf.shape) for path, leaf in parameter_names.flat(target).items()}
   if bad := sorted(
-    path for path in shapes.keys() | asked.keys() if shapes.get(path) != asked.get(path)
+    path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path)
   ):
     raise ValueError(
       f'native: the parameters in {folder} do not fit the model that its {MARK} describes: {bad[0]} is '
-      f'{shapes.get(bad[0])}, expected {asked.get(bad[0])} (and {len(bad) - 1} more). Convert the model again.'
+      f'{shapes.get(bad[0])}, expected {expected.get(bad[0])} (and {len(bad) - 1} more). Convert the model again.'
     )
 
 
@@ -117,7 +117,7 @@ def read_config(folder: Path) -> ModelConfig:
 def load(
   folder: str | Path, layout: Layout, *, param_dtype: str | None = None, **overrides
 ) -> tuple[ModelConfig, Params]:
-  """(config, parameters) of one of our folders, straight into the shards of `layout`."""
+  """Loads (config, parameters) of one of our folders directly into the shards of `layout`."""
   folder = Path(folder).absolute()
   saved = read_config(folder)
   config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype, **overrides)

@@ -1,4 +1,4 @@
-"""Floor 2. Which published tensor is which parameter: a table that is total both ways."""
+"""Floor 2. Which published tensor is which parameter: a table that covers every tensor and every parameter."""
 
 import dataclasses
 import math
@@ -70,18 +70,18 @@ class Piece:
 def pieces(config: ModelConfig, layout: Layout) -> list[Piece]:
   """Every tensor of a published checkpoint of this model, in the order of our parameters."""
   table = {**TABLE, **(EXPERTS if config.experts else {})}
-  found = []
+  tensors = []
   for path, leaf in flat(transformer.abstract(config, layout)).items():
     name, inputs = table[path]
     depth = ('{layer}' in name) + ('{expert}' in name)
     for at in np.ndindex(*leaf.shape[:depth]):
       full = name.format(**dict(zip(('layer', 'expert'), at, strict=False)))
-      found.append(Piece(name=full, path=path, at=at, shape=leaf.shape[depth:], inputs=inputs))
-  return found
+      tensors.append(Piece(name=full, path=path, at=at, shape=leaf.shape[depth:], inputs=inputs))
+  return tensors
 
 
 def flat(params: Params) -> dict[str, Any]:
-  """Nested parameters -> {'blocks/mlp/gate': array}; the leaves may be arrays or what describes them."""
+  """Nested parameters -> {'blocks/mlp/gate': array}; leaves may be arrays or their abstract shapes."""
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
   return {'/'.join(str(key.key) for key in path): leaf for path, leaf in leaves}
 

@@ -1,8 +1,8 @@
 """Floor 2. The safetensors file format: one header, then raw bytes; read and written a tensor at a time.
 
-The published package maps a whole file or hands over copies; here a tensor is read into exactly one
-buffer of its own size (peak memory is part of the contract of `huggingface.py`) and a file is written without
-holding more than the tensor under way. `hub_test.py` reads our files with the published package and back.
+The published package maps a whole file or returns copies. Here a tensor is read into exactly one buffer of its
+own size (`huggingface.py` promises its peak memory), and writing a file holds one tensor at a time.
+`huggingface_test.py` reads our files with the published package and back.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-  """Where one tensor lies."""
+  """The place of one tensor in a file."""
 
   name: str
   file: Path
@@ -77,8 +77,8 @@ def _broken(file: Path, what: str) -> str:
 def _tensor(name: str, file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
   begin, end = entry['data_offsets']
   shape = tuple(entry['shape'])
-  known = DTYPES.get(entry['dtype'])
-  if known is not None and end - begin != math.prod(shape) * known.itemsize:
+  dtype = DTYPES.get(entry['dtype'])
+  if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
     raise ValueError(f'{name}: {end - begin} bytes for shape {shape} of {entry["dtype"]}')
   return Tensor(name=name, file=file, dtype=entry['dtype'], shape=shape, offset=start + begin)
 
@@ -97,7 +97,7 @@ def header_of(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def write(file: Path, header: bytes, arrays: Iterable[np.ndarray]) -> None:
-  """Streams arrays behind their header and forces them to the disk."""
+  """Writes the header, then one array after the other, and syncs the file to disk."""
   with file.open('wb') as stream:
     stream.write(header)
     for array in arrays:

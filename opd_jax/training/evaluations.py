@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 
+from opd_jax.evaluation import geometry
 from opd_jax.evaluation.evaluator import Evaluator
-from opd_jax.training import verbs
+from opd_jax.training import writers
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.recorder import Recorder, texts_record
 from opd_jax.training.runtime import StageRuntime
-from opd_jax.training.state import RunPosition, State
+from opd_jax.training.state import RunPosition, State, first_weights
+from opd_jax.types import Params
 
 
 class Evaluations:
@@ -18,20 +20,25 @@ class Evaluations:
   def __init__(self, experiment: Experiment, runtime: StageRuntime, recorder: Recorder):
     self.runtime, self.recorder, self.seed = runtime, recorder, experiment.seed
     key = jax.random.key(experiment.seed)
+    self.first = None
+    if experiment.geometry:
+      self.first = geometry.copy_of(first_weights(experiment, lambda text: None))
     self.evaluators = [
       Evaluator(evaluation, runtime.tokenizer, key) for evaluation in experiment.evaluations
     ]
 
-  def run(self, state: State, position: RunPosition, *, all_of_them: bool = False) -> None:
-    """Those that are due, or all; one row of metrics for all of them."""
+  def run(
+    self, state: State, position: RunPosition, *, all_of_them: bool = False
+  ) -> dict[str, Any]:
+    """Those that are due, or all; returns one row of metrics for all of them."""
     evaluators = [
       evaluator
       for evaluator in self.evaluators
       if all_of_them or evaluator.evaluation.is_due(position.step)
     ]
     if not evaluators:
-      return
-    model = verbs.student_model(self.runtime, state.weights)
+      return {}
+    model = writers.student_model(self.runtime, state.weights)
     row: dict[str, Any] = {}
     for evaluator in evaluators:
       outcome = evaluator.run(model)
@@ -43,4 +50,13 @@ class Evaluations:
       name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
       self.recorder.samples(texts_record(outcome.responses, position.step, name))
       self.recorder.outcomes(evaluator.outcomes(outcome, step=position.step, seed=self.seed))
+    if self.first is not None:
+      row |= self._geometry(self.first, state.params)
     self.recorder.row({'step': position.step, 'stage': self.runtime.stage.name, **row})
+    return row
+
+  def _geometry(self, first: Params, now: Params) -> dict[str, float]:
+    """How far the weights are from those that the run began with."""
+    config, layout = self.runtime.config, self.runtime.layout
+    changes = geometry.changes(config, layout, first, now)
+    return {f'geometry/{name}': value for name, value in geometry.summary(changes).items()}

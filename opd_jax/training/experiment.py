@@ -38,7 +38,8 @@ class Stage:
     microbatches: passes of an update; the result does not depend on it.
     minibatches: steps of the optimiser in one pass over a batch; each sees its part of the problems.
     updates: passes over one batch of rollouts. A method that says `reweigh` is scored and weighed anew before each step
-      but the first; others are weighed once, before the first.
+      but the first; others are weighed once, before the first. Where no ratio corrects for the age of the text, a
+      warning before step 0 says so.
     whole_diagnosis: ask the teacher for its whole distribution even where the method does not: exact KLs in every row
       of the metrics, for the price of its head.
     rows: per pass of a judge.
@@ -84,7 +85,13 @@ class Stage:
         f'Stage {self.name}: the method needs the judges {missing}; name them, e.g. '
         f"judges = {{'{missing[0]}': @judges.itself()}} for the student as it was when the stage began."
       )
-    if self.mix.needs_teacher and 'teacher' not in self.judges:
+    forks = self.method.forks
+    if forks is not None and (self.minibatches > 1 or self.method.reweigh):
+      raise ValueError(
+        f'Stage {self.name}: the method forks its rows, and forks stay with the whole batch: minibatches must be 1.'
+      )
+    writes = self.mix.needs_teacher or (forks is not None and 'teacher' in forks.writers)
+    if writes and 'teacher' not in self.judges:
       raise ValueError(
         f'Stage {self.name}: the teacher is to write, and there is no judge of that name. Bind one: '
         "experiment.Stage.judges = {'teacher': @judges.frozen()}."
@@ -113,6 +120,8 @@ class Experiment:
     tokenizer: text <-> tokens, of the student and its judges.
     sampling_layout: where the student lies while it writes; None: where it is trained.
     evaluations: what is measured on the way.
+    geometry: whether evaluations also report how far the weights have moved (evaluation/geometry.py); costs singular
+      values of every matrix, and a copy of the first weights in the memory of the host.
     seed: of everything random.
     bounds: what stops a run.
     checkpoint_every, checkpoints_kept: steps between two checkpoints, and how many stay.
@@ -127,6 +136,7 @@ class Experiment:
   tokenizer: Tokenizer | None = None
   sampling_layout: Layout | None = None
   evaluations: Sequence[Evaluation] = ()
+  geometry: bool = False
   seed: int = 0
   bounds: Bounds = dataclasses.field(default_factory=Bounds)
   checkpoint_every: int = 50

@@ -15,8 +15,7 @@ import jax
 
 from opd_jax.data.stream import Stream
 from opd_jax.processes import any_process
-from opd_jax.responses import check_fresh
-from opd_jax.training import metrics, optimiser_step, preflight, verbs
+from opd_jax.training import metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.alarms import Alarm, check_alarms
 from opd_jax.training.checkpoints import Checkpointer
@@ -68,6 +67,7 @@ def train(
   config: str = '',
   listener: Listener | None = None,
   skip_preflight: bool = False,
+  finish: Callable[[State], None] = lambda state: None,
 ) -> Outcome:
   """Runs an experiment, or goes on with it.
 
@@ -77,32 +77,41 @@ def train(
     config: the configuration in force, as text: a run is resumed with its own only.
     listener: who listens.
     skip_preflight: begin without the dry step of every stage.
+    finish: what is made of the last state, e.g. a folder with the student; the workdir is still locked.
   """
   listener = listener or Listener()
   check_startable(experiment)
   workdirs.prepare(workdir)
   with workdirs.locked(workdir):
     preflight.look_at_stages(experiment, listener.say)
-    checkpointer = Checkpointer(
-      workdir,
-      config=config,
-      keep=experiment.checkpoints_kept,
-      every=experiment.checkpoint_every,
-      say=listener.say,
-    )
-    try:
-      with workdirs.interrupts() as interrupted:
-        restored = _restored(experiment, checkpointer, listener.say)
-        recorder = _recorder(experiment, workdir, config, restored)
-        run = Run(
-          experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight
-        )
-        try:
-          return _stages(run, *restored)
-        finally:
-          recorder.close()
-    finally:
-      checkpointer.close()
+    outcome = _run(experiment, workdir, config, listener, skip_preflight)
+    if outcome.finished:
+      finish(outcome.state)
+    return outcome
+
+
+def _run(
+  experiment: Experiment, workdir: Path, config: str, listener: Listener, skip_preflight: bool
+) -> Outcome:
+  """From the newest checkpoint to the end, or to an interruption."""
+  checkpointer = Checkpointer(
+    workdir,
+    config=config,
+    keep=experiment.checkpoints_kept,
+    every=experiment.checkpoint_every,
+    say=listener.say,
+  )
+  try:
+    with workdirs.interrupts() as interrupted:
+      restored = _restored(experiment, checkpointer, listener.say)
+      recorder = _recorder(experiment, workdir, config, restored)
+      run = Run(experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight)
+      try:
+        return _stages(run, *restored)
+      finally:
+        recorder.close()
+  finally:
+    checkpointer.close()
 
 
 def check_startable(experiment: Experiment) -> None:
@@ -166,12 +175,12 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
     state = preflight.check(runtime, stream, state, position, run.listener.say)
   evaluations = Evaluations(experiment, runtime, run.recorder)
   if position.step == 0:
-    evaluations.run(state, position, all_of_them=True)
+    position = _moved(runtime, position, evaluations.run(state, position, all_of_them=True))
   while position.stage_step < runtime.stage.steps:
     state, position, row = one_step(run, runtime, stream, state, position)
     run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
     last, step = position.stage_step == runtime.stage.steps, position.step
-    evaluations.run(state, position, all_of_them=last)
+    position = _moved(runtime, position, evaluations.run(state, position, all_of_them=last))
     if step % run.checkpointer.every == 0 and not last:
       run.checkpointer.save(state, position)
     if any_process(run.interrupted()):
@@ -189,18 +198,19 @@ def one_step(
   watch, weights = Stopwatch(), state.weights
   with watch('sample'):
     responses = verbs.sample(runtime, weights, stream.take(runtime.stage.prompts), position)
-    check_fresh(responses.rollout, version=position.step)
   with watch('score'):
     evidence = verbs.score(runtime, weights, responses, position, state.memory)
     evidence = jax.block_until_ready(evidence)
   with watch('weigh'):
     batch, survey = jax.block_until_ready(verbs.weigh(runtime, weights, evidence))
   with watch('update'):
+    seen = probing.probed(runtime, state.params, batch, position)
     state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
-    state = verbs.follow(runtime, state, evidence, position.stage_step + 1)
+    state = verbs.follow(runtime, state, evidence, position)
   step, name = position.step + 1, runtime.stage.name
-  row = {'step': step, 'stage': name, **row, **jax.tree.map(float, jax.device_get(survey))}
+  row = {'step': step, 'stage': name, **row, **seen, **jax.tree.map(float, jax.device_get(survey))}
   row |= {**metrics.of_rollout(responses.rollout, step=position.step), 'skipped': stream.skipped}
+  row |= moving.shown(runtime.moving, position.moving)
   row |= {
     **watch.seconds,
     'time/tokens_per_s': row['tokens'] / watch.total,
@@ -216,7 +226,12 @@ def one_step(
     stream=stream.state(),
     alarms=_alarms(run, row, position, batch),
   )
-  return state, after, row
+  return state, _moved(runtime, after, row), row
+
+
+def _moved(runtime: StageRuntime, position: RunPosition, row: Mapping[str, Any]) -> RunPosition:
+  """With the numbers that look at metrics where this row puts them."""
+  return position._replace(moving=moving.after(runtime.moving, position.moving, row))
 
 
 def _alarms(run: Run, row, position: RunPosition, batch: Batch) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Floor 5. What is looked at before it costs: cheap to check now, silent and expensive later.
 
 Before step 0, of every stage: the method reads what it asks for, judges are there and speak the student's vocabulary,
-the first problems can be read. Before a stage: prompts of all roles are shown, a judge says the same twice, the
-student agrees with itself, and the programs of a step run once.
+the first problems can be read and have room. Before a stage: prompts of all roles are shown, a judge says the same
+twice, the student agrees with itself, and the programs of a step run once.
 """
 
 import dataclasses
@@ -23,12 +23,14 @@ from opd_jax.method import Evidence
 from opd_jax.processes import to_host
 from opd_jax.storage import load
 from opd_jax.training import verbs
+from opd_jax.training.asking import bias_of_updates, check_stage
 from opd_jax.training.experiment import Experiment
-from opd_jax.training.runtime import StageRuntime, checked_reads
+from opd_jax.training.runtime import StageRuntime, room
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
 
 SHOWN = 600  # characters of a prompt
+LOOKED_AT = 64  # problems of every stage, or a batch where that is less
 PLAIN, WHOLE = ScoreRequest(), ScoreRequest(hidden=True)
 Say = Callable[[str], None]
 
@@ -43,23 +45,20 @@ def look_at_stages(experiment: Experiment, say: Say) -> None:
     )
   for stage in experiment.stages:
     try:
-      checked_reads(stage)
+      check_stage(stage, experiment.model)
       for name in stage.asked:
         for part_name, judge in named_parts(name, stage.judges[name]):
           if judge.weights is not None:
             check_vocabulary(part_name, judge.weights, tokenizer, experiment.model)
             load.check_files(judge.weights)
-      problems = first(stage.task, 1)
+      if (biased := bias_of_updates(stage)) is not None:
+        say(f'warning: {biased}')
+      first(stage.task, min(stage.prompts, LOOKED_AT), fits=room(experiment, stage))
     except ValueError as error:
       prefix = f'stage {stage.name}: '
       raise ValueError(
         str(error) if str(error).startswith(prefix) else prefix + str(error)
       ) from error
-    if not problems:
-      raise ValueError(
-        f'stage {stage.name}: the task {stage.task.name} has no problem that can be read.'
-      )
-    stage.template.render(tokenizer, problems[0].messages)
 
 
 def check(

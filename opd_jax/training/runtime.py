@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from opd_jax.data.problems import Problem
 from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.forks import Forks
 from opd_jax.inference.sampler import Sampling
 from opd_jax.judges import contexts, spec
 from opd_jax.judges.build import Builder
@@ -19,10 +20,13 @@ from opd_jax.judges.contexts import Scene
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.method import Evidence, as_asked
-from opd_jax.method_reads import judges_read
+from opd_jax.method_reads import rollout_read
 from opd_jax.models.config import ModelConfig
+from opd_jax.ramps import Watching
 from opd_jax.responses import Responses, complete_sampling
 from opd_jax.sharding import Layout
+from opd_jax.training import moving
+from opd_jax.training.asking import check_stage
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.state import RunPosition
 from opd_jax.types import ScoreRequest
@@ -42,6 +46,7 @@ class StageRuntime:
     judges: those that are asked anything, by name.
     student: the student as a judge of itself.
     reads: the judges whose scores `weigh` looks at.
+    moving: numbers of the stage that look at metrics.
   """
 
   experiment: Experiment
@@ -52,6 +57,7 @@ class StageRuntime:
   judges: Mapping[str, WorkingJudge]
   student: LocalJudge
   reads: frozenset[str]
+  moving: tuple[Watching, ...]
 
   @property
   def config(self) -> ModelConfig:
@@ -93,10 +99,23 @@ class StageRuntime:
     return self.stage.method.needs.of_student != ScoreRequest() or 'student' in self.reads
 
   @functools.cached_property
+  def corrects_age(self) -> bool:
+    """Whether the method looks at how likely the text was when it was drawn; then older weights may have written it."""
+    return 'behaviour_logp' in rollout_read(self.stage.method)
+
+  @functools.cached_property
   def weigh(self) -> Callable[[Evidence], Any]:
     """The method's function as one program, on evidence as it asked for it."""
     method = self.stage.method
     return jax.jit(lambda evidence: method.weigh(as_asked(evidence, method.needs)))
+
+  @functools.cached_property
+  def plan_forks(self) -> Callable[[Evidence], Forks]:
+    """Where the method forks its rows, as one program."""
+    method = self.stage.method
+    assert method.forks is not None
+    plan = method.forks.plan
+    return jax.jit(lambda evidence: plan(as_asked(evidence, method.needs)))
 
   @functools.cached_property
   def remember(self) -> Callable[[Evidence], Any]:
@@ -112,29 +131,36 @@ class StageRuntime:
     seed = self.experiment.seed
     if self.number:
       seed = int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0] >> 1)
-    return Stream(self.stage.task, seed=seed, fits=self._fits)
-
-  def _fits(self, problem: Problem) -> None:
-    """Refuses a row that has no room; it is looked at ahead of time, while the devices are busy."""
-    template, table = self.stage.template, self.config.max_positions
-    response = 1
-    if self.stage.mix.data and problem.demonstration is not None:
-      taught = template.response(self.tokenizer, problem.demonstration, problem.messages)
-      response = len(taught.tokens)
-      if response > self.sampling.budget:
-        raise ValueError(
-          f'the response has {response} tokens, the budget of the stage is {self.sampling.budget}'
-        )
-    whole = len(template.render(self.tokenizer, problem.messages)) + response
-    if whole > table:
-      raise ValueError(
-        f'prompt and response have {whole} tokens, the position table of the student has {table}'
-      )
+    return Stream(self.stage.task, seed=seed, fits=room(self.experiment, self.stage))
 
   def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
     """What contexts may look at, a row each."""
     seed, step = self.experiment.seed, position.stage_step
     return contexts.scenes_of(responses, seed=seed, step=step)
+
+
+def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
+  """Refuses a row that a stage cannot use: what it shows or imitates is missing, or has no room."""
+  tokenizer, table = experiment.known_tokenizer, experiment.model.max_positions
+
+  def fits(problem: Problem) -> None:
+    response = 1
+    if stage.mix.needs_data:
+      if problem.demonstration is None:
+        raise ValueError('it has no response, and the stage learns from responses of the data set')
+      taught = stage.template.response(tokenizer, problem.demonstration, problem.messages)
+      response = len(taught.tokens)
+      if response > stage.sampling.budget:
+        raise ValueError(
+          f'the response has {response} tokens, the budget of the stage is {stage.sampling.budget}'
+        )
+    whole = len(stage.template.render(tokenizer, problem.messages)) + response
+    if whole > table:
+      raise ValueError(
+        f'prompt and response have {whole} tokens, the position table of the student has {table}'
+      )
+
+  return fits
 
 
 def build_runtime(
@@ -148,7 +174,7 @@ def build_runtime(
     say: told what is being loaded.
   """
   stage, tokenizer = experiment.stages[number], experiment.known_tokenizer
-  reads = checked_reads(stage)
+  reads = check_stage(stage, experiment.model)
   builder = Builder(
     config=experiment.model,
     layout=experiment.layout,
@@ -167,20 +193,5 @@ def build_runtime(
     judges={name: builder.build(name, stage.judges[name]) for name in stage.asked},
     student=builder.local('student', spec.itself(refresh=spec.live())),
     reads=reads,
+    moving=moving.numbers_of(stage, experiment.evaluations),
   )
-
-
-def checked_reads(stage: Stage) -> frozenset[str]:
-  """The judges that the method's `weigh` reads; a method that reads what it did not ask for is refused."""
-  try:
-    reads = judges_read(stage.method)
-  except ValueError as error:
-    raise ValueError(f'stage {stage.name}: {error}') from error
-  missing = sorted(reads - {'student', *stage.judges})
-  if missing:
-    name = missing[0]
-    raise ValueError(
-      f"stage {stage.name}: the method reads the {name}'s scores and there is no judge called {name!r}. Bind "
-      f'experiment.Stage.judges = {{{name!r}: @judges.{"frozen" if name == "teacher" else "itself"}()}}.'
-    )
-  return reads

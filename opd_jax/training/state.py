@@ -37,6 +37,7 @@ class RunPosition(NamedTuple):
   rows: int = 0  # trajectories so far: their numbers fix their random streams
   stream: dict[str, Any] | None = None  # position in the stage's data
   alarms: dict[str, float] | None = None  # what the alarms remember
+  moving: dict[str, dict[str, float]] | None = None  # what numbers remember that look at metrics
 
 
 def initial_state(experiment: Experiment, stage: Stage, params: Params) -> State:

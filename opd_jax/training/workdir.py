@@ -10,45 +10,55 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
+from opd_jax.processes import first_does
 
 LOCK = '.lock'
 
 
 def prepare(workdir: Path) -> None:
   """A folder that can be written."""
-  try:
-    if jax.process_index() == 0:
+
+  def probe() -> None:
+    try:
       workdir.mkdir(parents=True, exist_ok=True)
-      probe = workdir / '.writable'
-      probe.write_text('')
-      probe.unlink()
-  except OSError as error:
-    raise ValueError(
-      f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
-    ) from error
+      (workdir / '.writable').write_text('')
+      (workdir / '.writable').unlink()
+    except OSError as error:
+      raise ValueError(
+        f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
+      ) from error
+
+  first_does(probe)
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """One run in a folder: another is refused, and told whose it is. The kernel unlocks when the process ends."""
-  if jax.process_index() != 0:
+  """One run in a folder: another is refused in all its processes, and told whose the folder is.
+
+  The first process of a run holds the lock; the kernel unlocks when it ends.
+  """
+  lock = first_does(lambda: _lock(workdir / LOCK))
+  try:
     yield
-    return
-  with open(workdir / LOCK, 'a+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      file.seek(0)
-      owner = file.read().strip() or 'a process that did not leave its name'
-      raise ValueError(
-        f'train: another run is at work in {workdir}: {owner}. Wait for it, stop it, or choose another --workdir.'
-      ) from error
-    file.truncate(0)
-    since = time.strftime('%Y-%m-%d %H:%M:%S')
-    file.write(f'process {os.getpid()} on {socket.gethostname()}, since {since}\n')
-    file.flush()
-    yield
+  finally:
+    if lock is not None:
+      os.close(lock)
+
+
+def _lock(file: Path) -> int:
+  """The descriptor of a file that nobody else may lock while it is open."""
+  opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    os.close(opened)
+    owner = file.read_text().strip() or 'a process that did not leave its name'
+    raise ValueError(
+      f'train: another run is at work in {file.parent}: {owner}. Wait for it, stop it, or choose another --workdir.'
+    ) from error
+  since = time.strftime('%Y-%m-%d %H:%M:%S')
+  file.write_text(f'process {os.getpid()} on {socket.gethostname()}, since {since}\n')
+  return opened
 
 
 @contextmanager

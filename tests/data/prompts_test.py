@@ -67,7 +67,7 @@ def test_of_a_conversation_every_answer_is_taught_and_nothing_else():
 
 def test_conversations_that_cannot_be_taught_are_refused():
   first = [{'role': 'user', 'content': '2+2?'}]
-  with pytest.raises(ValueError, match='never two words in a row'):
+  with pytest.raises(ValueError, match='never has two assistant turns in a row'):
     Template().response(ByteTokenizer(), TALK[:2], first)
   with pytest.raises(ValueError, match='rewrites earlier turns'):  # what is left out of older turns
     Template(thinking=False).response(ByteTokenizer(), TALK, first)

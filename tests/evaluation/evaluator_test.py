@@ -8,6 +8,7 @@ import pytest
 import tiny_runs as runs
 
 from opd_jax import judges
+from opd_jax.data.templates import Template
 from opd_jax.data.tiny_worlds import sums
 from opd_jax.evaluation.evaluator import Evaluation, Evaluator
 from opd_jax.inference.decoding import Decoding, Greedy
@@ -91,6 +92,47 @@ def test_an_evaluation_may_be_judged_elsewhere_and_needs_no_routes(tmp_path):
     outcome = evaluator.run(model(many))
     row = evaluator.reverse_kl(runtime.judges['teacher'], state.weights, outcome, step=0, seed=0)
     assert (row.get('eval/sums/reverse_kl', 0) > 0) == (name == 'elsewhere')
+
+
+def measured(tmp_path, judge, evaluation):
+  """What a judge of a stage says of an evaluation, and the responses."""
+  runtime, state = runs.at_work(tmp_path, {'teacher': judge})
+  evaluator = Evaluator(evaluation, runtime.tokenizer, jax.random.key(0))
+  outcome = evaluator.run(model())
+  teacher = runtime.judges['teacher']
+  row = evaluator.reverse_kl(teacher, state.weights, outcome, step=0, seed=0)
+  return {name.removeprefix('eval/sums/'): value for name, value in row.items()}, outcome.responses
+
+
+def test_a_row_that_the_judge_has_no_room_for_is_unknown_and_counted(tmp_path):
+  """The student's table and the budget of an evaluation may be longer than a teacher's table: that stops no run."""
+  weights = runs.teacher_folder(tmp_path, max_positions=32)
+  long = dataclasses.replace(HELDOUT, problems=8, budget=40)
+  row, responses = measured(tmp_path, judges.frozen(weights), long)
+  rollout = responses.rollout
+  whole = rollout.lengths + rollout.prompt.length
+  assert 0 < (whole > 32).sum() < len(whole)
+  assert row['unknown'] == pytest.approx((whole > 32).mean()) and np.isfinite(row['reverse_kl'])
+  none = dataclasses.replace(long, template=Template(chat=False, suffix=20 * '1'))
+  assert measured(tmp_path, judges.frozen(weights), none)[0] == {'unknown': 1.0}
+
+
+def test_a_judge_reads_the_template_of_the_evaluation_unless_it_names_its_own(tmp_path):
+  weights, asked = runs.teacher_folder(tmp_path), Template(chat=False, suffix='1+1=')
+  suffixed = dataclasses.replace(HELDOUT, template=asked)
+  same, other = (
+    measured(tmp_path, judges.frozen(weights, template=template), suffixed)[0]
+    for template in (asked, Template(chat=False))
+  )
+  assert abs(same['reverse_kl'] - other['reverse_kl']) > 1e-3 and same['unknown'] == 0
+  silent = judges.frozen(weights)
+  for judge in (
+    silent,
+    judges.frozen(weights, cache=str(tmp_path / 'cache')),
+    judges.routed({'': silent}),
+    judges.combined(parts=((1.0, silent),)),
+  ):
+    assert measured(tmp_path, judge, suffixed)[0] == pytest.approx(same, rel=1e-5)
 
 
 def test_refusals():

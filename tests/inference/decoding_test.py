@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from opd_jax.inference.decoding import (
-  Blend,
   Decoding,
   Forbid,
   Greedy,
@@ -20,6 +19,7 @@ from opd_jax.inference.decoding import (
   _invert,
   draw,
 )
+from opd_jax.inference.guided import Blend, Mixture
 from opd_jax.ramps import Piecewise, Ramp
 
 P = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
@@ -43,6 +43,13 @@ RULES = {
   'blend': ((Blend(0.25),), normal(P**0.75 * Q**0.25)),
   'blend 0': ((Blend(0.0),), P),
   'blend 1': ((Blend(1.0),), Q),
+  'mixture': ((Mixture(0.2),), 0.8 * P + 0.2 * Q),
+  'mixture 0': ((Mixture(0.0),), P),
+  'mixture 1': ((Mixture(1.0),), Q),
+  'mixture of what is left': (
+    (TopK(2), Mixture(0.5)),
+    normal([0, 0.5 * 0.4 / 0.7 + 0.05, 0, 0.5 * 0.3 / 0.7 + 0.1, 0]),
+  ),
   'chain': (
     (Temperature(2.0), TopK(4), TopP(0.8)),
     normal([0, *np.sqrt([0.4]), 0, *np.sqrt([0.3, 0.15])]),
@@ -144,6 +151,7 @@ def test_ties_keep_the_first():
     (lambda: TopP(1.5), 'got 1.5'),
     (lambda: MinP(2.0), 'fraction'),
     (lambda: Blend(-0.1), 'beta'),
+    (lambda: Mixture(1.1), 'alpha'),
     (lambda: Blend(Ramp(begin=0.5, end=1.5, steps=4)), 'beta'),
     (lambda: Temperature(Ramp(begin=1.0, end=0.0, steps=4)), 'above 0'),
     (lambda: Temperature(Piecewise(points=((0, 1.0), (9, -1.0)))), 'above 0'),
@@ -156,9 +164,10 @@ def test_settings_without_meaning_are_refused(make, words):
     make()
 
 
-def test_a_blend_needs_a_second_model():
-  with pytest.raises(ValueError, match='Blend: it mixes two models'):
-    Blend(0.5)(jnp.zeros((1, 3)), [jnp.zeros((1, 3))], {})
+@pytest.mark.parametrize('rule', [Blend(0.5), Mixture(0.5)])
+def test_a_mixture_needs_a_second_model(rule):
+  with pytest.raises(ValueError, match=f'{type(rule).__name__}: it mixes two models'):
+    rule(jnp.zeros((1, 3)), [jnp.zeros((1, 3))], {})
 
 
 SCHEDULE = Decoding(
@@ -179,10 +188,10 @@ def test_numbers_that_move_are_arguments_of_one_program():
   def distribution(models, numbers, *, decoding):
     nonlocal traced
     traced += 1
-    return decoding.distribution(models, dict(zip(decoding.ramps, numbers, strict=True)))
+    return decoding.distribution(models, dict(zip(decoding.moving, numbers, strict=True)))
 
   models = [jnp.log(jnp.asarray(p, jnp.float32))[None] for p in (P, Q)]
-  assert len(SCHEDULE.ramps) == 2  # a ramp that stands twice is one number
+  assert len(SCHEDULE.moving) == 2  # a ramp that stands twice is one number
   for step in range(6):
     way = min(step / 4, 1.0)
     heat, beta = 1.0 - 0.5 * way, 1.0 - way
@@ -190,7 +199,7 @@ def test_numbers_that_move_are_arguments_of_one_program():
     fixed = Decoding(rules=(Temperature(heat), Blend(beta), TopK(4), Temperature(heat)))
     got = distribution(models, SCHEDULE.numbers_at(step), decoding=SCHEDULE)
     np.testing.assert_allclose(got, fixed.distribution(models), rtol=1e-5, atol=1e-6)
-  assert traced == 1 and Decoding().ramps == () == Decoding().numbers_at(3)
+  assert traced == 1 and Decoding().moving == () == Decoding().numbers_at(3)
 
 
 def test_repetition_is_the_same_block_over_and_over():

@@ -9,7 +9,6 @@ from opd_jax.data.prompts import left_padded
 from opd_jax.inference import decode_programs, sampler
 from opd_jax.inference.decode_programs import Recording
 from opd_jax.inference.decoding import (
-  Blend,
   Decoding,
   Forbid,
   Greedy,
@@ -17,11 +16,12 @@ from opd_jax.inference.decoding import (
   Temperature,
   TopK,
 )
+from opd_jax.inference.guided import Blend
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import presets, transformer
 from opd_jax.responses import check_fresh
 from opd_jax.sharding import mesh_layout
-from opd_jax.types import ENDINGS, Prompts
+from opd_jax.types import ENDINGS, STUDENT, TEACHER, Prompts
 
 RNG = np.random.RandomState(0)
 ROWS = [RNG.randint(0, 320, length).tolist() for length in (3, 1, 9, 20, 5, 5, 2)]
@@ -189,18 +189,19 @@ def test_nan_weights_are_told_with_row_and_position(model, rules):
     run(model._replace(params=broken), decoding=Decoding(rules=rules))
 
 
-def test_a_stale_rollout_is_refused(model):
+def test_a_stale_rollout_is_refused_unless_its_age_is_corrected_for(model):
   rollout = sampler.generate(
     model, PROMPTS, jax.random.key(0), sampling=Sampling(budget=2), version=3
   )
-  check_fresh(rollout, version=3)
-  check_fresh(rollout, version=5, max_steps_old=2)
-  with pytest.raises(
-    ValueError, match='written by weights of versions 3 to 3, used with version 4'
-  ):
-    check_fresh(rollout, version=4)
-  with pytest.raises(ValueError, match='used with version 2'):
-    check_fresh(rollout, version=2)
+  check_fresh(rollout, version=3, may_be_older=False)
+  check_fresh(rollout, version=5, may_be_older=True)
+  with pytest.raises(ValueError, match='weights of version 3 wrote it, those of version 4 are to'):
+    check_fresh(rollout, version=4, may_be_older=False)
+  for may_be_older in (False, True):  # from the future
+    with pytest.raises(ValueError, match='version 3 wrote it, and those of version 2'):
+      check_fresh(rollout, version=2, may_be_older=may_be_older)
+  theirs = rollout._replace(writer=np.where(rollout.writer == STUDENT, TEACHER, rollout.writer))
+  check_fresh(theirs, version=9, may_be_older=False)  # text of others does not age
 
 
 def test_a_second_model_is_read_at_the_same_position(model, single):

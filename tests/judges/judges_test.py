@@ -225,14 +225,14 @@ def test_states_of_layers_are_remembered_and_come_home(tmp_path):
 
 
 def test_a_row_beyond_the_judges_position_table_is_refused_or_unknown(tmp_path):
-  weights = runs.teacher_folder(tmp_path, max_positions=32)
+  weights = runs.teacher_folder(tmp_path, max_positions=24)
   assert runs.CONFIG.max_positions > 48
-  with pytest.raises(ValueError, match=r'judge teacher: sums .* its position table has 32'):
+  with pytest.raises(ValueError, match=r'judge teacher: sums .* its position table has 24'):
     teacher_scores(tmp_path, judges.frozen(weights))
   responses, scores = teacher_scores(tmp_path, judges.frozen(weights, too_long='unknown'))
   whole = responses.rollout.lengths + responses.rollout.prompt.length
-  np.testing.assert_array_equal(np.asarray(scores.known)[:, 0], whole <= 32)
-  assert (whole > 32).any() and np.isfinite(np.asarray(scores.logp)).all()
+  np.testing.assert_array_equal(np.asarray(scores.known)[:, 0], whole <= 24)
+  assert (whole > 24).any() and np.isfinite(np.asarray(scores.logp)).all()
 
 
 def test_a_judge_with_another_alphabet_of_the_same_size_is_refused_at_build(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import tiny_runs as runs
 
 from opd_jax import judges, rollouts
 from opd_jax.data.problems import question
-from opd_jax.inference.decoding import Blend, Decoding
+from opd_jax.inference.decoding import Decoding
+from opd_jax.inference.guided import Blend
 from opd_jax.inference.sampler import Sampling
 from opd_jax.methods import seqkd
 from opd_jax.ramps import Ramp

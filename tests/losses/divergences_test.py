@@ -10,6 +10,7 @@ import pytest
 from opd_jax.losses import advantages
 from opd_jax.losses.divergences import (
   Alpha,
+  BoundedReverseKL,
   ClampedPerEntry,
   ForwardKL,
   Hellinger,
@@ -28,6 +29,7 @@ from opd_jax.losses.divergences import (
 FORMULAS = {
   ForwardKL(): lambda p, q: q * np.log(q / p),
   ReverseKL(): lambda p, q: p * np.log(p / q),
+  BoundedReverseKL(bound=1.5): lambda p, q: p * np.clip(np.log(p / q), -1.5, 1.5),
   JensenShannon(beta=0.5): lambda p, q: _jsd(p, q, 0.5),
   JensenShannon(beta=0.1): lambda p, q: _jsd(p, q, 0.1),
   Jeffreys(): lambda p, q: (q - p) * np.log(q / p),

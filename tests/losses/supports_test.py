@@ -5,16 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.losses.divergences import ForwardKL, JensenShannon, ReverseKL
+from opd_jax.losses.divergences import ForwardKL, JensenShannon, ReverseKL, TotalVariation
 from opd_jax.losses.rest_rules import (
+  Centred,
   OutsideMass,
+  PerCandidate,
   Renormalised,
   Stopped,
   Tail,
   TeacherOnly,
   Unclosed,
 )
-from opd_jax.losses.supports import FULL, Columns, Full, StudentTopK, Support, TeacherTopK
+from opd_jax.losses.supports import (
+  FULL,
+  Columns,
+  Full,
+  SameRank,
+  StudentTopK,
+  Support,
+  TeacherTopK,
+  best,
+)
 from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 from opd_jax.types import ScoreRequest
 
@@ -114,6 +125,45 @@ def test_teacher_only_pulls_the_student_into_the_support():
   np.testing.assert_allclose(gradient, p - kept * q / q[kept].sum(), atol=1e-12)
 
 
+def test_the_centred_sum_has_the_stopped_gradient_and_is_never_negative():
+  """Σ p log(p / q) - p + q on the student's best two; the extra terms take the gradient of the kept mass away."""
+  top = lambda rest: value(closed(StudentTopK(2), rest), REVERSE)
+  p, q = (np.exp(z) / np.exp(z).sum() for z in (Z, Z_TEACHER))
+  got, gradient = top(Centred())
+  assert got == pytest.approx((p * np.log(p / q) - p + q)[:2].sum(), rel=1e-12) and got > 0
+  np.testing.assert_allclose(gradient, top(Stopped())[1], atol=1e-14)
+
+
+@pytest.mark.parametrize('weight', ['student', 'teacher', 'none'])
+@pytest.mark.parametrize('kind', MAKE)
+def test_a_candidate_is_a_policy_gradient_of_its_own(kind, weight):
+  """-Σ weight (log q - log p) ∇ log p over the entries, in numpy."""
+  entries = MAKE[kind](2)
+  kept = entries_of(entries)
+  p, q = (np.exp(z) / np.exp(z).sum() for z in (Z, Z_TEACHER))
+  weights = {'student': p / p[kept].sum(), 'teacher': q / q[kept].sum(), 'none': np.ones(5)}[weight]
+  pull = np.zeros(5)
+  pull[kept] = (weights * np.log(q / p))[kept]
+  got, gradient = value(closed(entries, PerCandidate(weight=weight)), REVERSE)
+  assert got == pytest.approx(-pull.sum(), rel=1e-12)
+  np.testing.assert_allclose(gradient, p * pull.sum() - pull, atol=1e-13)
+
+
+def test_candidates_in_an_empty_intersection_are_nothing():
+  for weight in ('student', 'teacher', 'none'):
+    entries = TeacherTopK(1) & StudentTopK(1)
+    got, gradient = value(closed(entries, PerCandidate(weight=weight)), REVERSE)
+    assert got == 0 and not np.asarray(gradient).any()
+
+
+def test_ranks_forget_which_token_they_are_of():
+  """Of the student 0 1 4 …, of the teacher 1 2 0 …; any order of the teacher's logits gives the same."""
+  p, q = (np.sort(np.exp(z) / np.exp(z).sum())[::-1] for z in (Z, Z_TEACHER))
+  got, _ = value(closed(SameRank(3), Unclosed()), TotalVariation())
+  assert got == pytest.approx(0.5 * np.abs(p - q)[:3].sum(), rel=1e-12)
+  assert value(closed(SameRank(5), Unclosed()), TotalVariation(), z=Z_TEACHER[::-1])[0] < 1e-15
+
+
 def test_supports_say_what_they_ask_for():
   assert FULL.request == Columns((1,)).request == ScoreRequest(hidden=True)
   assert (TeacherTopK(4) | StudentTopK(3)).request == ScoreRequest(top_k=4, at_student_top_k=3)
@@ -142,6 +192,14 @@ def test_unions_and_intersections_compose_as_sets_do():
   assert entries_of(student & columns | TeacherTopK(1)) == [1]
   assert entries_of(student & TeacherTopK(2) & columns) == [1]
   assert entries_of(Columns((3,)) & student) == []
+  assert entries_of(best(3, of='student')) == [0, 1, 4]
+  assert entries_of(best(3, of='teacher')) == [1, 2, 0]
+  assert entries_of(best(3, of='both')) == [0, 1] and {*entries_of(best(3, of='either'))} == {
+    0,
+    1,
+    2,
+    4,
+  }
 
 
 @pytest.mark.parametrize(
@@ -150,6 +208,10 @@ def test_unions_and_intersections_compose_as_sets_do():
     (lambda: TeacherTopK(0), 'TeacherTopK: at least one entry'),
     (lambda: StudentTopK(-1), 'StudentTopK: at least one entry'),
     (lambda: Columns(()), 'at least one entry'),
+    (lambda: SameRank(0), 'SameRank: at least one entry'),
+    (lambda: closed(SameRank(2), Tail()), 'nothing is outside of both'),
+    (lambda: best(2, of='all'), "'either', 'student', 'teacher'.*got 'all'"),
+    (lambda: PerCandidate(weight='judge'), "'student', 'teacher' or 'none', got 'judge'"),
     (lambda: Columns((1, 1)), 'each once'),
     (lambda: Support(entries=TeacherTopK(2)), 'Say how the rest is closed'),
     (lambda: Support(entries=Full(), rest=Tail()), 'only Full'),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.losses import normalisers, weights
+from opd_jax.losses import normalisers, selectors, weights
 
 LENGTHS = np.array([6, 1, 0, 4])
 MASK = jnp.asarray(np.arange(6) < LENGTHS[:, None])
@@ -63,16 +63,16 @@ def test_an_even_gap_decays_linearly():
 @pytest.mark.parametrize('fraction', [0.05, 0.3, 0.5, 1.0])
 def test_selectors_spend_the_same_budget(fraction):
   wanted = np.maximum(np.ceil(fraction * LENGTHS), LENGTHS > 0)
-  top = weights.top_fraction(GAP, MASK, fraction=fraction)
-  for chosen in (top, weights.random_mask(jax.random.key(0), MASK, fraction=fraction)):
+  top = selectors.top_fraction(GAP, MASK, fraction=fraction)
+  for chosen in (top, selectors.random_mask(jax.random.key(0), MASK, fraction=fraction)):
     np.testing.assert_array_equal(np.asarray(chosen).sum(axis=1), wanted)
     assert not np.asarray(chosen)[~np.asarray(MASK)].any()
   np.testing.assert_array_equal(
-    np.asarray(weights.first(MASK, fraction=fraction) * MASK).sum(axis=1),
+    np.asarray(selectors.first(MASK, fraction=fraction) * MASK).sum(axis=1),
     np.ceil(fraction * LENGTHS),
   )
   np.testing.assert_array_equal(
-    np.asarray(weights.last(MASK, fraction=fraction) * MASK).sum(axis=1),
+    np.asarray(selectors.last(MASK, fraction=fraction) * MASK).sum(axis=1),
     np.ceil(fraction * LENGTHS),
   )
   lowest = np.where(np.asarray(top) > 0, np.asarray(GAP), np.inf).min(axis=1)
@@ -80,8 +80,64 @@ def test_selectors_spend_the_same_budget(fraction):
   assert (lowest >= rest).all()
 
 
+@pytest.mark.parametrize('fraction', [0.05, 0.3, 1.0])
+def test_the_best_of_a_batch_are_so_many_of_all_tokens_whatever_their_rows(fraction):
+  chosen = np.asarray(selectors.best_of_the_batch(GAP, MASK, jnp.arange(4), fraction=fraction))
+  wanted = max(int(np.ceil(fraction * LENGTHS.sum() - 1e-9)), 1)
+  assert sorted(np.asarray(GAP)[chosen]) == sorted(counted(GAP))[-wanted:]
+  even = selectors.best_of_the_batch(0 * GAP, MASK, jnp.array([3, 2, 1, 0]), fraction=0.3)
+  assert np.asarray(even).sum(axis=1).tolist() == [0, 0, 0, 4]  # the row of lower number
+
+
+def test_a_drawn_mask_has_as_many_tokens_of_every_row_as_what_it_is_held_against():
+  chosen = MASK & (GAP > 0)
+  found = {
+    np.asarray(selectors.drawn_like(jax.random.key(seed), chosen, MASK)).tobytes()
+    for seed in range(8)
+  }
+  drawn = np.array([np.frombuffer(each, bool).reshape(MASK.shape) for each in found])
+  assert len(found) > 4 and not drawn[:, ~np.asarray(MASK)].any()
+  assert (drawn.sum(axis=2) == np.asarray(chosen).sum(axis=1)).all()
+
+
+@pytest.mark.parametrize('count', [1, 3, 99])
+def test_a_count_is_spent_from_the_best_down_and_never_exceeds_a_response(count):
+  chosen = np.asarray(selectors.top_count(GAP, MASK, count=count)) > 0
+  mask, gap = np.asarray(MASK), np.asarray(GAP)
+  np.testing.assert_array_equal(chosen.sum(axis=1), np.minimum(LENGTHS, count))
+  assert not chosen[~mask].any()
+  for row in range(len(gap)):
+    best = np.sort(gap[row][mask[row]])[::-1][:count]
+    np.testing.assert_array_equal(np.sort(gap[row][chosen[row]])[::-1], best)
+  with pytest.raises(ValueError, match='at least one token, got 0'):
+    selectors.top_count(GAP, MASK, count=0)
+
+
+def test_freshness_is_one_where_nothing_has_moved_and_finite_where_all_has():
+  own = jnp.log(jnp.full(MASK.shape, 0.5))
+  np.testing.assert_array_equal(weights.freshness(own, own, MASK), 1.0)
+  for ratio in (2.0, 0.5):
+    kl = ratio * np.log(ratio) - ratio + 1
+    got = weights.freshness(own, own - np.log(ratio), MASK, drift=0.7)
+    want = np.where(LENGTHS > 0, np.exp(-0.7 * np.sqrt(kl)), 1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+  far = weights.freshness(own, own + jnp.where(MASK, 200.0, 0.0), MASK)
+  np.testing.assert_allclose(far, np.where(LENGTHS > 0, np.exp(-1), 1.0), rtol=1e-5)
+  assert np.asarray(weights.freshness(own, own - 200.0, MASK))[np.asarray(LENGTHS) > 0].max() == 0
+
+
+def test_weights_that_are_dealt_at_random_stay_among_responses_with_tokens():
+  there = np.asarray(MASK).any(axis=1)
+  weight = jnp.arange(len(there), dtype=float) + 1
+  dealt = [np.asarray(weights.dealt_at_random(jax.random.key(n), weight, MASK)) for n in range(8)]
+  for each in dealt:
+    np.testing.assert_array_equal(np.sort(each[there]), np.asarray(weight)[there])
+    np.testing.assert_array_equal(each[~there], np.asarray(weight)[~there])
+  assert len({tuple(each) for each in dealt}) > 1
+
+
 def test_ties_go_to_the_earlier_token_and_a_shift_changes_no_choice():
-  even = weights.top_fraction(jnp.zeros_like(GAP), MASK, fraction=0.5)
+  even = selectors.top_fraction(jnp.zeros_like(GAP), MASK, fraction=0.5)
   assert even[0].tolist() == [1, 1, 1, 0, 0, 0]
   for shift in (0.0, 3.0):
     np.testing.assert_allclose(
@@ -178,10 +234,10 @@ def test_a_part_of_a_response_is_rounded_up_as_rational_numbers_say():
   lengths = np.arange(129)
   mask = np.arange(128) < lengths[:, None]
   for exact in HUNDREDTHS + THOUSANDTHS[::7] + THIRDS:
-    got = weights.part_of(mask, float(exact))[:, 0]
+    got = selectors.part_of(mask, float(exact))[:, 0]
     assert got.tolist() == rounded_up(exact, lengths), exact
   with jax.enable_x64(True):
-    assert weights.part_of(mask, 0.3)[50] == 15 and weights.part_of(mask, 0.301)[50] == 16
+    assert selectors.part_of(mask, 0.3)[50] == 15 and selectors.part_of(mask, 0.301)[50] == 16
 
 
 def test_a_part_of_a_long_response_is_exact_too():
@@ -189,7 +245,7 @@ def test_a_part_of_a_long_response_is_exact_too():
   lengths = np.unique([0, 1, 50, 100, 333, 4999, 7777, 9001, 9990, 9997, 9999, 10_000])
   mask = np.arange(10_000) < lengths[:, None]
   for exact in HUNDREDTHS[::9] + THOUSANDTHS[::13] + THOUSANDTHS[-12:] + THIRDS[::5]:
-    got = weights.part_of(mask, float(exact))[:, 0]
+    got = selectors.part_of(mask, float(exact))[:, 0]
     assert got.tolist() == rounded_up(exact, lengths), exact
 
 
@@ -208,7 +264,7 @@ def test_truncated_importance_never_exceeds_its_bound():
   np.testing.assert_allclose(weights.mean_logp(GAP, MASK)[1], GAP[1, 0])
 
 
-@pytest.mark.parametrize('make', [weights.first, weights.last])
+@pytest.mark.parametrize('make', [selectors.first, selectors.last])
 def test_fractions_outside_their_range_are_refused(make):
   with pytest.raises(ValueError, match='between 0 and 1'):
     make(MASK, fraction=1.5)

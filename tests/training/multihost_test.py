@@ -1,31 +1,37 @@
 """Two real processes over gloo make one run: the same numbers as one process with as many devices, and it resumes."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny_runs as runs
 
 from opd_jax.sharding import mesh_layout
+from opd_jax.training.workdir import locked
 
-WORKER = """
+TOGETHER = """
 import sys
 import jax
 
-number, port, folder, stop = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=number)
+"""
+RUN = """
 import signal
 from pathlib import Path
 import tiny_runs as runs
 from opd_jax.sharding import mesh_layout
 from opd_jax.training import loop
 
+stop = int(sys.argv[4])
 def look(done, total, text):
   if done == stop and number == 1:  # one process only: the other must agree to stop
     signal.raise_signal(signal.SIGTERM)
@@ -37,6 +43,18 @@ outcome = runs.run(experiment, folder / 'two', listener=listener, skip_preflight
 assert outcome.finished == (stop < 0), outcome.position
 """
 
+REFUSED = """
+from pathlib import Path
+from opd_jax.training import workdir
+
+try:
+  workdir.prepare(Path(folder))
+  with workdir.locked(Path(folder)):
+    raise SystemExit('nobody refused')
+except ValueError as error:
+  print(f'process {number}: {error}')
+"""
+
 
 def free_port() -> int:
   with socket.socket() as probe:
@@ -44,35 +62,47 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-def two(folder: Path, *, stop: int) -> None:
-  arguments = str(free_port()), str(folder), str(stop)
-  command = [sys.executable, '-c', WORKER]
-  cache = {
-    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
+def two(program: str, folder: Path, *more: str, seconds: int) -> list[str]:
+  """What two processes say that run a program together."""
+  arguments = str(free_port()), str(folder), *more
+  command = [sys.executable, '-c', TOGETHER + program]
   path = {'PYTHONPATH': f'{Path(__file__).parent.parent}:{Path(__file__).parent.parent.parent}'}
   workers = [
     subprocess.Popen(
       [*command, str(number), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-      env={**os.environ, **path, **cache},
+      env={**os.environ, **path},
     )
     for number in range(2)
   ]  # fmt: skip
   try:
-    outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=seconds)[0] for worker in workers]
   finally:
     for worker in workers:
       worker.kill()
       worker.communicate()
   assert [worker.returncode for worker in workers] == [0, 0], '\n'.join(outputs)[-6000:]
+  return outputs
+
+
+@pytest.mark.parametrize('why', ['another run is at work in', 'cannot be written'])
+def test_two_processes_are_refused_with_the_same_words(tmp_path, why):
+  """The first process holds the lock and touches the folder; the other must not wait for it at a collective."""
+  if why == 'cannot be written':
+    (tmp_path / 'file').write_text('')
+    outputs = two(REFUSED, tmp_path / 'file' / 'run', seconds=60)
+  else:
+    with locked(tmp_path):
+      outputs = two(REFUSED, tmp_path, seconds=60)
+  said = [re.search(r'process (\d): (train: .*)', output) for output in outputs]
+  assert all(said) and [each[1] for each in said if each] == ['0', '1'], outputs
+  assert said[0] and said[1] and said[0][2] == said[1][2] and why in said[0][2]
 
 
 def test_two_processes_run_as_one_does_and_stop_together(tmp_path):
   runs.teacher_folder(tmp_path)
-  two(tmp_path, stop=4)
+  two(RUN, tmp_path, '4', seconds=240)
   assert [row['step'] for row in runs.metrics_of(tmp_path / 'two') if 'loss' in row] == [1, 2, 3, 4]
-  two(tmp_path, stop=-1)
+  two(RUN, tmp_path, '-1', seconds=240)
   runs.run(
     runs.experiment(tmp_path, prompts=8, layout=mesh_layout(fsdp=2, tensor=2)), tmp_path / 'one'
   )

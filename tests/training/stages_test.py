@@ -15,12 +15,16 @@ import tiny_runs as runs
 
 from opd_jax import judges, rollouts
 from opd_jax.claims import Nothing
+from opd_jax.commands import train
 from opd_jax.data.mixture import mixture
+from opd_jax.data.templates import Template
+from opd_jax.losses import weights
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.terms import PolicyGradient
 from opd_jax.method import Method, Requirements
-from opd_jax.methods import opd, seqkd
-from opd_jax.training import recorder, verbs
+from opd_jax.methods import gkd, iw_opd, opd, seqkd, sft
+from opd_jax.storage import orbax_folder
+from opd_jax.training import preflight, recorder, verbs
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.state import RunPosition
 from opd_jax.training.workdir import locked
@@ -61,6 +65,38 @@ def test_a_method_that_reads_what_it_did_not_ask_for_is_refused_before_step_0(tm
     runs.run(runs.experiment(tmp_path, distil={'method': lazy}), tmp_path / 'run')
 
 
+def test_problems_that_cannot_be_used_are_found_before_step_0_and_named(tmp_path):
+  """In a later stage, behind its first problem, by the message of a row and not by a traceback of a template."""
+  made = runs.sums.sums(**runs.WORLD)
+
+  def changed(numbers, **changes):
+    rows = [made.source[number] for number in numbers]
+    read = lambda raw: made.read(raw)._replace(**(changes if raw in rows else {}))
+    return dataclasses.replace(made, read=read)
+
+  says = lambda text: ({'role': 'user', 'content': text},)
+  plain, taught = Template(chat=False), {'method': sft.sft()}
+  for name, task, words, changes in (
+    ('turns', changed([0], messages=2 * says('1')), r'problem 0: Template: several messages', {}),
+    ('strange', changed([3], messages=says('x')), r"problem 3: .*'x'", {}),
+    (
+      'long',
+      changed([2], messages=says(runs.CONFIG.max_positions * '1')),
+      r'problem 2: prompt and response have',
+      {},
+    ),
+    ('untaught', changed([1], demonstration=None), r'problem 1: it has no response', taught),
+  ):
+    distil = {'task': task, 'template': plain, **changes}
+    with pytest.raises(ValueError, match=rf'stage distil: data: sums \(train\), {words}'):
+      runs.run(runs.experiment(tmp_path, distil=distil), tmp_path / name)
+    assert not (tmp_path / name / 'metrics.jsonl').exists()
+  none = dataclasses.replace(changed(range(5), messages=says('x')), on_bad_row='skip')
+  none = dataclasses.replace(none, source=runs.sums.sums(size=5, **runs.WORLD).source)
+  with pytest.raises(ValueError, match=r'no row of the task sums can be used: .* problem 4: '):
+    runs.run(runs.experiment(tmp_path, distil={'task': none, 'template': plain}), tmp_path / 'none')
+
+
 def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(tmp_path):
   program = textwrap.dedent(f"""
     import sys, time
@@ -81,6 +117,25 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(tmp_
   finally:
     other.kill()
     other.communicate()
+  with locked(tmp_path):
+    pass
+
+
+def test_the_student_is_written_while_the_folder_is_locked(tmp_path, monkeypatch):
+  """Another run that begins when the last step is done would train in the folder that this one still writes into."""
+  save, refusals = orbax_folder.save, []
+
+  def saved(folder, *args, **options):
+    with pytest.raises(ValueError, match='another run is at work in') as refusal, locked(tmp_path):
+      pass
+    refusals.append(refusal)
+    save(folder, *args, **options)
+
+  known = runs.experiment(tmp_path / 'teacher', evaluations=())
+  known = dataclasses.replace(known, stages=known.stages[:1])
+  monkeypatch.setattr(orbax_folder, 'save', saved)
+  assert train.train(known, '', workdir=tmp_path, skip_preflight=True)
+  assert len(refusals) == 1 and (tmp_path / train.STUDENT).is_dir()
   with locked(tmp_path):
     pass
 
@@ -154,6 +209,42 @@ def test_a_method_that_reweighs_sees_the_student_as_it_is_by_then(tmp_path):
       before = np.asarray(state_of[3].scores['student'].logp)
       mask = state_of[3].rollout.mask
       assert np.abs(seen[0] - before)[mask].max() > 1e-6
+
+
+def test_text_of_older_weights_is_refused_unless_its_age_is_corrected_for(tmp_path):
+  """A loop that samples ahead learns from what an earlier student wrote."""
+
+  def weigh(evidence):
+    student = evidence.student.logp
+    ratio = weights.truncated_importance(student, evidence.rollout.behaviour_logp)
+    gap = evidence.teacher.logp - student
+    return (PolicyGradient()(per_token(evidence.mask) * ratio * gap),)
+
+  later = START._replace(stage_step=1, step=1)
+  parts = batch_of(tmp_path)
+  with pytest.raises(ValueError, match=r'weights of version 0 wrote it, those of version 1 are to'):
+    verbs.updates(*parts, later)
+  parts = batch_of(tmp_path, method=dataclasses.replace(opd.opd(), weigh=weigh))
+  _, row = verbs.updates(*parts, later)
+  assert np.isfinite(row['loss'])
+
+
+def test_several_updates_that_a_method_does_not_correct_for_are_said_before_step_0(tmp_path):
+  def said(**distil):
+    told = []
+    preflight.look_at_stages(runs.experiment(tmp_path, distil=distil), told.append)
+    return told
+
+  (warning,) = said(method=opd.opd(), updates=2, minibatches=2)
+  assert 'stage distil: 4 updates are made of each batch, and PolicyGradient()' in warning
+  assert 'ClippedRatio' in warning and 'truncated_importance' in warning
+  for distil in (
+    {'method': opd.opd()},
+    {'method': iw_opd.iw_opd(), 'updates': 2},
+    {'method': sft.sft(), 'updates': 2},
+    {'method': gkd.gkd(), 'minibatches': 2},
+  ):
+    assert said(**distil) == []
 
 
 def counting() -> Method:

@@ -40,24 +40,26 @@ class _Calls(Made):
 def verify_calls(problem: Problem, response: str) -> float:
   """ToolAlpaca's rule, as the papers score it: the same functions, and the same merged arguments.
 
-  The published pattern ends an input at its first closing brace, so nested objects never match; kept, to compare.
+  The published pattern ends an input at its first closing brace, so nested objects never match. We keep it, so that
+  scores compare with published ones.
 
   >>> gold = Problem((), answer='[{"Action": "add", "Action_Input": "{\\\\"n\\\\": 5}"}]')
   >>> verify_calls(gold, 'Action: add' + chr(10) + 'Action Input: {"n": 5}'), verify_calls(gold, 'Action: add')
   (1.0, 0.0)
   """
-  wanted = json.loads(problem.answer)
+  golden_calls = json.loads(problem.answer)
   actions = re.findall(r'Action:\s*(\w+)', response)
   given: dict[str, Any] = {}
   golden: dict[str, Any] = {}
   try:
     for text in re.findall(r'Action Input:\s*({.*?})', response, flags=re.DOTALL):
       given |= json.loads(text)
-    for call in wanted:
+    for call in golden_calls:
       golden |= json.loads(call['Action_Input'])
   except (ValueError, TypeError):
     return 0.0
-  return float(sorted(actions) == sorted(call['Action'] for call in wanted) and given == golden)
+  golden_actions = sorted(call['Action'] for call in golden_calls)
+  return float(sorted(actions) == golden_actions and given == golden)
 
 
 def calls(*, split: Split = 'train', size: int = 100_000, seed: int = 0) -> Task:

@@ -1,95 +1,23 @@
-"""Floor 3. Who writes: which rows of a batch come from whom, and how long they may become.
-
-A `RolloutMix` is what a method or a stage asks for; `write` does it, and knows the sampler, but no loss.
-"""
+"""Floor 3. Who writes what: a batch of rollouts by the writers of a `RolloutMix`. It knows the sampler, but no loss."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
-from opd_jax import ramps
 from opd_jax.data.prompts import left_padded, unpadded
 from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference import sampler
 from opd_jax.inference.decoding import Forbid
 from opd_jax.inference.sampler import Model, Sampling
-from opd_jax.ramps import Number
+from opd_jax.rollouts.mix import RolloutMix, whole
 from opd_jax.types import DATA, ENDINGS, NOBODY, STUDENT, TEACHER, AnyArray, Prompts, Rollout
 
 PREFIX = 2**31 - 2  # folded into the key of a teacher's prefix: no row has this number
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RolloutMix:
-  """Fractions of the rows by writer; they sum to one.
-
-  Args:
-    student: written by the student as it is now.
-    teacher: written by the teacher, which reads its own prompt.
-    data: taken from a data set.
-    prefix: tokens that the teacher writes in front of what the student writes; they are read, and do not count.
-    stop_after: the student is stopped after so many tokens, however much the budget allows.
-    beside: 'teacher' lets decoding rules read the teacher's logits while the student writes (`decoding.Blend`).
-  """
-
-  student: float = 0.0
-  teacher: float = 0.0
-  data: float = 0.0
-  prefix: Number | None = None
-  stop_after: Number | None = None
-  beside: Literal['teacher'] | None = None
-
-  def __post_init__(self):
-    fractions = {name: getattr(self, name) for name in ('student', 'teacher', 'data')}
-    if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-      raise ValueError(
-        f'RolloutMix: fractions must not be negative and must sum to 1, got {fractions}.'
-      )
-    if self.beside not in (None, 'teacher'):
-      raise ValueError(f"RolloutMix: beside is None or 'teacher', got {self.beside!r}.")
-
-  @property
-  def needs_teacher(self) -> bool:
-    """Whether the teacher has to be able to write."""
-    return self.teacher > 0 or self.prefix is not None or self.beside is not None
-
-  def deal(self, rows: int) -> Bool[np.ndarray, '3 B']:
-    """Which rows the student, the teacher and the data set have: spread evenly, the same in every batch."""
-    spread = lambda count, part: np.diff(np.floor(np.arange(count + 1) * part + 1e-9)) > 0
-    student, teacher = spread(rows, self.student), np.zeros(rows, bool)
-    rest = ~student
-    teacher[rest] = spread(int(rest.sum()), self.teacher / max(self.teacher + self.data, 1e-9))
-    return np.stack([student, teacher, rest & ~teacher])
-
-
-def student(
-  *,
-  prefix: Number | None = None,
-  stop_after: Number | None = None,
-  beside: Literal['teacher'] | None = None,
-) -> RolloutMix:
-  """Every row by the student: on-policy."""
-  return RolloutMix(student=1.0, prefix=prefix, stop_after=stop_after, beside=beside)
-
-
-def teacher() -> RolloutMix:
-  """Every row by the teacher."""
-  return RolloutMix(teacher=1.0)
-
-
-def dataset() -> RolloutMix:
-  """Every row from a data set."""
-  return RolloutMix(data=1.0)
-
-
-def mixture(*, student: float) -> RolloutMix:
-  """A fraction of the rows by the student, the rest from a data set (GKD's λ)."""
-  return RolloutMix(student=student, data=1.0 - student)
 
 
 class Writer(NamedTuple):
@@ -153,26 +81,26 @@ def write(
   teacher: Callable[[], Writer],
   sampling: Sampling,
   columns: int,
-  step: int = 0,
+  numbers: tuple[np.float32, ...] | None = None,
   version: int = 0,
 ) -> Rollout:
   """One response for every prompt, by whoever has the row.
 
   Args:
-    mix: who has which fraction.
+    mix: who has which fraction; settled: its numbers are those of the step.
     prompts: what the student reads, left-padded.
     demonstrations: of the data set, one a row; None where there is none.
     key: of the run: a row's number fixes its random stream.
     student, teacher: hand out a model to sample from, and are only called where it writes.
     sampling: rules and budget of both.
     columns: entries of the student's vocabulary.
-    step: of the stage, for what moves with it.
+    numbers: where the numbers of decoding rules stand that move.
     version: stamp of the student's weights.
   """
   parts = []
   student, teacher = functools.cache(student), functools.cache(teacher)  # each is made once a batch
   by_student, by_teacher, by_data = mix.deal(len(prompts.row))
-  settings = _Settings(mix, key, sampling, step, version, columns)
+  settings = _Settings(mix, key, sampling, numbers, version, columns)
   if by_student.any():
     parts.append(_by_student(settings, chosen(prompts, by_student), by_student, student, teacher))
   if by_teacher.any():
@@ -196,7 +124,7 @@ class _Settings(NamedTuple):
   mix: RolloutMix
   key: PRNGKeyArray
   sampling: Sampling
-  step: int
+  numbers: tuple[np.float32, ...] | None
   version: int
   columns: int  # of the student's vocabulary
 
@@ -216,7 +144,7 @@ def _by_teacher(settings: _Settings, model: Model, prompts: Prompts, key, budget
     sampling=sampling,
     budgets=budgets,
     version=settings.version,
-    step=settings.step,
+    numbers=settings.numbers,
   )
   return rollout._replace(writer=np.where(rollout.writer == STUDENT, TEACHER, rollout.writer))
 
@@ -229,11 +157,11 @@ def _by_student(
   teacher: Callable[[], Writer],
 ) -> Rollout:
   """What the student writes, perhaps behind a prefix of the teacher."""
-  mix, key, sampling, step, version, _ = settings
+  mix, key, sampling, numbers, version, _ = settings
   longest = sampling.budget
   if mix.stop_after is not None:
-    longest = min(ramps.whole_at(mix.stop_after, step), longest)
-  ahead = 0 if mix.prefix is None else min(ramps.whole_at(mix.prefix, step), longest)
+    longest = min(whole(mix.stop_after), longest)
+  ahead = 0 if mix.prefix is None else min(whole(mix.prefix), longest)
   others = () if mix.beside is None else (_beside(student(), teacher(), prompts, rows),)
   write = lambda shown, budgets: sampler.generate(
     student(),
@@ -243,26 +171,21 @@ def _by_student(
     others=others,
     budgets=budgets,
     version=version,
-    step=step,
+    numbers=numbers,
   )
   if not ahead:
     return write(prompts, [longest] * len(prompts.row))
   writer = teacher()
   shown = chosen(writer.prompts, rows)
-  prefix = _by_teacher(
-    settings,
-    writer.model,
-    shown,
-    jax.random.fold_in(key, PREFIX),
-    budgets=[ahead] * len(prompts.row),
-  )
+  apart = jax.random.fold_in(key, PREFIX)
+  prefix = _by_teacher(settings, writer.model, shown, apart, [ahead] * len(prompts.row))
   front = [row[:n].tolist() for row, n in zip(prefix.response, prefix.lengths, strict=True)]
   longer = [before + text for before, text in zip(unpadded(prompts), front, strict=True)]
   extended = left_padded(longer, width=max(map(len, longer)), pad=0)
   extended = extended._replace(row=prompts.row, group=prompts.group)
   over = np.asarray(prefix.ended_by) == ENDINGS.index('stop')
   rest = write(extended, np.where(over, 0, longest - ahead).tolist())
-  return _after(prefix._replace(prompt=prompts), rest, over)
+  return _after(prefix._replace(prompt=prompts), rest, over, mix.prefix_counts)
 
 
 def _beside(student: Model, teacher: Writer, prompts: Prompts, rows) -> Model:
@@ -280,8 +203,8 @@ def _beside(student: Model, teacher: Writer, prompts: Prompts, rows) -> Model:
   return teacher.model
 
 
-def _after(prefix: Rollout, rest: Rollout, over: np.ndarray) -> Rollout:
-  """What was written behind a prefix, as one response each; the prefix does not count."""
+def _after(prefix: Rollout, rest: Rollout, over: np.ndarray, counts: bool) -> Rollout:
+  """What was written behind a prefix, as one response each, and whether the prefix counts."""
   size = prefix.response.shape[1]
   at = np.arange(size)[None] - prefix.lengths[:, None]
   take = lambda x: np.take_along_axis(x, np.clip(at, 0, size - 1), axis=1)
@@ -290,7 +213,7 @@ def _after(prefix: Rollout, rest: Rollout, over: np.ndarray) -> Rollout:
   return rest._replace(
     prompt=prefix.prompt,
     response=merge(prefix.response, rest.response),
-    mask=~first & take(rest.mask),
+    mask=merge(prefix.mask & counts, rest.mask),
     writer=merge(prefix.writer, rest.writer),
     behaviour_logp=merge(prefix.behaviour_logp, rest.behaviour_logp),
     logp=merge(prefix.logp, rest.logp),

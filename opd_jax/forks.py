@@ -1,0 +1,67 @@
+"""Floor 3. Forks: rows that leave a response inside it and go on another way. Methods say where, the run writes them.
+
+A fork is a row like any other: its prompt is that of the row it leaves, its response begins with that row's tokens,
+which are read and do not count. So it is scored, weighed and trained as rows are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from opd_jax.types import AnyArray
+
+
+class Forks(NamedTuple):
+  """Where rows fork off. In evidence they are the last F rows of the batch, in this order."""
+
+  row: Int[AnyArray, ' F']  # that it leaves; -1: nowhere, and the fork is an empty row
+  at: Int[AnyArray, ' F']  # position of the response at which it leaves it
+  first: Int[AnyArray, ' F']  # its token there; -1 leaves that to the writer
+  writer: Int[AnyArray, ' F']  # STUDENT or TEACHER: who goes on from there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forking:
+  """How a method forks.
+
+  Args:
+    plan: evidence -> where. One program: the number of forks follows from shapes.
+    tokens: the most that a writer writes, `first` not counted.
+    writers: who may write.
+  """
+
+  plan: Callable[[Any], Forks]
+  tokens: int
+  writers: tuple[str, ...] = ('teacher',)
+
+  def __post_init__(self):
+    if self.tokens < 1 or not {'student', 'teacher'}.issuperset(self.writers) or not self.writers:
+      raise ValueError(
+        f"Forking: tokens must be at least 1 and writers of 'student' and 'teacher'; got {self.tokens}, {self.writers}."
+      )
+
+
+def without_forks(mask: Bool[AnyArray, 'B R'], forks: Forks | None) -> Bool[AnyArray, 'B R']:
+  """The tokens of the rows that the student was asked to write; those of forks do not count."""
+  if forks is None:
+    return mask
+  return mask & (jnp.arange(len(mask)) < len(mask) - len(forks.row))[:, None]
+
+
+def best_points(
+  score: Float[AnyArray, 'B R'], mask: Bool[AnyArray, 'B R'], *, count: int, gap: int = 1
+) -> tuple[Int[Array, 'B P'], Bool[Array, 'B P']]:
+  """Positions of the highest scores of every row, at least `gap` apart, and whether there are so many."""
+  column = jnp.arange(mask.shape[1])
+
+  def take(left, _):
+    best = jnp.argmax(jnp.where(left, score, -jnp.inf), axis=1)
+    near = jnp.abs(column - best[:, None]) < gap
+    return left & ~near, (best, left.any(axis=1))
+
+  _, (at, there) = jax.lax.scan(take, jnp.asarray(mask), None, length=count)
+  return at.T, there.T

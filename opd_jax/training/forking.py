@@ -1,0 +1,152 @@
+"""Floor 5. Forks of a batch: written from inside its responses, scored, joined to its evidence as further rows."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax.data.prompts import left_padded, unpadded
+from opd_jax.forks import Forks
+from opd_jax.inference import sampler
+from opd_jax.inference.buckets import bucket
+from opd_jax.method import Evidence
+from opd_jax.processes import to_host
+from opd_jax.responses import PromptBatch, Responses
+from opd_jax.rollouts import writing
+from opd_jax.training import moving, scoring, writers
+from opd_jax.training.runtime import StageRuntime
+from opd_jax.training.scoring import Moment
+from opd_jax.types import NOBODY, STUDENT, TEACHER, Rollout, Weights
+
+FORKED = 2**31 - 4  # folded into the key of what forks write: no row has this number
+
+
+def forked(
+  runtime: StageRuntime,
+  weights: Weights,
+  responses: Responses,
+  evidence: Evidence,
+  moment: Moment,
+) -> Evidence:
+  """Evidence of a batch and, behind its rows, of the forks that the method plans on it."""
+  forks = Forks(*map(np.asarray, to_host(runtime.plan_forks(evidence))))
+  rollout = write(runtime, weights, responses, forks, moment)
+  scenes = runtime.scenes(responses, moment.position)
+  parents = [scenes[row] for row in np.maximum(forks.row, 0).tolist()]
+  scores = scoring.scores_of(runtime, weights, rollout, parents)
+  width = max(rollout.response.shape[1], responses.rollout.response.shape[1])
+  both = _joined(_wider(_bare(responses.rollout), width), _wider(_bare(rollout), width))
+  prompt = jax.tree.map(lambda x: np.concatenate([x, x[forks.row]]), responses.rollout.prompt)
+  together = {
+    name: _joined(_wider(each, width), _wider(scores[name], width))
+    for name, each in evidence.scores.items()
+  }
+  rows = jax.tree.map(np.asarray, both)._replace(prompt=prompt)  # of host memory, as rollouts are
+  return scoring.evidence_of(runtime, weights, rows, together, moment, forks)
+
+
+def write(
+  runtime: StageRuntime, weights: Weights, responses: Responses, forks: Forks, moment: Moment
+) -> Rollout:
+  """The rows of the forks: the tokens that they share with the row they leave, and what was written behind."""
+  forking, rollout, position = runtime.stage.method.forks, responses.rollout, moment.position
+  assert forking is not None
+  leaves = zip(*(np.asarray(each).tolist() for each in forks[:3]), strict=True)
+  shared = [
+    [*rollout.response[row, :at].tolist(), *([first] if first >= 0 else [])] if row >= 0 else []
+    for row, at, first in leaves
+  ]
+  sampling = dataclasses.replace(runtime.sampling, budget=forking.tokens)
+  stops = sampling.decoding.stop_tokens
+  goes_on = (forks.row >= 0) & ~np.isin(forks.first, stops)
+  decisions = moving.decisions(position.moving)
+  parts = []
+  for writer in (STUDENT, TEACHER):
+    here = np.asarray(forks.writer) == writer
+    if not here.any():
+      continue
+    model, prompts = _writer(runtime, weights, responses, moment, forks.row[here], writer)
+    longer = [
+      prompt + front for prompt, front in zip(unpadded(prompts), _pick(shared, here), strict=True)
+    ]
+    shown = left_padded(
+      longer, width=bucket(max(map(len, longer)), minimum=8, maximum=1 << 30), pad=0
+    )
+    numbers = np.flatnonzero(here).astype(np.int32)
+    key = jax.random.fold_in(jax.random.fold_in(runtime.key, FORKED), position.step)
+    written = sampler.generate(
+      model,
+      shown._replace(row=numbers),
+      key,
+      sampling=sampling,
+      budgets=np.where(goes_on[here], forking.tokens, 0).tolist(),
+      version=position.step,
+      numbers=sampling.decoding.numbers_at(position.stage_step, decisions),
+    )
+    own = writing.chosen(rollout.prompt, forks.row[here])  # of one width, whoever writes
+    parts.append(written._replace(prompt=own._replace(row=numbers)))
+  return _behind(rollout, forks, shared, writing.joined(parts))
+
+
+def _pick(values: list[Any], here: np.ndarray) -> list[Any]:
+  return [value for value, wanted in zip(values, here, strict=True) if wanted]
+
+
+def _writer(runtime, weights: Weights, responses: Responses, moment: Moment, rows, writer: int):
+  """A model, and its own prompts of some rows of a batch."""
+  prompts = responses.rollout.prompt
+  if writer == STUDENT:
+    return writers.student_model(runtime, weights), writing.chosen(prompts, rows)
+  wanted = np.zeros(len(prompts.row), bool)
+  wanted[rows[rows >= 0]] = True
+  batch = PromptBatch(responses.problems, prompts)
+  teacher = writers.teacher_writer(runtime, weights, batch, moment.position, wanted)
+  return teacher.model, writing.chosen(teacher.prompts, rows)
+
+
+def _behind(rollout: Rollout, forks: Forks, shared: list[list[int]], written: Rollout) -> Rollout:
+  """Rows of forks: what is shared is read and does not count; from where they leave on, they do."""
+  lengths = np.asarray(written.lengths)
+  ahead = np.array([len(front) for front in shared])
+  most = rollout.response.shape[1] + 1 + written.response.shape[1]
+  width = bucket(int((ahead + lengths).max(initial=1)), minimum=8, maximum=most)
+  count, column = len(shared), np.arange(width)
+  response = np.zeros((count, width), np.int32)
+  logp = np.full((count, width), np.nan, np.float32)
+  behaviour = logp.copy()
+  for number, (front, length) in enumerate(zip(shared, lengths.tolist(), strict=True)):
+    end = len(front) + length
+    response[number, :end] = [*front, *written.response[number, :length].tolist()]
+    logp[number, len(front) : end] = written.logp[number, :length]
+    behaviour[number, len(front) : end] = written.behaviour_logp[number, :length]
+  inside = column < (ahead + lengths)[:, None]
+  return Rollout(
+    prompt=writing.chosen(rollout.prompt, forks.row),
+    response=response,
+    mask=inside & (column >= forks.at[:, None]) & (forks.row >= 0)[:, None],
+    writer=np.where(inside, forks.writer[:, None], NOBODY).astype(np.int32),
+    behaviour_logp=behaviour,
+    logp=logp,
+    entropy=None,
+    top_k=None,
+    ended_by=written.ended_by,
+    version=written.version,
+    reward=np.full(count, np.nan, np.float32),
+  )
+
+
+def _bare(rollout: Rollout) -> Rollout:
+  """Without its prompt, and without what not all writers recorded."""
+  return rollout._replace(prompt=None, entropy=None, top_k=None)
+
+
+def _wider(tree: Any, width: int) -> Any:
+  """Arrays [B, R, …] with further columns of nothing."""
+  room = lambda x: [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
+  return jax.tree.map(lambda x: jnp.pad(x, room(x)) if x.ndim >= 2 else x, tree)
+
+
+def _joined(one: Any, other: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)

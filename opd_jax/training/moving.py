@@ -1,0 +1,83 @@
+"""Floor 5. Numbers of a stage that look at metrics: which there are, what they remember, where they stand."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from opd_jax.evaluation.evaluator import Evaluation
+from opd_jax.judges import snapshots
+from opd_jax.ramps import Watching
+from opd_jax.training.experiment import Stage
+
+Memory = Mapping[str, Mapping[str, float]]
+
+
+def numbers_of(stage: Stage, evaluations: Sequence[Evaluation]) -> tuple[Watching, ...]:
+  """The numbers of a stage that look at metrics; refuses what could never move."""
+  numbers = dict.fromkeys(_found(stage))
+  names = [number.name for number in numbers]
+  if len(set(names)) < len(names):
+    raise ValueError(
+      f'stage {stage.name}: numbers of one name must be equal, got {[*numbers]}. Give each a name of its own.'
+    )
+  prefixes = tuple(f'eval/{each.label}/' for each in evaluations)
+  for number in numbers:
+    if number.metric.startswith('eval/') and not number.metric.startswith(prefixes):
+      raise ValueError(
+        f'stage {stage.name}: {number.name} looks at {number.metric}, and the evaluations of this experiment report '
+        f'{list(prefixes)}.'
+      )
+  return tuple(numbers)
+
+
+def _found(stage: Stage) -> Iterator[Watching]:
+  """In who writes, in the rules of decoding, in how judges follow the student."""
+  refreshes = snapshots.refreshes_of(stage.judges, stage.asked)
+  for record in (stage.mix, *stage.sampling.decoding.rules, *refreshes.values()):
+    fields: Any = record
+    for field in dataclasses.fields(fields):
+      number = getattr(record, field.name)
+      if isinstance(number, Watching):
+        yield number
+
+
+def decisions(memory: Memory | None) -> dict[str, float]:
+  """Where the numbers stand."""
+  return {name: each['value'] for name, each in (memory or {}).items()}
+
+
+def after(
+  numbers: Sequence[Watching], memory: Memory | None, row: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+  """What the numbers remember after a row of metrics.
+
+  A row of an evaluation says nothing about training, and the other way round; what is not finite is no reading.
+  """
+  moved = {name: dict(each) for name, each in (memory or {}).items()}
+  for number in numbers:
+    prefix = _family(number.metric)
+    told = any(name.startswith(prefix) for name in row) if prefix else 'loss' in row
+    if not told:
+      continue
+    if number.metric not in row:
+      raise ValueError(
+        f'{number.name} looks at {number.metric}, and this step reports {sorted(row)}. Bind one of these as its metric.'
+      )
+    if math.isfinite(row[number.metric]):
+      moved[number.name] = number.after(moved.get(number.name, {}), float(row[number.metric]))
+  return moved
+
+
+def _family(metric: str) -> str:
+  """What the metrics begin with that are reported together with this one; '' for those of every step."""
+  room, *rest = metric.split('/')
+  return {'eval': '/'.join((room, *rest[:1])) + '/', 'probe': 'probe/'}.get(room, '')
+
+
+def shown(numbers: Sequence[Watching], memory: Memory | None) -> dict[str, float]:
+  """Where the numbers stand, as metrics."""
+  known = decisions(memory)
+  return {
+    f'moving/{number.name}': float(known.get(number.name, number.begin)) for number in numbers
+  }

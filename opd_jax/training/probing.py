@@ -1,0 +1,60 @@
+"""Floor 5. Gradients of the first tokens of a batch, held against that of the whole batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax.training import gradient
+from opd_jax.training.gradient import Batch
+from opd_jax.training.runtime import StageRuntime
+from opd_jax.training.state import RunPosition
+from opd_jax.types import Params
+
+
+def probed(
+  runtime: StageRuntime, params: Params, batch: Batch, position: RunPosition
+) -> dict[str, float]:
+  """The metrics that `probes.Probe` describes; nothing in a step that is no probe."""
+  probe = runtime.stage.method.probe
+  if probe is None or position.stage_step % probe.every:
+    return {}
+  whole = _gradient(runtime, params, batch)
+  row, window = {}, probe.windows[-1]
+  for length in reversed(probe.windows):
+    part = _gradient(runtime, params, first_tokens(batch, length))
+    cosine = float(_cosine(part, whole))
+    row[f'probe/cosine_{length}'] = cosine
+    if cosine >= probe.agreement:
+      window = length
+  return {**row, 'probe/window': float(window)}
+
+
+def first_tokens(batch: Batch, length: int) -> Batch:
+  """The same batch, in which only the first tokens of each response have coefficients."""
+  inside = np.cumsum(np.asarray(batch.rollout.mask), axis=1) <= length
+  terms = tuple(
+    term._replace(coefficient=jnp.where(inside, term.coefficient, 0.0)) for term in batch.terms
+  )
+  return batch._replace(terms=terms)
+
+
+def _gradient(runtime: StageRuntime, params: Params, batch: Batch) -> Any:
+  total, _ = gradient.gradient(
+    params,
+    batch,
+    config=runtime.config,
+    layout=runtime.layout,
+    microbatches=runtime.stage.microbatches,
+  )
+  return total.gradient
+
+
+@jax.jit
+def _cosine(one: Any, other: Any) -> jax.Array:
+  def dot(a, b):
+    parts = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
+    return sum(jax.tree.leaves(parts), jnp.zeros(()))
+
+  return dot(one, other) / jnp.maximum(jnp.sqrt(dot(one, one) * dot(other, other)), 1e-30)

@@ -1,0 +1,150 @@
+"""Forks: rows that leave a response are written, scored and trained as rows are, and the others do not notice."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs as runs
+
+from opd_jax import forks, judges
+from opd_jax.forks import Forking, Forks
+from opd_jax.inference import scorer
+from opd_jax.losses.normalisers import per_token
+from opd_jax.losses.terms import Likelihood
+from opd_jax.method import Requirements
+from opd_jax.methods import opd
+from opd_jax.training import verbs
+from opd_jax.training.state import RunPosition
+from opd_jax.types import STUDENT, TEACHER, ScoreRequest
+
+AT = 2
+
+
+def plan(evidence):
+  """Three forks of every row: the student's, the teacher's, and one behind a token that the method names."""
+  rows = jnp.arange(len(evidence.mask))
+  long_enough = evidence.mask[:, AT]
+  row = jnp.where(long_enough, rows, -1)
+  every = lambda *parts: (
+    jnp.stack(jnp.broadcast_arrays(*parts), axis=1).reshape(-1).astype(jnp.int32)
+  )
+  return Forks(
+    row=every(row, row, row),
+    at=every(rows * 0 + AT, AT, AT),
+    first=every(rows * 0 - 1, -1, 7),
+    writer=every(rows * 0 + STUDENT, TEACHER, TEACHER),
+  )
+
+
+def method(weight: float, writers=('student', 'teacher')):
+  def weigh(evidence):
+    own = per_token(forks.without_forks(evidence.mask, evidence.forks))
+    if evidence.forks is None:
+      return (Likelihood()(own),)
+    other = evidence.mask & ~(own != 0)
+    return Likelihood()(own), Likelihood()(weight * per_token(other))
+
+  forking = Forking(plan=plan, tokens=3, writers=writers)
+  needs = Requirements(student=ScoreRequest(entropy=True))  # so that the student is scored
+  return dataclasses.replace(opd.opd(), weigh=weigh, forks=forking, needs=needs)
+
+
+@pytest.fixture(scope='module')
+def batch(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('forks')
+  teacher = {'teacher': judges.frozen(runs.teacher_folder(folder))}
+  runtime, state = runs.at_work(folder, teacher, method=method(0.0))
+  stream, position = runtime.stream(), RunPosition()
+  responses = verbs.sample(runtime, state.weights, stream.take(4), position)
+  evidence = verbs.score(runtime, state.weights, responses, position)
+  return folder, runtime, state, responses, evidence
+
+
+def test_a_fork_begins_as_its_row_and_counts_from_where_it_leaves_it(batch):
+  _, _, _, responses, evidence = batch
+  rollout, rows = evidence.rollout, len(responses.problems)
+  assert len(rollout.response) == 4 * rows and len(evidence.forks.row) == 3 * rows
+  np.testing.assert_array_equal(
+    rollout.response[:rows, : responses.rollout.response.shape[1]], responses.rollout.response
+  )
+  assert (evidence.forks.row >= 0).any()
+  for number, (row, first) in enumerate(
+    zip(evidence.forks.row, evidence.forks.first, strict=True), start=rows
+  ):
+    if row < 0:
+      assert not rollout.mask[number].any()
+      continue
+    np.testing.assert_array_equal(rollout.response[number, :AT], rollout.response[row, :AT])
+    np.testing.assert_array_equal(rollout.prompt.tokens[number], rollout.prompt.tokens[row])
+    assert not rollout.mask[number, :AT].any() and rollout.mask[number, AT]
+    assert first < 0 or rollout.response[number, AT] == first
+    assert rollout.mask[number].sum() <= 3 + (first >= 0)
+    assert (
+      np.isnan(rollout.reward[number]) and rollout.prompt.group[number] == rollout.prompt.group[row]
+    )
+
+
+def test_what_wrote_a_fork_agrees_with_what_scores_it(batch):
+  _, runtime, state, responses, evidence = batch
+  rows, rollout = len(responses.problems), evidence.rollout
+  student = np.asarray(evidence.forks.writer) == STUDENT
+  drawn = np.asarray(rollout.mask)[rows:] & np.isfinite(rollout.logp[rows:])
+  for who, name in ((student, 'student'), (~student, 'teacher')):
+    here = drawn & who[:, None]
+    assert here.sum() > 4
+    told = np.asarray(evidence.scores[name].logp)[rows:]
+    np.testing.assert_allclose(told[here], rollout.logp[rows:][here], atol=1e-4)
+  number = rows + int(np.argmax(student & (np.asarray(evidence.forks.row) >= 0)))
+  length = int(rollout.lengths[number])
+  prompt = rollout.prompt.tokens[number][-int(rollout.prompt.length[number]) :].tolist()
+  (alone,) = scorer.score_rows(
+    state.params, [prompt], [rollout.response[number, :length].tolist()], config=runtime.config, layout=runtime.layout
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    np.asarray(evidence.scores['student'].logp)[number, :length], alone.logp, atol=1e-4
+  )
+
+
+def test_forks_without_a_coefficient_change_nothing_and_with_one_they_are_learnt(batch):
+  folder, runtime, _, responses, _ = batch
+  teacher, position = dict(runtime.stage.judges), RunPosition()
+
+  def gradient_norm(weight, **changes):
+    changed = dataclasses.replace(method(weight), **changes)
+    other, own = runs.at_work(folder, teacher, method=changed)  # the same weights each time
+    evidence = verbs.score(other, own.weights, responses, position)
+    weighed, _ = verbs.weigh(other, own.weights, evidence)
+    return verbs.update(other, own, weighed, dry=True)[1]['grad_norm']
+
+  plain = gradient_norm(0.0, forks=None)
+  assert abs(gradient_norm(0.0) - plain) < 1e-5 * plain
+  assert abs(gradient_norm(1.0) - plain) > 1e-2 * plain
+
+
+def test_a_whole_run_with_forks_is_resumed(tmp_path):
+  distil = {'method': method(0.5)}
+  experiment = runs.experiment(tmp_path, distil=distil)
+  experiment = dataclasses.replace(experiment, stages=experiment.stages[1:], evaluations=())
+  whole = runs.run(experiment, tmp_path / 'whole', skip_preflight=False)
+  assert whole.finished and all(
+    np.isfinite(row['loss']) for row in runs.metrics_of(tmp_path / 'whole')
+  )
+
+
+def test_refusals(tmp_path):
+  stage = runs.experiment(tmp_path).stages[1]
+  with pytest.raises(ValueError, match='forks stay with the whole batch: minibatches must be 1'):
+    dataclasses.replace(stage, method=method(0.0), minibatches=2)
+  with pytest.raises(ValueError, match='the teacher is to write'):
+    dataclasses.replace(stage, method=method(0.0), judges={})
+  with pytest.raises(ValueError, match='tokens must be at least 1'):
+    Forking(plan=plan, tokens=0)
+
+
+def test_points_are_the_best_of_a_row_and_keep_their_distance():
+  score = jnp.array([[5.0, 4.0, 1.0, 3.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+  mask = jnp.array([[True, True, True, True, False], [True, False, False, False, False]])
+  at, there = forks.best_points(score, mask, count=2, gap=2)
+  assert at.tolist()[0] == [0, 3] and there.tolist() == [[True, True], [True, False]]
+  assert at[1, 0] == 0
