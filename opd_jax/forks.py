@@ -20,7 +20,7 @@ class Forks(NamedTuple):
 
   row: Int[AnyArray, ' F']  # that it leaves; -1: nowhere, and the fork is an empty row
   at: Int[AnyArray, ' F']  # position of the response at which it leaves it
-  first: Int[AnyArray, ' F']  # its token there; -1 leaves that to the writer
+  first: Int[AnyArray, ' F']  # its token there, drawn by nobody (log-probs NaN); -1: the writer's
   writer: Int[AnyArray, ' F']  # STUDENT or TEACHER: who goes on from there
 
 
@@ -30,7 +30,8 @@ class Forking:
 
   Args:
     plan: evidence -> where. One program: the number of forks follows from shapes.
-    tokens: the most that a writer writes, `first` not counted.
+    tokens: the most that a writer writes, `first` not counted; less where the student's position table ends. A fork may
+      be longer than the budget of the stage: judges need room for it.
     writers: who may write.
   """
 

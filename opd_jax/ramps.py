@@ -79,6 +79,14 @@ class Piecewise:
     return float(np.interp(step, steps, values))
 
 
+def _of_the_run(name: str, metric: str) -> None:
+  if metric.startswith('time/'):
+    raise ValueError(
+      f'{name}: {metric} differs from machine to machine, and so would the run. Take a metric of the text or of the '
+      'loss.'
+    )
+
+
 @static
 class Stepped:
   """Goes from `begin` towards `end`, `by` at a time, whenever a metric of the run asks for it.
@@ -118,11 +126,7 @@ class Stepped:
       raise ValueError(
         f'Stepped {self.name}: by must be above 0, smooth in (0, 1] and wait not negative; got {self}.'
       )
-    if self.metric.startswith('time/'):
-      raise ValueError(
-        f'Stepped {self.name}: {self.metric} differs from machine to machine, and so would the run. Take a metric of '
-        'the text or of the loss.'
-      )
+    _of_the_run(self.name, self.metric)
 
   def after(self, memory: Mapping[str, float], reading: float) -> dict[str, float]:
     """What it remembers after a reading: `value`, the smoothed `metric`, and how many readings to let pass."""
@@ -149,14 +153,23 @@ class Latest:
   Args:
     name: of the number in the metrics: `moving/<name>`.
     metric: what it follows.
-    full: its value in the steps in which the metric is measured.
+    full: its value in the steps in which the metric is measured, and the most that it ever is.
+    least: the least that it ever is.
     every: the first of so many steps is such a step.
   """
 
   name: str
   metric: str
   full: float | int
+  least: float | int
   every: int
+
+  def __post_init__(self):
+    if self.every < 1 or self.least > self.full:
+      raise ValueError(
+        f'Latest {self.name}: every must be at least 1 and least at most full; got {self}.'
+      )
+    _of_the_run(self.name, self.metric)
 
   @property
   def begin(self) -> float | int:
@@ -164,11 +177,11 @@ class Latest:
 
   @property
   def end(self) -> float | int:
-    return self.full
+    return self.least
 
   def after(self, memory: Mapping[str, float], reading: float) -> dict[str, float]:
-    """What it remembers: the reading."""
-    return {'value': reading}
+    """What it remembers: the reading, within its bounds."""
+    return {'value': float(min(max(reading, self.least), self.full))}
 
 
 Watching = Stepped | Latest  # numbers that look at metrics
@@ -186,6 +199,11 @@ def at(number: Number, step: Any, decisions: Mapping[str, float] = NO_DECISIONS)
     step: of the stage.
     decisions: where numbers stand that look at metrics, by name; one that is not there has not moved yet.
   """
+  if isinstance(number, Watching) and isinstance(step, jax.Array):
+    raise ValueError(
+      f'{number.name}: a weight inside a method follows the step only; give it a Ramp or a Piecewise. Who writes, the '
+      'rules of decoding and the refreshes of judges may look at metrics.'
+    )
   if isinstance(number, Latest) and step % number.every == 0:
     return number.full
   if isinstance(number, Watching):

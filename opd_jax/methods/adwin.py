@@ -33,7 +33,7 @@ def adwin(
     every: steps between two probes.
     full: tokens of a whole response at most.
   """
-  stop_after = Latest(name='window', metric='probe/window', full=full, every=every)
+  stop_after = Latest(name='window', metric='probe/window', full=full, least=1, every=every)
 
   def weigh(evidence: Evidence) -> WeightedTerms:
     gap = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)

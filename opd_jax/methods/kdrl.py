@@ -39,7 +39,8 @@ def kdrl(
 
   Args:
     coefficient: β, by step.
-    estimator: 'k2'; or what the paper compares it with, 'k3' and 'reward': β (log q - log p) as a second advantage.
+    estimator: 'k2'; or what the paper compares it with, 'k3' and 'reward': β (log q - log p) as a second advantage,
+      beside the group's, which is our reading; in the first update of a batch it has the gradient of 'k2'.
     where_wrong: distils only from responses that were not rewarded, the paper's reward-guided masking; the divisor
       stays.
     clip: of the ratio; it acts from the second update of a batch on.

@@ -69,9 +69,12 @@ def lgr(
     row, at, first = (jnp.asarray(x).reshape(count, k) for x in forks[:3])
     row, at = row[:, 0], at[:, 0]
     mine, there = ahead(confidence, mask, row, at)
-    new = ~(first == evidence.rollout.response[row, at][:, None]).any(axis=1) & there
+    same = first == evidence.rollout.response[row, at][:, None]
+    new = ~same.any(axis=1) & there
     among = jnp.concatenate([known.reshape(count, k), new[:, None]], axis=1)
-    told = jnp.concatenate([told.reshape(count, k), mine[:, None]], axis=1)
+    # One number for one prefix: row and fork differ by rounding, which the deviation of equal rivals would blow up.
+    told = jnp.where(same, mine[:, None], told.reshape(count, k))
+    told = jnp.concatenate([told, mine[:, None]], axis=1)
     n = jnp.maximum(among.sum(axis=1), 1)
     mean = jnp.where(among, told, 0.0).sum(axis=1) / n
     spread = jnp.sqrt(jnp.where(among, (told - mean[:, None]) ** 2, 0.0).sum(axis=1) / n)

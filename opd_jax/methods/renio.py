@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -17,7 +16,7 @@ from opd_jax.method import Evidence, Method, Requirements, WeightedTerms
 from opd_jax.types import AnyArray, ScoreRequest
 
 VARIANTS = {
-  'as printed': {'threshold': 0.8, 'bound': 3.0},
+  'printed thresholds': {'threshold': 0.8, 'bound': 3.0},
   'no threshold': {'threshold': -math.inf},
   'no bound': {'bound': math.inf},
   'not normalised': {'normalised': False},
@@ -65,9 +64,10 @@ def renio(
     there = jnp.asarray(mask).any(axis=1, keepdims=True)
     size = evidence.student.logp - evidence.teacher.logp
     telling = mask & (size >= threshold)
-    weight = jnp.exp(weights.mean_logp(jnp.minimum(size, bound), telling))[:, None]
+    weight = jnp.exp(weights.mean_logp(jnp.minimum(size, bound), telling))
     if at_random:
-      weight = jax.random.permutation(evidence.key, weight)
+      weight = weights.dealt_at_random(evidence.key, weight, mask)
+    weight = weight[:, None]
     return jnp.minimum(weights.mean_one(weight, there), most) if normalised else weight
 
   def weigh(evidence: Evidence) -> WeightedTerms:

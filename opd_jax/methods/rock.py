@@ -41,7 +41,8 @@ def rock(
   arXiv:2605.09253, λ = 0. Rocks are found beforehand: the hundred types of the largest frequency times mean KL over
   responses of a trained student, without the five most frequent. The released code tests the token that is *read* at a
   position, so it leaves out the token that follows a rock; its search is of the rocks themselves, as the paper says.
-  Departs: windows of high divergence around a rock, which the code does not have either, are left out.
+  Departs: windows of high divergence around a rock, which the code does not have either, are left out; the
+  last token of a prompt is no rock, where the code tests it too.
 
   Args:
     ids: the rocks; without any it is the reverse KL.

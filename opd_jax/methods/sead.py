@@ -61,7 +61,7 @@ def sead(
       teacher, student = jax.random.uniform(evidence.key, (2, *mask.shape))
     best = lambda score, among, part: selectors.best_of_the_batch(score, among, row, fraction=part)
     wide = best(teacher, mask, open_part)
-    return best(student, mask & ~wide, unsure_part / (1 - open_part)), wide
+    return best(student, mask & ~wide, min(1.0, unsure_part / (1 - open_part))), wide
 
   def weigh(evidence: Evidence) -> WeightedTerms:
     unsure, wide = zones(evidence)

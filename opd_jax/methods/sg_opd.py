@@ -58,7 +58,7 @@ def sg_opd(
     strength: λ; 1 leaves the teacher's own gap where the gate is open.
     conflict: β, where outcome and teacher disagree; None follows the outcome there: a instead of d.
     bound: τ, in nats.
-    taught: the fraction of rows that the teacher writes, while α is above 0.
+    taught: the fraction of rows that the teacher writes, while α is above 0: it ends where α does.
     alpha: weight of their likelihood, by step.
     clip: of the ratio; it acts from the second update of a batch on.
     importance: the most that a token counts for being rarer in the sampler's distribution than in the student's.

@@ -129,14 +129,17 @@ class _Settings(NamedTuple):
   columns: int  # of the student's vocabulary
 
 
+def within(sampling: Sampling, model: Model, columns: int) -> Sampling:
+  """Sampling of a model that writes no ids beyond the `columns` of the student's vocabulary."""
+  padding = tuple(range(columns, model.config.vocab_size))
+  if not padding:
+    return sampling
+  rules = (Forbid(padding), *sampling.decoding.rules)
+  return dataclasses.replace(sampling, decoding=dataclasses.replace(sampling.decoding, rules=rules))
+
+
 def _by_teacher(settings: _Settings, model: Model, prompts: Prompts, key, budgets) -> Rollout:
-  sampling = settings.sampling
-  # Ids that the student does not have.
-  if padding := tuple(range(settings.columns, model.config.vocab_size)):
-    rules = dataclasses.replace(
-      sampling.decoding, rules=(Forbid(padding), *sampling.decoding.rules)
-    )
-    sampling = dataclasses.replace(sampling, decoding=rules)
+  sampling = within(settings.sampling, model, settings.columns)
   rollout = sampler.generate(
     model,
     prompts,

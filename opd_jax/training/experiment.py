@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from opd_jax import ramps
 from opd_jax.data.problems import Task
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
@@ -85,10 +86,24 @@ class Stage:
         f'Stage {self.name}: the method needs the judges {missing}; name them, e.g. '
         f"judges = {{'{missing[0]}': @judges.itself()}} for the student as it was when the stage began."
       )
+    self._check_writers()
+
+  def _check_writers(self) -> None:
+    """Refuses writers that cannot work together, or that are not there."""
     forks = self.method.forks
     if forks is not None and (self.minibatches > 1 or self.method.reweigh):
       raise ValueError(
-        f'Stage {self.name}: the method forks its rows, and forks stay with the whole batch: minibatches must be 1.'
+        f'Stage {self.name}: the method forks its rows, and forks stay with the whole batch: minibatches must be 1, '
+        'and the method cannot reweigh.'
+      )
+    mix = self.mix
+    alone = (
+      forks is None and mix.prefix is None and not (mix.beside and ramps.extremes(mix.teacher)[1])
+    )
+    if mix.beside is not None and not alone:
+      raise ValueError(
+        f"Stage {self.name}: beside='teacher' lets rules read both models while the student writes, so the teacher can "
+        'have no rows, no prefix and no forks of its own. Take out one or the other.'
       )
     writes = self.mix.needs_teacher or (forks is not None and 'teacher' in forks.writers)
     if writes and 'teacher' not in self.judges:
@@ -154,6 +169,10 @@ class Experiment:
           raise ValueError(
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
+    if self.geometry and not self.evaluations:
+      raise ValueError(
+        'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'
+      )
     labels = [stage.name for stage in self.stages], [each.label for each in self.evaluations]
     for what, names in zip(('stages', 'evaluations'), labels, strict=True):
       if len(set(names)) < len(names):

@@ -18,7 +18,7 @@ from opd_jax.rollouts import writing
 from opd_jax.training import moving, scoring, writers
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.scoring import Moment
-from opd_jax.types import NOBODY, STUDENT, TEACHER, Rollout, Weights
+from opd_jax.types import ENDINGS, NOBODY, STUDENT, TEACHER, Rollout, Weights
 
 FORKED = 2**31 - 4  # folded into the key of what forks write: no row has this number
 
@@ -59,9 +59,11 @@ def write(
     for row, at, first in leaves
   ]
   sampling = dataclasses.replace(runtime.sampling, budget=forking.tokens)
-  stops = sampling.decoding.stop_tokens
-  goes_on = (forks.row >= 0) & ~np.isin(forks.first, stops)
-  decisions = moving.decisions(position.moving)
+  numbers = sampling.decoding.numbers_at(position.stage_step, moving.decisions(position.moving))
+  goes_on = (forks.row >= 0) & ~np.isin(forks.first, sampling.decoding.stop_tokens)
+  ahead = np.array([len(front) for front in shared])
+  room = runtime.config.max_positions - np.asarray(rollout.prompt.length)[forks.row] - ahead
+  budgets = np.where(goes_on, np.clip(room, 0, forking.tokens), 0)  # within the student's table
   parts = []
   for writer in (STUDENT, TEACHER):
     here = np.asarray(forks.writer) == writer
@@ -74,20 +76,21 @@ def write(
     shown = left_padded(
       longer, width=bucket(max(map(len, longer)), minimum=8, maximum=1 << 30), pad=0
     )
-    numbers = np.flatnonzero(here).astype(np.int32)
-    key = jax.random.fold_in(jax.random.fold_in(runtime.key, FORKED), position.step)
+    order = np.flatnonzero(here).astype(np.int32)
     written = sampler.generate(
       model,
-      shown._replace(row=numbers),
-      key,
-      sampling=sampling,
-      budgets=np.where(goes_on[here], forking.tokens, 0).tolist(),
+      shown._replace(row=order),
+      jax.random.fold_in(jax.random.fold_in(runtime.key, FORKED), position.step),
+      sampling=writing.within(sampling, model, runtime.config.vocab_size),
+      budgets=budgets[here].tolist(),
       version=position.step,
-      numbers=sampling.decoding.numbers_at(position.stage_step, decisions),
+      numbers=numbers,
     )
     own = writing.chosen(rollout.prompt, forks.row[here])  # of one width, whoever writes
-    parts.append(written._replace(prompt=own._replace(row=numbers)))
-  return _behind(rollout, forks, shared, writing.joined(parts))
+    parts.append(written._replace(prompt=own._replace(row=order)))
+  rows = _behind(rollout, forks, shared, writing.joined(parts))
+  stopped = (forks.row >= 0) & ~goes_on
+  return rows._replace(ended_by=np.where(stopped, ENDINGS.index('stop'), rows.ended_by))
 
 
 def _pick(values: list[Any], here: np.ndarray) -> list[Any]:
@@ -101,8 +104,9 @@ def _writer(runtime, weights: Weights, responses: Responses, moment: Moment, row
     return writers.student_model(runtime, weights), writing.chosen(prompts, rows)
   wanted = np.zeros(len(prompts.row), bool)
   wanted[rows[rows >= 0]] = True
+  scenes = runtime.scenes(responses, moment.position)  # as the fork will be judged
   batch = PromptBatch(responses.problems, prompts)
-  teacher = writers.teacher_writer(runtime, weights, batch, moment.position, wanted)
+  teacher = writers.teacher_writer(runtime, weights, batch, scenes, wanted)
   return teacher.model, writing.chosen(teacher.prompts, rows)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from opd_jax.forks import without_forks
 from opd_jax.losses import weights
 from opd_jax.losses.terms import DivergenceTerm
 from opd_jax.method import Evidence, WeightedTerms
@@ -43,7 +44,7 @@ def _repeats(tokens: np.ndarray) -> float:
 @jax.jit
 def of_evidence(evidence: Evidence, terms: WeightedTerms) -> dict[str, Array]:
   """What can be said of a weighed batch: the gap to the teacher, and what the method does with it."""
-  mask = jnp.asarray(evidence.mask)
+  mask = without_forks(jnp.asarray(evidence.mask), evidence.forks)
   count = jnp.maximum(mask.sum(), 1)
   mean = lambda x: jnp.where(mask, x, 0.0).sum() / count
   metrics = {}
@@ -68,7 +69,7 @@ def _predictive(evidence: Evidence, gap: Array) -> dict[str, Array]:
   negative, distillation fails). `logp_correlation`: of both models' log-probabilities of the written tokens
   (arXiv:2605.30833: 0.99 within a family of models, 0.90 across).
   """
-  known = jnp.asarray(evidence.mask) & jnp.isfinite(gap)
+  known = without_forks(jnp.asarray(evidence.mask), evidence.forks) & jnp.isfinite(gap)
   average = lambda x, where: jnp.where(where, x, 0.0).sum() / where.sum()
   reward = evidence.rollout.reward
   right, wrong = (rows[:, None] & known for rows in (weights.right(reward), weights.wrong(reward)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.judges import snapshots
-from opd_jax.ramps import Watching
+from opd_jax.ramps import Latest, Watching
 from opd_jax.training.experiment import Stage
 
 Memory = Mapping[str, Mapping[str, float]]
@@ -28,7 +28,25 @@ def numbers_of(stage: Stage, evaluations: Sequence[Evaluation]) -> tuple[Watchin
         f'stage {stage.name}: {number.name} looks at {number.metric}, and the evaluations of this experiment report '
         f'{list(prefixes)}.'
       )
+    _check_probe(stage, number)
   return tuple(numbers)
+
+
+def _check_probe(stage: Stage, number: Watching) -> None:
+  if not number.metric.startswith('probe/'):
+    return
+  probe = stage.method.probe
+  known = [] if probe is None else ['window', *(f'cosine_{each}' for each in probe.windows)]
+  if number.metric.removeprefix('probe/') not in known:
+    raise ValueError(
+      f'stage {stage.name}: {number.name} looks at {number.metric}, and the method measures '
+      f'{[f"probe/{name}" for name in known]}.'
+    )
+  if probe is not None and isinstance(number, Latest) and number.every != probe.every:
+    raise ValueError(
+      f'stage {stage.name}: {number.name} expects a probe every {number.every} steps, the method makes one every '
+      f'{probe.every}.'
+    )
 
 
 def _found(stage: Stage) -> Iterator[Watching]:
@@ -60,7 +78,9 @@ def after(
     told = any(name.startswith(prefix) for name in row) if prefix else 'loss' in row
     if not told:
       continue
-    if number.metric not in row:
+    if number.metric not in row and number.name in moved:
+      continue  # it was there before: nothing was measured this time
+    if number.metric not in row or not isinstance(row[number.metric], float | int):
       raise ValueError(
         f'{number.name} looks at {number.metric}, and this step reports {sorted(row)}. Bind one of these as its metric.'
       )

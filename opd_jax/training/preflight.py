@@ -91,7 +91,9 @@ def check(
   _finite(evidence)
   _same_model_says_the_same(runtime, state, evidence)
   batch, _ = verbs.weigh(runtime, state.weights, evidence)
-  part = np.arange(len(problems) * runtime.stage.samples // runtime.stage.minibatches)
+  part = None  # forks stay with the whole batch
+  if runtime.stage.method.forks is None:
+    part = np.arange(len(problems) * runtime.stage.samples // runtime.stage.minibatches)
   state, row = verbs.update(runtime, state, batch, rows=part, dry=True)
   say(f'dry step:          loss {row["loss"]:.4g}, gradient norm {row["grad_norm"]:.4g}')
   if not np.isfinite([row['loss'], row['grad_norm']]).all():
@@ -153,7 +155,7 @@ def _same_model_says_the_same(runtime: StageRuntime, state: State, evidence: Evi
   )
   once, again = ask(PLAIN), ask(WHOLE)
   worst = float(np.abs(again - once)[np.asarray(rollout.mask)].max(initial=0.0))
-  drawn = rollout.by_student & np.asarray(rollout.mask)
+  drawn = rollout.by_student & np.asarray(rollout.mask) & np.isfinite(rollout.logp)
   written = np.abs(np.asarray(rollout.logp) - once)[drawn]
   bound = runtime.experiment.bounds.gap
   close = 1e-4 if runtime.config.dtype == 'float32' else 0.1

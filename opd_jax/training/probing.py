@@ -46,7 +46,7 @@ def _gradient(runtime: StageRuntime, params: Params, batch: Batch) -> Any:
     batch,
     config=runtime.config,
     layout=runtime.layout,
-    microbatches=runtime.stage.microbatches,
+    microbatches=runtime.stage.microbatches * runtime.stage.minibatches,  # as large as an update's
   )
   return total.gradient
 
@@ -54,7 +54,8 @@ def _gradient(runtime: StageRuntime, params: Params, batch: Batch) -> Any:
 @jax.jit
 def _cosine(one: Any, other: Any) -> jax.Array:
   def dot(a, b):
-    parts = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
+    parts = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision='highest'), a, b)
     return sum(jax.tree.leaves(parts), jnp.zeros(()))
 
-  return dot(one, other) / jnp.maximum(jnp.sqrt(dot(one, one) * dot(other, other)), 1e-30)
+  size = jnp.sqrt(dot(one, one)) * jnp.sqrt(dot(other, other))
+  return jnp.where(size > 0, dot(one, other) / size, 0.0)

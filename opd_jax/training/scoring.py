@@ -80,8 +80,8 @@ def _student_scores(runtime: StageRuntime, weights: Weights, rollout: Rollout) -
     request = runtime.stage.method.needs.of_student
     prompts = unpadded(rollout.prompt)
     return runtime.student.score_prompts(weights, prompts, rollout, None, request)
-  logp = np.where(rollout.by_student, rollout.logp, np.float32(np.nan))
-  return Scores(logp=logp, known=rollout.by_student)
+  known = rollout.by_student & np.isfinite(rollout.logp)  # what a method put in was not drawn
+  return Scores(logp=np.where(known, rollout.logp, np.float32(np.nan)), known=known)
 
 
 def heads_of(runtime: StageRuntime, weights: Weights, evidence: Evidence) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def sample(
     writers.demonstrations(runtime, batch.problems),
     runtime.key,
     student=lambda: writers.student_model(runtime, weights),
-    teacher=lambda: writers.teacher_writer(runtime, weights, batch, position, wanted),
+    teacher=lambda: writers.teacher_writer(
+      runtime, weights, batch, writers.before_writing(runtime, batch, position), wanted
+    ),
     sampling=runtime.sampling,
     columns=runtime.config.vocab_size,
     numbers=runtime.sampling.decoding.numbers_at(step, decisions),

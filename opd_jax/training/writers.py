@@ -11,6 +11,7 @@ from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference import sampler
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
+from opd_jax.judges.contexts import Scene
 from opd_jax.responses import PromptBatch, Responses
 from opd_jax.rollouts import writing
 from opd_jax.rollouts.writing import Writer
@@ -37,25 +38,31 @@ def demonstrations(runtime: StageRuntime, problems: Sequence[Problem]) -> list:
   ]
 
 
+def before_writing(runtime: StageRuntime, batch: PromptBatch, position: RunPosition) -> list[Scene]:
+  """What contexts may look at while nothing is written yet."""
+  empty = [''] * len(batch.problems)
+  unwritten = writing.given(
+    batch.prompts, [TaughtTokens([], [])] * len(empty), width=1, version=position.step
+  )
+  return runtime.scenes(Responses(batch.problems, unwritten, empty, empty), position)
+
+
 def teacher_writer(
   runtime: StageRuntime,
   weights: Weights,
   batch: PromptBatch,
-  position: RunPosition,
+  scenes: Sequence[Scene],
   wanted: Bool[np.ndarray, ' B'],
 ) -> Writer:
   """The teacher as a writer, behind the prompts that it reads itself.
 
   Args:
-    runtime, weights, position: of the moment.
+    runtime, weights: of the moment.
     batch: whose problems it is asked.
+    scenes: what its context may show; see `before_writing`.
     wanted: the rows that it writes in; where its context shows it nothing there, it is refused.
   """
-  judge, empty = runtime.judges['teacher'], [''] * len(batch.problems)
-  unwritten = writing.given(
-    batch.prompts, [TaughtTokens([], [])] * len(empty), width=1, version=position.step
-  )
-  scenes = runtime.scenes(Responses(batch.problems, unwritten, empty, empty), position)
+  judge = runtime.judges['teacher']
   prompts = judge.prompts(scenes)
   bare = [
     scene.problem.name or 'a row'

@@ -46,7 +46,7 @@ def test_it_is_the_published_formula_with_the_written_token_among_its_rivals(gam
       for each in range(K)
     ]
     mine = confidence(row, at)
-    group = rivals if point == 0 else [*rivals, mine]
+    group = [mine, *rivals[1:]] if point == 0 else [*rivals, mine]  # one number for one prefix
     want[row, at] += gamma * (mine - np.mean(group)) / (np.std(group) + 1e-6) / tokens
   np.testing.assert_allclose(got[:rows, : MASK.shape[1]], want, rtol=0, atol=1e-12)
   assert not got[rows:].any()
@@ -82,3 +82,12 @@ def test_what_makes_no_sense_is_refused():
   with pytest.raises(ValueError, match='k must be at least 2'):
     lgr(k=1)
   assert jnp.isfinite(STUDENT_LOGITS).all()
+
+
+def test_rivals_that_are_alike_but_for_rounding_are_no_reward():
+  """The written token among its candidates is measured in its row alone: two programs differ in the last digits."""
+  written = [int(RESPONSE[row, at]) for row, at in zip(ROW, AT, strict=True)]
+  first = [written[0], written[0], written[0], written[1], written[1], written[1]]
+  _, got = coefficients(1.0, first)
+  _, plain = coefficients(0.0, first)
+  np.testing.assert_allclose(got[: len(MASK)], plain[: len(MASK)], rtol=0, atol=1e-9)

@@ -55,7 +55,7 @@ def formula(threshold=1.0, bound=2.0, most=10.0, temperature=1.1, held=True):
 
 CASES = {
   'published': ({}, {}),
-  'as printed': (VARIANTS['as printed'], {'threshold': 0.8, 'bound': 3.0}),
+  'printed thresholds': (VARIANTS['printed thresholds'], {'threshold': 0.8, 'bound': 3.0}),
   'no threshold': (VARIANTS['no threshold'], {'threshold': -math.inf}),
   'no bound': (VARIANTS['no bound'], {'bound': math.inf}),
   'not normalised': (VARIANTS['not normalised'], {'most': None}),

@@ -10,6 +10,7 @@ from evidence_worlds import (
   STUDENT_LOGITS,
   TEACHER_LOGITS,
   from_logits,
+  ours,
   paper,
   same,
   stop,
@@ -90,3 +91,7 @@ def test_the_random_zones_have_the_same_sizes_elsewhere():
 def test_numbers_without_meaning_are_refused(settings):
   with pytest.raises(ValueError, match='both parts must be above 0'):
     sead(**settings)
+
+
+def test_zones_may_fill_the_whole_batch():
+  assert np.isfinite(ours(sead(open_part=0.8, unsure_part=0.2))[1]).all()

@@ -14,7 +14,7 @@ from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.terms import Likelihood
 from opd_jax.method import Requirements
 from opd_jax.methods import opd
-from opd_jax.training import verbs
+from opd_jax.training import forking, scoring, verbs
 from opd_jax.training.state import RunPosition
 from opd_jax.types import STUDENT, TEACHER, ScoreRequest
 
@@ -122,7 +122,7 @@ def test_forks_without_a_coefficient_change_nothing_and_with_one_they_are_learnt
   assert abs(gradient_norm(1.0) - plain) > 1e-2 * plain
 
 
-def test_a_whole_run_with_forks_is_resumed(tmp_path):
+def test_a_run_with_forks_is_looked_at_before_step_0_and_trains(tmp_path):
   distil = {'method': method(0.5)}
   experiment = runs.experiment(tmp_path, distil=distil)
   experiment = dataclasses.replace(experiment, stages=experiment.stages[1:], evaluations=())
@@ -148,3 +148,52 @@ def test_points_are_the_best_of_a_row_and_keep_their_distance():
   at, there = forks.best_points(score, mask, count=2, gap=2)
   assert at.tolist()[0] == [0, 3] and there.tolist() == [[True, True], [True, False]]
   assert at[1, 0] == 0
+
+
+def test_a_teacher_of_a_wider_table_writes_what_the_student_has_and_rows_stay_in_its_positions(
+  tmp_path,
+):
+  weights = runs.teacher_folder(tmp_path, vocab_size=64)
+  runtime, state = runs.at_work(tmp_path, {'teacher': judges.frozen(weights)}, method=method(1.0))
+  position = RunPosition()
+  responses = verbs.sample(runtime, state.weights, runtime.stream().take(4), position)
+  least = int(responses.rollout.prompt.length.max()) + AT  # no room behind the longest prompt
+  model = dataclasses.replace(runtime.experiment.model, max_positions=least)
+  known = dataclasses.replace(runtime.experiment, model=model)
+  short = dataclasses.replace(runtime, experiment=known)
+  moment = scoring.Moment(position, None)
+  evidence = scoring.evidence_of(
+    runtime,
+    state.weights,
+    responses.rollout,
+    scoring.scores_of(
+      runtime, state.weights, responses.rollout, runtime.scenes(responses, position)
+    ),
+    moment,
+  )
+  planned = Forks(*map(np.asarray, runtime.plan_forks(evidence)))
+  for each, table in ((runtime, runtime.config.max_positions), (short, least)):
+    rows = forking.write(each, state.weights, responses, planned, moment)
+    behind = rows.lengths > AT + (planned.first >= 0)  # somebody wrote behind what was given
+    assert rows.response.max() < runs.CONFIG.vocab_size
+    assert (rows.lengths + rows.prompt.length)[behind].max(initial=0) <= table
+  assert behind.sum() < (planned.row >= 0).sum()  # the short table leaves some without room
+
+
+def test_a_teacher_writes_forks_behind_the_prompt_that_it_judges_them_with(tmp_path):
+  def context(scene):
+    *before, last = scene.problem.messages
+    return (*before, {**last, 'content': last['content'] + str(len(scene.text) % 7)})
+
+  teacher = judges.frozen(runs.teacher_folder(tmp_path), context=context)
+  runtime, state = runs.at_work(tmp_path, {'teacher': teacher}, method=method(0.0))
+  responses = verbs.sample(runtime, state.weights, runtime.stream().take(4), RunPosition())
+  evidence = verbs.score(runtime, state.weights, responses, RunPosition())
+  rows = len(responses.problems)
+  theirs = (np.asarray(evidence.forks.writer) == TEACHER)[:, None]
+  drawn = (
+    np.asarray(evidence.rollout.mask)[rows:] & np.isfinite(evidence.rollout.logp[rows:]) & theirs
+  )
+  told = np.asarray(evidence.scores['teacher'].logp)[rows:]
+  assert drawn.sum() > 4
+  np.testing.assert_allclose(told[drawn], evidence.rollout.logp[rows:][drawn], atol=1e-4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs as runs
@@ -107,3 +108,24 @@ def test_a_run_that_was_cut_off_finds_its_numbers_again(tmp_path):
   resumed = runs.run(experiment, tmp_path / 'cut')
   assert runs.metrics_of(tmp_path / 'cut') == rows
   assert runs.digest_of(resumed) == runs.digest_of(whole)
+
+
+def test_a_weight_inside_a_method_cannot_look_at_metrics():
+  with pytest.raises(ValueError, match='length: a weight inside a method follows the step only'):
+    ramps.at(LONGER, jnp.int32(3))
+
+
+def test_a_probe_that_nobody_makes_is_refused(tmp_path):
+  stage = runs.experiment(tmp_path).stages[1]
+  window = ramps.Latest(name='w', metric='probe/windo', full=9, least=1, every=5)
+  mix = rollouts.RolloutMix(stop_after=window)
+  with pytest.raises(ValueError, match='w looks at probe/windo, and the method measures'):
+    moving.numbers_of(dataclasses.replace(stage, rollout=mix), ())
+  assert window.after({}, 99.0) == {'value': 9.0} and ramps.extremes(window) == (1.0, 9.0)
+  with pytest.raises(ValueError, match='every must be at least 1'):
+    dataclasses.replace(window, every=0)
+
+
+def test_a_metric_that_was_there_before_may_be_missing_for_a_step():
+  memory = moving.after((LONGER,), None, {'loss': 1.0, 'truncated': 0.9})
+  assert moving.after((LONGER,), memory, {'loss': 1.0}) == memory
