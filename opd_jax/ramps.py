@@ -1,7 +1,7 @@
 """Floor 0. Numbers that move: with the step of a stage, or with what a run measures.
 
-A `Ramp` and a `Piecewise` are functions of the step alone, so a resumed run needs nothing. A `Stepped` number looks at
-the metrics; what it remembers of them is a few numbers that JSON holds, and the checkpoint keeps them.
+A `Ramp` and a `Piecewise` are functions of the step alone, so a resumed run needs nothing. `Stepped` and `Latest` look
+at the metrics; what they remember of them is a few numbers that JSON holds, and the checkpoint keeps them.
 """
 
 import dataclasses
@@ -185,8 +185,8 @@ class Latest:
 
 
 Watching = Stepped | Latest  # numbers that look at metrics
-Moving = Ramp | Piecewise | Stepped | Latest
-Number = float | int | Ramp | Piecewise | Stepped | Latest
+Moving = Ramp | Piecewise | Watching
+Number = float | int | Moving
 NO_DECISIONS: Mapping[str, float] = MappingProxyType({})
 T = TypeVar('T')
 
@@ -199,16 +199,16 @@ def at(number: Number, step: Any, decisions: Mapping[str, float] = NO_DECISIONS)
     step: of the stage.
     decisions: where numbers stand that look at metrics, by name; one that is not there has not moved yet.
   """
-  if isinstance(number, Watching) and isinstance(step, jax.Array):
+  if not isinstance(number, Watching):
+    return number.at(step) if isinstance(number, Moving) else number
+  if isinstance(step, jax.Array):
     raise ValueError(
       f'{number.name}: a weight inside a method follows the step only; give it a Ramp or a Piecewise. Who writes, the '
       'rules of decoding and the refreshes of judges may look at metrics.'
     )
   if isinstance(number, Latest) and step % number.every == 0:
     return number.full
-  if isinstance(number, Watching):
-    return decisions.get(number.name, number.begin)
-  return number.at(step) if isinstance(number, Moving) else number
+  return decisions.get(number.name, number.begin)
 
 
 def extremes(number: Number) -> tuple[float, float]:

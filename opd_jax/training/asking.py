@@ -66,9 +66,7 @@ def _covers(asked: ScoreRequest, wanted: ScoreRequest) -> bool:
 
 def _writer(stage: Stage) -> None:
   """A teacher that writes is one model."""
-  forks = stage.method.forks
-  writes = stage.mix.needs_teacher or (forks is not None and 'teacher' in forks.writers)
-  if writes and not isinstance(stage.judges['teacher'], Judge):
+  if stage.teacher_writes and not isinstance(stage.judges['teacher'], Judge):
     raise ValueError(
       'the teacher is to write, and several models make this judge. Bind one model as the teacher, '
       "experiment.Stage.judges = {'teacher': @judges.frozen()}, or let the student write."

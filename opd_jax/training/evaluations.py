@@ -10,19 +10,19 @@ from opd_jax.training import writers
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.recorder import Recorder, texts_record
 from opd_jax.training.runtime import StageRuntime
-from opd_jax.training.state import RunPosition, State, first_weights
+from opd_jax.training.state import RunPosition, State
 from opd_jax.types import Params
 
 
 class Evaluations:
   """The evaluations of an experiment, with the teacher of a stage where it has one."""
 
-  def __init__(self, experiment: Experiment, runtime: StageRuntime, recorder: Recorder):
+  def __init__(
+    self, experiment: Experiment, runtime: StageRuntime, recorder: Recorder, first: Params | None
+  ):
     self.runtime, self.recorder, self.seed = runtime, recorder, experiment.seed
+    self.first = first  # weights of the run, where their geometry is wanted
     key = jax.random.key(experiment.seed)
-    self.first = None
-    if experiment.geometry:
-      self.first = geometry.copy_of(first_weights(experiment, lambda text: None))
     self.evaluators = [
       Evaluator(evaluation, runtime.tokenizer, key) for evaluation in experiment.evaluations
     ]

@@ -97,20 +97,23 @@ class Stage:
         'and the method cannot reweigh.'
       )
     mix = self.mix
-    alone = (
-      forks is None and mix.prefix is None and not (mix.beside and ramps.extremes(mix.teacher)[1])
-    )
-    if mix.beside is not None and not alone:
+    writes_alone = forks is not None or mix.prefix is not None or ramps.extremes(mix.teacher)[1] > 0
+    if mix.beside is not None and writes_alone:
       raise ValueError(
         f"Stage {self.name}: beside='teacher' lets rules read both models while the student writes, so the teacher can "
         'have no rows, no prefix and no forks of its own. Take out one or the other.'
       )
-    writes = self.mix.needs_teacher or (forks is not None and 'teacher' in forks.writers)
-    if writes and 'teacher' not in self.judges:
+    if self.teacher_writes and 'teacher' not in self.judges:
       raise ValueError(
         f'Stage {self.name}: the teacher is to write, and there is no judge of that name. Bind one: '
         "experiment.Stage.judges = {'teacher': @judges.frozen()}."
       )
+
+  @property
+  def teacher_writes(self) -> bool:
+    """Whether the teacher has to be able to write: rows, a prefix, beside the student, or forks."""
+    forks = self.method.forks
+    return self.mix.needs_teacher or (forks is not None and 'teacher' in forks.writers)
 
   @property
   def mix(self) -> RolloutMix:

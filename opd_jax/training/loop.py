@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from opd_jax.data.stream import Stream
+from opd_jax.evaluation import geometry
 from opd_jax.processes import any_process
 from opd_jax.training import metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
@@ -31,6 +32,7 @@ from opd_jax.training.state import (
   first_weights,
   initial_state,
 )
+from opd_jax.types import Params
 
 
 class Listener(NamedTuple):
@@ -58,6 +60,9 @@ class Run(NamedTuple):
   listener: Listener
   interrupted: Callable[[], bool]
   skip_preflight: bool
+  first: (
+    Params | None
+  )  # the weights that it began with, in the memory of the host, where geometry is wanted
 
 
 def train(
@@ -105,7 +110,12 @@ def _run(
     with workdirs.interrupts() as interrupted:
       restored = _restored(experiment, checkpointer, listener.say)
       recorder = _recorder(experiment, workdir, config, restored)
-      run = Run(experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight)
+      first = None
+      if experiment.geometry:
+        first = geometry.copy_of(first_weights(experiment, listener.say))
+      run = Run(
+        experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight, first
+      )
       try:
         return _stages(run, *restored)
       finally:
@@ -173,7 +183,7 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
     stream.restore(position.stream)
   if position.stage_step == 0 and not run.skip_preflight:
     state = preflight.check(runtime, stream, state, position, run.listener.say)
-  evaluations = Evaluations(experiment, runtime, run.recorder)
+  evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
     position = _moved(runtime, position, evaluations.run(state, position, all_of_them=True))
   while position.stage_step < runtime.stage.steps:
