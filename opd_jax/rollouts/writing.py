@@ -188,7 +188,7 @@ def _by_student(
   extended = extended._replace(row=prompts.row, group=prompts.group)
   over = np.asarray(prefix.ended_by) == ENDINGS.index('stop')
   rest = write(extended, np.where(over, 0, longest - ahead).tolist())
-  return _after(prefix._replace(prompt=prompts), rest, over, mix.prefix_counts)
+  return behind(prefix._replace(prompt=prompts), rest, over, mix.prefix_counts)
 
 
 def _beside(student: Model, teacher: Writer, prompts: Prompts, rows) -> Model:
@@ -206,7 +206,7 @@ def _beside(student: Model, teacher: Writer, prompts: Prompts, rows) -> Model:
   return teacher.model
 
 
-def _after(prefix: Rollout, rest: Rollout, over: np.ndarray, counts: bool) -> Rollout:
+def behind(prefix: Rollout, rest: Rollout, over: np.ndarray, counts: bool) -> Rollout:
   """What was written behind a prefix, as one response each, and whether the prefix counts."""
   size = prefix.response.shape[1]
   at = np.arange(size)[None] - prefix.lengths[:, None]

@@ -1,16 +1,20 @@
 """Floor 5. Forks of a batch: written from inside its responses, scored, joined to its evidence as further rows."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax import responses as batches
 from opd_jax.data.prompts import left_padded, unpadded
+from opd_jax.data.templates import TaughtTokens
 from opd_jax.forks import Forks
 from opd_jax.inference import sampler
 from opd_jax.inference.buckets import bucket
+from opd_jax.judges.contexts import Scene
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
 from opd_jax.responses import PromptBatch, Responses
@@ -18,7 +22,7 @@ from opd_jax.rollouts import writing
 from opd_jax.training import moving, scoring, writers
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.scoring import Moment
-from opd_jax.types import ENDINGS, NOBODY, STUDENT, TEACHER, Rollout, Weights
+from opd_jax.types import NOBODY, STUDENT, TEACHER, Rollout, Weights
 
 FORKED = 2**31 - 4  # folded into the key of what forks write: no row has this number
 
@@ -27,28 +31,33 @@ def forked(
   runtime: StageRuntime,
   weights: Weights,
   responses: Responses,
+  scenes: Sequence[Scene],
   evidence: Evidence,
   moment: Moment,
 ) -> Evidence:
   """Evidence of a batch and, behind its rows, of the forks that the method plans on it."""
   forks = Forks(*map(np.asarray, to_host(runtime.plan_forks(evidence))))
-  rollout = write(runtime, weights, responses, forks, moment)
-  scenes = runtime.scenes(responses, moment.position)
+  rollout = write(runtime, weights, responses, scenes, forks, moment)
   parents = [scenes[row] for row in np.maximum(forks.row, 0).tolist()]
   scores = scoring.scores_of(runtime, weights, rollout, parents)
   width = max(rollout.response.shape[1], responses.rollout.response.shape[1])
-  both = _joined(_wider(_bare(responses.rollout), width), _wider(_bare(rollout), width))
   prompt = jax.tree.map(lambda x: np.concatenate([x, x[forks.row]]), responses.rollout.prompt)
+  rows = _joined(*(_wider(_bare(each), width) for each in (responses.rollout, rollout)))
   together = {
     name: _joined(_wider(each, width), _wider(scores[name], width))
     for name, each in evidence.scores.items()
   }
-  rows = jax.tree.map(np.asarray, both)._replace(prompt=prompt)  # of host memory, as rollouts are
+  rows = rows._replace(prompt=prompt)
   return scoring.evidence_of(runtime, weights, rows, together, moment, forks)
 
 
 def write(
-  runtime: StageRuntime, weights: Weights, responses: Responses, forks: Forks, moment: Moment
+  runtime: StageRuntime,
+  weights: Weights,
+  responses: Responses,
+  scenes: Sequence[Scene],
+  forks: Forks,
+  moment: Moment,
 ) -> Rollout:
   """The rows of the forks: the tokens that they share with the row they leave, and what was written behind."""
   forking, rollout, position = runtime.stage.method.forks, responses.rollout, moment.position
@@ -69,7 +78,7 @@ def write(
     here = np.asarray(forks.writer) == writer
     if not here.any():
       continue
-    model, prompts = _writer(runtime, weights, responses, moment, forks.row[here], writer)
+    model, prompts = _writer(runtime, weights, responses, scenes, forks.row[here], writer)
     longer = [
       prompt + front for prompt, front in zip(unpadded(prompts), _pick(shared, here), strict=True)
     ]
@@ -88,57 +97,40 @@ def write(
     )
     own = writing.chosen(rollout.prompt, forks.row[here])  # of one width, whoever writes
     parts.append(written._replace(prompt=own._replace(row=order)))
-  rows = _behind(rollout, forks, shared, writing.joined(parts))
-  stopped = (forks.row >= 0) & ~goes_on
-  return rows._replace(ended_by=np.where(stopped, ENDINGS.index('stop'), rows.ended_by))
+  return _behind(
+    rollout, forks, shared, writing.joined(parts), stopped=np.asarray(forks.row >= 0) & ~goes_on
+  )
 
 
 def _pick(values: list[Any], here: np.ndarray) -> list[Any]:
   return [value for value, wanted in zip(values, here, strict=True) if wanted]
 
 
-def _writer(runtime, weights: Weights, responses: Responses, moment: Moment, rows, writer: int):
+def _writer(runtime, weights: Weights, responses: Responses, scenes, rows, writer: int):
   """A model, and its own prompts of some rows of a batch."""
   prompts = responses.rollout.prompt
   if writer == STUDENT:
     return writers.student_model(runtime, weights), writing.chosen(prompts, rows)
   wanted = np.zeros(len(prompts.row), bool)
   wanted[rows[rows >= 0]] = True
-  scenes = runtime.scenes(responses, moment.position)  # as the fork will be judged
   batch = PromptBatch(responses.problems, prompts)
-  teacher = writers.teacher_writer(runtime, weights, batch, scenes, wanted)
+  teacher = writers.teacher_writer(runtime, weights, batch, scenes, wanted)  # as forks are judged
   return teacher.model, writing.chosen(teacher.prompts, rows)
 
 
-def _behind(rollout: Rollout, forks: Forks, shared: list[list[int]], written: Rollout) -> Rollout:
+def _behind(
+  rollout: Rollout, forks: Forks, shared: list[list[int]], written: Rollout, stopped: np.ndarray
+) -> Rollout:
   """Rows of forks: what is shared is read and does not count; from where they leave on, they do."""
-  lengths = np.asarray(written.lengths)
-  ahead = np.array([len(front) for front in shared])
-  most = rollout.response.shape[1] + 1 + written.response.shape[1]
-  width = bucket(int((ahead + lengths).max(initial=1)), minimum=8, maximum=most)
-  count, column = len(shared), np.arange(width)
-  response = np.zeros((count, width), np.int32)
-  logp = np.full((count, width), np.nan, np.float32)
-  behaviour = logp.copy()
-  for number, (front, length) in enumerate(zip(shared, lengths.tolist(), strict=True)):
-    end = len(front) + length
-    response[number, :end] = [*front, *written.response[number, :length].tolist()]
-    logp[number, len(front) : end] = written.logp[number, :length]
-    behaviour[number, len(front) : end] = written.behaviour_logp[number, :length]
-  inside = column < (ahead + lengths)[:, None]
-  return Rollout(
-    prompt=writing.chosen(rollout.prompt, forks.row),
-    response=response,
-    mask=inside & (column >= forks.at[:, None]) & (forks.row >= 0)[:, None],
-    writer=np.where(inside, forks.writer[:, None], NOBODY).astype(np.int32),
-    behaviour_logp=behaviour,
-    logp=logp,
-    entropy=None,
-    top_k=None,
-    ended_by=written.ended_by,
-    version=written.version,
-    reward=np.full(count, np.nan, np.float32),
-  )
+  width = rollout.response.shape[1] + 1 + written.response.shape[1]
+  fronts = [
+    TaughtTokens(front, [column >= at for column in range(len(front))])
+    for front, at in zip(shared, np.asarray(forks.at).tolist(), strict=True)
+  ]
+  prefix = writing.given(writing.chosen(rollout.prompt, forks.row), fronts, width=width)
+  rows = writing.behind(prefix, _wider(_bare(written), width), stopped, counts=True)
+  writer = np.where(rows.writer != NOBODY, np.asarray(forks.writer)[:, None], NOBODY)
+  return batches.trimmed(rows._replace(writer=writer.astype(np.int32)))
 
 
 def _bare(rollout: Rollout) -> Rollout:
@@ -148,9 +140,18 @@ def _bare(rollout: Rollout) -> Rollout:
 
 def _wider(tree: Any, width: int) -> Any:
   """Arrays [B, R, …] with further columns of nothing."""
-  room = lambda x: [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
-  return jax.tree.map(lambda x: jnp.pad(x, room(x)) if x.ndim >= 2 else x, tree)
+
+  def one(x):
+    room = [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)] if x.ndim >= 2 else None
+    return x if room is None else _home(x).pad(x, room)
+
+  return jax.tree.map(one, tree)
 
 
 def _joined(one: Any, other: Any) -> Any:
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+  return jax.tree.map(lambda a, b: _home(a).concatenate([a, b]), one, other)
+
+
+def _home(x: Any) -> Any:
+  """Who works with an array where it is: rollouts are in host memory, scores on devices."""
+  return np if isinstance(x, np.ndarray) else jnp

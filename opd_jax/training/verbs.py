@@ -83,7 +83,7 @@ def score(
   evidence = scoring.evidence_of(runtime, weights, responses.rollout, scores, moment)
   if runtime.stage.method.forks is None:
     return evidence
-  return forking.forked(runtime, weights, responses, evidence, moment)
+  return forking.forked(runtime, weights, responses, scenes, evidence, moment)
 
 
 # --- weigh ------------------------------------------------------------------------------------------

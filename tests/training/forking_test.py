@@ -161,19 +161,17 @@ def test_a_teacher_of_a_wider_table_writes_what_the_student_has_and_rows_stay_in
   model = dataclasses.replace(runtime.experiment.model, max_positions=least)
   known = dataclasses.replace(runtime.experiment, model=model)
   short = dataclasses.replace(runtime, experiment=known)
-  moment = scoring.Moment(position, None)
+  moment, scenes = scoring.Moment(position, None), runtime.scenes(responses, position)
   evidence = scoring.evidence_of(
     runtime,
     state.weights,
     responses.rollout,
-    scoring.scores_of(
-      runtime, state.weights, responses.rollout, runtime.scenes(responses, position)
-    ),
+    scoring.scores_of(runtime, state.weights, responses.rollout, scenes),
     moment,
   )
   planned = Forks(*map(np.asarray, runtime.plan_forks(evidence)))
   for each, table in ((runtime, runtime.config.max_positions), (short, least)):
-    rows = forking.write(each, state.weights, responses, planned, moment)
+    rows = forking.write(each, state.weights, responses, scenes, planned, moment)
     behind = rows.lengths > AT + (planned.first >= 0)  # somebody wrote behind what was given
     assert rows.response.max() < runs.CONFIG.vocab_size
     assert (rows.lengths + rows.prompt.length)[behind].max(initial=0) <= table
