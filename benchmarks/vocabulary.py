@@ -4,6 +4,7 @@
 
 narrow  widths 64 and 128, 1,024 and 4,096 tokens      wide   widths 1,024 and 2,048, 1,024 tokens (medians of 3)
 wider   the same at 4,096 tokens, reverse KL only       tiles  time and memory over the size of a tile
+device  widths 4,096, 8,192 tokens, bfloat16, and the frontier there: on an accelerator, and only when named
 
 TRL's and EasyDeL's losses run in the interpreters that TRL_PYTHON and EASYDEL_PYTHON name.
 """
@@ -38,9 +39,9 @@ TERMS = {
 
 
 @functools.lru_cache(maxsize=1)
-def inputs(tokens: int, width: int, teacher_width: int):
+def inputs(tokens: int, width: int, teacher_width: int, dtype: str = 'float32'):
   keys = jax.random.split(jax.random.key(0), 4)
-  normal = lambda key, *shape, scale=1.0: scale * jax.random.normal(key, shape, jnp.float32)
+  normal = lambda key, *shape, scale=1.0: (scale * jax.random.normal(key, shape)).astype(dtype)
   hidden, states = normal(keys[0], 1, tokens, width), normal(keys[1], 1, tokens, teacher_width)
   heads = normal(keys[2], width, V, scale=0.05), normal(keys[3], teacher_width, V, scale=0.05)
   response = jnp.zeros((1, tokens), jnp.int32)
@@ -93,7 +94,7 @@ def measured(function, arguments, repeats: int = 5) -> tuple[float, float]:
 
 def products(hidden, head, response, target) -> float:
   """Seconds of the four bare products, each whole."""
-  logits = jnp.zeros((hidden.shape[1], V))
+  logits = jnp.zeros((hidden.shape[1], V), hidden.dtype)
   pairs = (
     (hidden[0], head),
     (target.hidden[0], target.head),
@@ -106,7 +107,7 @@ def products(hidden, head, response, target) -> float:
 
 def row(name: str, seconds: float, temporaries: float, *, whole: float, note: str = '') -> None:
   print(
-    f'  {name:28s}{seconds:8.2f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}',
+    f'  {name:28s}{seconds:8.3f} s{temporaries / 1e9:8.2f} GB{seconds / whole:8.2f} x whole logits  {note}',
     flush=True,
   )
 
@@ -167,12 +168,18 @@ def peer(
 
 
 def compare(
-  name: str, width: int, teacher_width: int, tokens: int, labels=tuple(TERMS), repeats: int = 5
+  name: str,
+  width: int,
+  teacher_width: int,
+  tokens: int,
+  labels=tuple(TERMS),
+  repeats: int = 5,
+  dtype: str = 'float32',
 ) -> None:
-  arguments = inputs(tokens, width, teacher_width)
+  arguments = inputs(tokens, width, teacher_width, dtype)
   bare = products(*arguments)
   tile = vocabulary.tile_of(width, V)
-  print(f'{name}: V = {V}, {tokens} tokens, widths {width} / {teacher_width}, float32; tile {tile}')
+  print(f'{name}: V = {V}, {tokens} tokens, widths {width} / {teacher_width}, {dtype}; tile {tile}')
   whole = 0.0
   for label in labels:
     seconds, temporaries = measured(program(label, tokens, tile=None), arguments, repeats)
@@ -192,13 +199,13 @@ def compare(
   )
 
 
-def frontier(width: int, teacher_width: int, tokens: int = 1024) -> None:
-  arguments = inputs(tokens, width, teacher_width)
+def frontier(width: int, teacher_width: int, tokens: int = 1024, dtype: str = 'float32') -> None:
+  arguments = inputs(tokens, width, teacher_width, dtype)
   print(f'tiles: reverse KL, V = {V}, {tokens} tokens, widths {width} / {teacher_width}')
-  for tile in (16, 32, 64, 128, 256, 512, 1024):
+  for tile in (16, 32, 64, 128, 256, 512, 1024) if dtype == 'float32' else (256, 1024, 4096):
     seconds, temporaries = measured(program('reverse KL', tokens, tile=tile), arguments, 3)
     chosen = '   the default' if tile == vocabulary.tile_of(width, V) else ''
-    print(f'  {tile:5d} {seconds:8.2f} s {temporaries / 1e9:8.2f} GB{chosen}', flush=True)
+    print(f'  {tile:5d} {seconds:8.3f} s {temporaries / 1e9:8.2f} GB{chosen}', flush=True)
 
 
 if __name__ == '__main__':
@@ -213,3 +220,6 @@ if __name__ == '__main__':
   if 'tiles' in wanted:
     frontier(64, 128)
     frontier(1024, 2048)
+  if 'device' in wanted:
+    compare('device', 4096, 4096, 8192, dtype='bfloat16')
+    frontier(4096, 4096, 8192, 'bfloat16')

@@ -82,28 +82,37 @@ def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
 def _elementwise(
   term: DivergenceTerm, log_p: Float[Array, 'N V'], log_q: Float[Array, 'N V']
 ) -> tuple[Array, Array]:
-  """Σ of entries, and their pull. Works in column blocks, so intermediates never have a whole tile's size."""
+  """Σ of entries, and their pull: whole where the compiler fuses, else in column blocks.
+
+  Blocks keep XLA:CPU's intermediates below a tile's size. XLA:GPU fuses the whole; blocks cost 13 % there.
+  """
   size, divergence = log_p.shape[1], term.divergence
   blocks = next(
     count
     for count in (8, 4, 2, 1)
     if size % count == 0 and (log_p.size // count >= BLOCK or count == 1)
   )
-  if blocks == 1:
+
+  def whole(log_p, log_q):
     return divergence.entry(log_p, log_q).sum(axis=-1), divergence.pull(log_p, log_q)
 
-  def add(number, carry):
-    value, pulls = carry
-    begin, width = number * (size // blocks), size // blocks
-    part_p, part_q = (
-      jax.lax.dynamic_slice_in_dim(log, begin, width, axis=1) for log in (log_p, log_q)
-    )
-    pull = divergence.pull(part_p, part_q)
-    pulls = jax.lax.dynamic_update_slice_in_dim(pulls, pull, begin, axis=1)
-    return value + divergence.entry(part_p, part_q).sum(axis=-1), pulls
+  def by_block(log_p, log_q):
+    def add(number, carry):
+      value, pulls = carry
+      begin, width = number * (size // blocks), size // blocks
+      part_p, part_q = (
+        jax.lax.dynamic_slice_in_dim(log, begin, width, axis=1) for log in (log_p, log_q)
+      )
+      pull = divergence.pull(part_p, part_q)
+      pulls = jax.lax.dynamic_update_slice_in_dim(pulls, pull, begin, axis=1)
+      return value + divergence.entry(part_p, part_q).sum(axis=-1), pulls
 
-  start = jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p)
-  return jax.lax.fori_loop(0, blocks, add, start)
+    start = jnp.zeros(log_p.shape[:1], log_p.dtype), jnp.zeros_like(log_p)
+    return jax.lax.fori_loop(0, blocks, add, start)
+
+  if blocks == 1:
+    return whole(log_p, log_q)
+  return jax.lax.platform_dependent(log_p, log_q, cuda=whole, default=by_block)
 
 
 def _on_support(term: DivergenceTerm, view: TileView, coefficient, sums: _Sums):
