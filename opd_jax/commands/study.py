@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
   if args.table:
     if not (root / folder.RECORD).exists():
       raise ValueError(f'{root} holds no study. Run it first: the same command without --table.')
-    folder.claim(ledger.study, file, root)
+    folder.check(ledger.study, file, root)
     _print(ledger)
     return 0
   with folder.locked(root) as lock, console.progress_bar('study') as bar:
@@ -108,15 +108,16 @@ def _print_cells(ledger: Any) -> None:
     for measure in study.measures:
       try:
         values = list(verdicts.values_of(ledger, cell, measure).values())
+        values = values if cell.seed is None else values[:1]
       except ValueError:  # e.g. no text of its own, hence no entropy
         values = []
       found = statistics.paired(values) if values else None
       shown.append('' if found is None else _interval(found.mean, found.low, found.high))
-    done = sum(ledger.is_done(ledger.run_of(cell, seed)) for seed in study.seeds)
+    done = sum(map(ledger.is_done, {ledger.run_of(cell, seed) for seed in study.seeds}))
     rows.append(
       (cell.name, '' if rate is None else f'{rate:g}', _tried(ledger, cell), done, *shown)
     )
-  console.table(('cell', 'rate', 'rates tried', 'seeds', *(m.name for m in study.measures)), rows)
+  console.table(('cell', 'rate', 'rates tried', 'runs', *(m.name for m in study.measures)), rows)
 
 
 def _tried(ledger: Any, cell: Any) -> str:
@@ -133,7 +134,7 @@ def _comparison(pair: Any) -> tuple[Any, ...]:
     *ends,
     found.n,
     _interval(found.mean, found.low, found.high),
-    '' if pair.over_problems is None else '{:.3g} to {:.3g}'.format(*pair.over_problems),
+    '' if pair.over_problems is None else ' to '.join(map(_number, pair.over_problems)),
     _number(found.sd),
     f'{pair.holm:.3f}',
     _number(pair.detectable),
@@ -144,7 +145,8 @@ def _comparison(pair: Any) -> tuple[Any, ...]:
 
 
 def _interval(mean: float, low: float, high: float) -> str:
-  return f'{_number(mean)} ± {_number((high - low) / 2)}'
+  half = (high - low) / 2
+  return f'{_number(mean)} ± {_number(half)}' if math.isfinite(half) else _number(mean)
 
 
 def _number(value: float) -> str:

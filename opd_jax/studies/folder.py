@@ -34,32 +34,42 @@ def locked(root: Path) -> Iterator[int]:
   root.mkdir(parents=True, exist_ok=True)
   opened = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    (root / LOCK).write_text(f'process {os.getpid()} on {platform.node()}\n')
+    _lock(opened, root)
     yield opened
+  finally:
+    os.close(opened)
+
+
+def _lock(opened: int, root: Path) -> None:
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     owner = (root / LOCK).read_text().strip()
     raise ValueError(
       f'study: {owner}, or a run that it began, is at work in {root}. Wait for it, stop it, or '
       'choose another --workdir.'
     ) from error
-  finally:
-    os.close(opened)
+  (root / LOCK).write_text(f'process {os.getpid()} on {platform.node()}\n')
+
+
+def check(study: Study, file: Path, root: Path) -> dict[str, Any]:
+  """Refuses another study than the folder's. Cells, seeds and rates may have been added. Returns what claims it."""
+  now = record_of(study, file)
+  before = json.loads((root / RECORD).read_text()) if (root / RECORD).exists() else now
+  if unlike := differences(before, now):
+    raise ValueError(
+      f'study: {root} holds another study: {"; ".join(unlike[:3])}. Cells, seeds and rates may be '
+      'added, the others must stay as they were run. Choose another --workdir.'
+    )
+  return now
 
 
 def claim(study: Study, file: Path, root: Path) -> None:
-  """Makes the folder this study's, or makes sure that it is. Cells, seeds and rates may have been added."""
-  now = _record(study, file)
-  if (root / RECORD).exists():
-    if unlike := differences(json.loads((root / RECORD).read_text()), now):
-      raise ValueError(
-        f'study: {root} holds another study: {"; ".join(unlike[:3])}. Cells, seeds and rates may be '
-        'added, the others must stay as they were run. Choose another --workdir.'
-      )
-  write_atomically(root / RECORD, now)
+  """Makes the folder this study's."""
+  write_atomically(root / RECORD, check(study, file, root))
 
 
-def _record(study: Study, file: Path) -> dict[str, Any]:
+def record_of(study: Study, file: Path) -> dict[str, Any]:
   """What decides what the runs are, as JSON gives it back."""
   cells = {
     cell.name: {
@@ -93,7 +103,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
       unlike.append(f'it has a cell {name}')
       continue
     other = now['cells'][name]
-    unlike += [f'{name} has other {what}' for what in ('fields', 'files') if cell[what] != other[what]]
+    unlike += [
+      f'{name} has other {what}' for what in ('fields', 'files') if cell[what] != other[what]
+    ]
     if gone := sorted(set(cell['rates']) - set(other['rates'])):
       unlike.append(f'rates {gone} of {name} are gone')
   return unlike
@@ -111,7 +123,12 @@ def origin() -> dict[str, Any]:
   device = asked.stdout.strip() or f'unknown ({asked.stderr.strip()[-200:]})'
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   versions |= {'opd_jax': opd_jax.__version__, 'python': platform.python_version()}
-  return {'commit': _commit(), 'versions': versions, 'device': device, 'machine': platform.machine()}
+  return {
+    'commit': _commit(),
+    'versions': versions,
+    'device': device,
+    'machine': platform.machine(),
+  }
 
 
 def _commit() -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -77,7 +77,7 @@ def bootstrap(
     seed: of the draws.
   """
   seeds, problems = differences.shape
-  if seeds < 2:
+  if seeds < 2 or not differences.std() > 0:
     return -math.inf, math.inf
   rng = np.random.default_rng(seed)
   drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
@@ -116,7 +116,8 @@ def detectable(sd: float, n: int) -> float:
   if n < 2 or not sd > 0:
     return math.inf
   upper = sd * (float(stats.t.ppf(1 - ALPHA / 2, n - 1)) + 2 * float(stats.t.ppf(POWER, n - 1)))
-  return float(optimize.brentq(lambda x: power_of(x, sd, n) - POWER, 1e-9 * sd, upper))
+  found: Any = optimize.brentq(lambda x: power_of(x, sd, n) - POWER, 1e-9 * sd, upper)
+  return found
 
 
 def seeds_needed(sd: float, difference: float) -> int | None:

@@ -46,7 +46,7 @@ class Cell:
       if not any(f'{{{other}}}' in binding for binding in self.bindings):
         raise ValueError(
           f'Cell {self.name}: it comes after {other}, and no binding takes its student. Write e.g. '
-          f"'WEIGHTS = \"{{{other}}}\"'."
+          f'\'WEIGHTS = "{{{other}}}"\'.'
         )
     if len(set(self.rates)) < len(self.rates) or not all(rate > 0 for rate in self.rates):
       raise ValueError(
@@ -185,12 +185,13 @@ class Study:
     for field in ('cells', 'seeds', 'measures'):
       if not getattr(self, field):
         raise ValueError(f'Study: {field} is empty; a study needs one at least.')
-    for what, names in (
-      ('cells', [cell.name for cell in self.cells]),
-      ('measures', [measure.name for measure in self.measures]),
-      ('seeds and tuning_seeds', [*self.seeds, *self.tuning_seeds]),
-    ):
-      if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+    named: dict[str, list[str]] = {
+      'cells': [cell.name for cell in self.cells],
+      'measures': [measure.name for measure in self.measures],
+      'seeds and tuning_seeds': [str(seed) for seed in (*self.seeds, *self.tuning_seeds)],
+    }
+    for what, names in named.items():
+      if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'Study: {what} must all differ, and {", ".join(twice)} comes twice.')
     self._check_graph()
     self._check_names()

@@ -75,7 +75,9 @@ def _pair(
   seeds = [seed for seed in low if seed in high]
   found = statistics.paired([high[seed] - low[seed] for seed in seeds]) if seeds else None
   table = _by_problem(ledger, measure, below, above, seeds)
-  needed = measure.smallest and found and statistics.seeds_needed(found.sd, measure.smallest)
+  needed = None
+  if found is not None and measure.smallest is not None:
+    needed = statistics.seeds_needed(found.sd, measure.smallest)
   return Comparison(
     contrast=contrast,
     measure=measure,
@@ -85,7 +87,7 @@ def _pair(
     over_problems=None if table is None else statistics.bootstrap(table),
     holm=1.0,
     detectable=statistics.detectable(found.sd, found.n) if found else math.inf,
-    seeds_needed=needed or None,
+    seeds_needed=needed,
     printed=_printed(ledger.study.printed, measure, below.name, above.name),
     verdict=CANNOT_TELL,
   )
