@@ -21,8 +21,8 @@ OPD = (*FILES, 'experiments/methods/opd.gin', 'experiments/judges/teacher.gin')
 STUDY = Study(
   paper='toy',
   cells=(
-    Cell(name='teacher', files=SFT, bindings=TINY, seed=0, seconds=8),
-    Cell(name='weak', files=SFT, bindings=TINY, seconds=8),
+    Cell(name='teacher', files=SFT, bindings=TINY, seed=0, seconds=8.0),
+    Cell(name='weak', files=SFT, bindings=TINY, seconds=8.0),
     Cell(
       name='opd',
       files=OPD,
@@ -35,7 +35,7 @@ STUDY = Study(
   tuning_seeds=(9,),
   measures=(
     Measure(name='length', key='eval/sums/length', smallest=1.0),
-    Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100),
+    Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0),
   ),
   contrasts=(
     Contrast(claim='OPD makes responses longer', order=('weak', 'opd')),
