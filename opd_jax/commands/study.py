@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
       raise ValueError(f'{root} holds no study. Run it first: the same command without --table.')
     folder.check(ledger.study, file, root)
     _print(ledger)
-    return 0
+    return _print_failures(ledger)
   with folder.locked(root) as lock, console.progress_bar('study') as bar:
     folder.claim(ledger.study, file, root)
+    ledger.forget_failures()
     _print_cost(ledger, args.jobs)
     flags = ('--skip_preflight',) if args.skip_preflight else ()
     runner = Runner(ledger, file, lock=lock, origin=folder.origin(), flags=flags)
@@ -155,8 +156,9 @@ def _number(value: float) -> str:
 
 def _print_failures(ledger: Any) -> int:
   """Names what failed and what was skipped; returns the exit status."""
-  for run, why in ledger.failed.items():
+  failures = ledger.failures()
+  for run, why in failures.items():
     print(f'failed   {run}: {why}')
   for name, why in ledger.survey().skipped.items():
     print(f'skipped  {name}: {why}')
-  return 1 if ledger.failed else 0
+  return 1 if failures else 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from opd_jax.studies import measures
 from opd_jax.studies.study import Cell, Study, chosen_among
 
-DONE, PROVENANCE = 'done.json', 'provenance.json'
+DONE, FAILED, PROVENANCE = 'done.json', 'failed.json', 'provenance.json'
 STUDENT = 'student'  # the model of a finished run, in its folder
 
 
@@ -42,7 +42,6 @@ class Ledger:
 
   def __init__(self, study: Study, root: Path):
     self.study, self.root = study, root
-    self.failed: dict[Run, str] = {}
     self._done: set[Run] = set()
 
   def folder(self, run: Run) -> Path:
@@ -54,6 +53,22 @@ class Ledger:
     if run not in self._done and (self.folder(run) / DONE).exists():
       self._done.add(run)
     return run in self._done
+
+  def has_failed(self, run: Run) -> bool:
+    return (self.folder(run) / FAILED).exists()
+
+  def failures(self) -> dict[str, str]:
+    """Why runs have failed, by their names."""
+    told = [json.loads(file.read_text()) for file in self._failed_files()]
+    return {one['run']: one['why'] for one in told}
+
+  def forget_failures(self) -> None:
+    """Lets what has failed be tried again."""
+    for file in self._failed_files():
+      file.unlink()
+
+  def _failed_files(self) -> list[Path]:
+    return sorted(self.root.glob(f'runs/*/*/*/{FAILED}'))
 
   def trials(self, cell: Cell) -> list[Run]:
     """The runs that a rate is chosen by."""
@@ -113,7 +128,7 @@ class Ledger:
 
   def is_given_up(self, run: Run) -> bool:
     """Whether it has failed, or what it needs has."""
-    if run in self.failed:
+    if self.has_failed(run):
       return True
     try:
       self.students(run)
@@ -141,7 +156,7 @@ class Ledger:
   def _sorted_in(self, survey: 'Survey', run: Run) -> 'Survey':
     if self.is_done(run):
       survey.done.append(run)
-    elif run not in self.failed:
+    elif not self.has_failed(run):
       try:
         self.students(run)
         survey.ready.append(run)

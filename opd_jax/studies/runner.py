@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd_jax.studies import folder, measures
-from opd_jax.studies.ledger import DONE, PROVENANCE, STUDENT, Ledger, Run
+from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Run
 from opd_jax.training import recorder
 from opd_jax.training.workdir import interrupts
 
@@ -109,7 +109,8 @@ class Runner:
         self._check(run, status)
         self._finish(run, worker)
       except ValueError as error:
-        self.ledger.failed[run] = str(error)
+        why = {'run': str(run), 'why': str(error)}
+        folder.write_atomically(self.ledger.folder(run) / FAILED, why)
         say(f'{run} failed: {error}')
 
   def _check(self, run: Run, status: int) -> None:

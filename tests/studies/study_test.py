@@ -33,7 +33,6 @@ def study(*cells, **changes):
   [
     (lambda: cell('a/b'), "Cell 'a/b': a name is letters"),
     (lambda: Cell(name='a', files=()), 'Cell a: files is empty; name the gin files'),
-    (lambda: cell('a', bindings='X = 1'), "bindings must be a tuple, got 'X = 1'"),
     (lambda: cell('a', after=('b',)), 'no binding takes its student. Write e.g.'),
     (lambda: cell('a', rates=(1.0, 1.0)), 'rates must be above 0 and differ'),
     (lambda: study(after('a', 'b')), 'a comes after b, which is no cell above it'),
