@@ -72,7 +72,11 @@ def _print_cost(ledger: Any, jobs: int) -> None:
   console.table(('cell', 'runs left', 'seconds each', ''), rows)
   left = sum(row[1] for row in rows)
   rest = f', and {unknown} runs nobody has timed' if unknown else ''
-  print(f'{left} runs left: {seconds / jobs / 60:.0f} min with {jobs} at a time{rest}', flush=True)
+  print(f'{left} runs left: {_duration(seconds / jobs)} with {jobs} at a time{rest}', flush=True)
+
+
+def _duration(seconds: float) -> str:
+  return f'{seconds:.0f} s' if seconds < 120 else f'{seconds / 60:.0f} min'
 
 
 def _print(ledger: Any) -> None:
@@ -95,7 +99,6 @@ def _print(ledger: Any) -> None:
 
 
 def _print_cells(ledger: Any) -> None:
-  from opd_jax.studies import statistics, verdicts
   from opd_jax.studies.ledger import Never, NotYet
 
   study, rows = ledger.study, []
@@ -105,20 +108,25 @@ def _print_cells(ledger: Any) -> None:
     except (NotYet, Never) as error:
       rows.append((cell.name, '', _tried(ledger, cell), '', str(error)))
       continue
-    shown = []
-    for measure in study.measures:
-      try:
-        values = list(verdicts.values_of(ledger, cell, measure).values())
-        values = values if cell.seed is None else values[:1]
-      except ValueError:  # e.g. no text of its own, hence no entropy
-        values = []
-      found = statistics.paired(values) if values else None
-      shown.append('' if found is None else _interval(found.mean, found.low, found.high))
     done = sum(map(ledger.is_done, {ledger.run_of(cell, seed) for seed in study.seeds}))
-    rows.append(
-      (cell.name, '' if rate is None else f'{rate:g}', _tried(ledger, cell), done, *shown)
-    )
+    shown = [_mean(ledger, cell, measure) for measure in study.measures]
+    rate = '' if rate is None else f'{rate:g}'
+    rows.append((cell.name, rate, _tried(ledger, cell), done, *shown))
   console.table(('cell', 'rate', 'rates tried', 'runs', *(m.name for m in study.measures)), rows)
+
+
+def _mean(ledger: Any, cell: Any, measure: Any) -> str:
+  """Of a measure over seeds; empty where a cell's runs do not have it, e.g. entropy where the student does not write."""
+  from opd_jax.studies import statistics, verdicts
+
+  try:
+    values = list(verdicts.values_of(ledger, cell, measure).values())
+  except ValueError:
+    return ''
+  if not values:
+    return ''
+  found = statistics.paired(values if cell.seed is None else values[:1])
+  return _interval(found.mean, found.low, found.high)
 
 
 def _tried(ledger: Any, cell: Any) -> str:

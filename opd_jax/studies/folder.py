@@ -85,9 +85,10 @@ def record_of(study: Study, file: Path) -> dict[str, Any]:
 
 
 def _digest(name: str, study: Path) -> str:
-  """Of a gin file and of all that it includes."""
+  """Of a gin file and of all that it includes, without lines that are comments."""
   texts = [gin.text for gin in read_files([name], includer=study)]
-  return hashlib.sha256('\n'.join(texts).encode()).hexdigest()[:16]
+  lines = [line for text in texts for line in text.splitlines() if line and line[0] != '#']
+  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ class Ledger:
   def __init__(self, study: Study, root: Path):
     self.study, self.root = study, root
     self._done: set[Run] = set()
+    self._rates: dict[Cell, float] = {}  # metrics are read once for a choice
 
   def folder(self, run: Run) -> Path:
     """Where a run works."""
@@ -92,13 +93,15 @@ class Ledger:
     """The rate of a cell's compared runs. A rate whose trials have failed is out of the choice."""
     if not cell.is_tuned:
       return cell.rates[0] if cell.rates else None
-    for run in self.trials(cell):
-      if not self.is_done(run) and not self.is_given_up(run):
-        raise NotYet(f'{run} is not done')
-    tried = self.tried(cell)
-    if not tried:
-      raise Never(f'no rate of {cell.name} could be tried')
-    return chosen_among(tried, self.study.measure(None))
+    if cell not in self._rates:
+      for run in self.trials(cell):
+        if not self.is_done(run) and not self.is_given_up(run):
+          raise NotYet(f'{run} is not done')
+      tried = self.tried(cell)
+      if not tried:
+        raise Never(f'no rate of {cell.name} could be tried')
+      self._rates[cell] = chosen_among(tried, self.study.measure(None))
+    return self._rates[cell]
 
   def tried(self, cell: Cell) -> list[tuple[float, float]]:
     """Rates with the mean of their trials, of those rates whose trials are all done."""

@@ -118,6 +118,8 @@ def test_an_included_gin_file_that_was_edited_is_another_study(tmp_path):
   (tmp_path / 'top.gin').write_text("include 'base.gin'\nY = 1\n")
   known = study(Cell(name='a', files=('top.gin',)))
   folder.claim(known, tmp_path / 'x.py', tmp_path)
+  (tmp_path / 'base.gin').write_text('# A comment changes nothing.\nX = 1\n')
+  folder.check(known, tmp_path / 'x.py', tmp_path)
   (tmp_path / 'base.gin').write_text('X = 2\n')
   with pytest.raises(ValueError, match='a has other files'):
     folder.claim(known, tmp_path / 'x.py', tmp_path)
