@@ -24,7 +24,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('file', metavar='FILE', help='a Python file that sets STUDY')
   add('--workdir', required=True, metavar='DIR', help='runs, and the compilation cache they share')
-  add('--jobs', type=int, default=1, metavar='N', help='runs at a time')
+  add(
+    '--jobs',
+    type=int,
+    default=1,
+    metavar='N',
+    help='runs at a time; several on one accelerator need XLA_PYTHON_CLIENT_PREALLOCATE=false',
+  )
   add('--table', action='store_true', help='run nothing; print the table of what is there')
   add('--skip_preflight', action='store_true', help='of every run')
 
@@ -113,10 +119,13 @@ def _print_cells(ledger: Any) -> None:
     rate = '' if rate is None else f'{rate:g}'
     rows.append((cell.name, rate, _tried(ledger, cell), done, *shown))
   console.table(('cell', 'rate', 'rates tried', 'runs', *(m.name for m in study.measures)), rows)
+  for column, measure in enumerate(study.measures, 4):
+    if not any(row[column:] and row[column] for row in rows):
+      print(f'{measure.name}: no run so far has {measure.key}')
 
 
 def _mean(ledger: Any, cell: Any, measure: Any) -> str:
-  """Of a measure over seeds; empty where a cell's runs do not have it, e.g. entropy where the student does not write."""
+  """Of a measure over seeds; empty where the runs do not have it, e.g. entropy where the student does not write."""
   from opd_jax.studies import statistics, verdicts
 
   try:

@@ -96,7 +96,12 @@ class Runner:
     resumed, command = (where / LOG).exists(), self.command(run)
     with open(where / LOG, 'a') as log:
       process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, pass_fds=(self.lock,)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=self.environment,
+        pass_fds=(self.lock,),
       )
     self.working[run] = _Worker(process, command, time.monotonic(), resumed)
 

@@ -29,6 +29,15 @@ def test_every_cell_builds_an_experiment_without_a_dead_binding(file, tmp_path):
     assert experiment.seed == 1 and experiment.stages
 
 
+def test_the_study_of_the_page_is_one(tmp_path, monkeypatch):
+  page = (ROOT / 'docs' / 'studies.md').read_text()
+  (tmp_path / 'x.py').write_text(page.split('```python\n')[1].split('```')[0])
+  monkeypatch.chdir(ROOT)
+  study = read_study(tmp_path / 'x.py')
+  folder.claim(study, tmp_path / 'x.py', tmp_path)
+  assert Ledger(study, tmp_path).total() == {'teacher': 1, 'weak': 7, 'opd': 11}
+
+
 @STUDIES
 def test_a_study_says_its_command_and_its_cost(file, tmp_path):
   text = ast.get_docstring(ast.parse(file.read_text()))

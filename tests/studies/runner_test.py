@@ -175,6 +175,18 @@ def test_a_study_that_is_killed_twice_ends_with_the_same_table(tmp_path):
   assert runs_in(killed) == runs_in(tmp_path / 'whole')
 
 
+def test_a_study_that_is_asked_to_end_takes_its_workers_along(tmp_path):
+  process = start(TOY, tmp_path, seconds=10.0)
+  while len(list(tmp_path.rglob('metrics.jsonl'))) < 2:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=10)
+  assert process.returncode == 130 and not runs_in(tmp_path)
+  with folder.locked(tmp_path):
+    pass
+
+
 def test_the_command_names_failures_and_refuses_another_study(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(Runner, 'command', stub_study.stubbed(0.0))
   monkeypatch.setattr(folder, 'origin', dict)
