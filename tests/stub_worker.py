@@ -19,7 +19,7 @@ def work(folder: Path, value: float, steps: int, seconds: float) -> None:
       stream.flush()
       time.sleep(seconds)
   if value < 0:
-    raise SystemExit('opd train: the loss is not finite')
+    raise SystemExit('opd train: the loss is not finite\n  in: line 3')
   (folder / 'student').mkdir(exist_ok=True)
 
 

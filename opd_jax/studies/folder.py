@@ -15,6 +15,7 @@ from typing import Any
 
 import opd_jax
 from opd_jax.configuration import read_files
+from opd_jax.studies.ledger import DONE
 from opd_jax.studies.study import Study, fields_of
 
 RECORD, LOCK = 'study.json', '.lock'
@@ -53,10 +54,12 @@ def _lock(opened: int, root: Path) -> None:
 
 
 def check(study: Study, file: Path, root: Path) -> dict[str, Any]:
-  """Refuses another study than the folder's. Cells, seeds and rates may have been added. Returns what claims it."""
+  """Refuses another study than the folder's. Cells, seeds and rates may be added. Returns what claims it."""
   now = record_of(study, file)
   before = json.loads((root / RECORD).read_text()) if (root / RECORD).exists() else now
-  if unlike := differences(before, now):
+  if unlike := _differences(
+    before, now, ran={file.parts[-4] for file in root.glob(f'runs/*/*/*/{DONE}')}
+  ):
     raise ValueError(
       f'study: {root} holds another study: {"; ".join(unlike[:3])}. Cells, seeds and rates may be '
       'added, the others must stay as they were run. Choose another --workdir.'
@@ -91,8 +94,8 @@ def _digest(name: str, study: Path) -> str:
   return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """What was run and is now otherwise, or gone."""
+def _differences(before: dict[str, Any], now: dict[str, Any], *, ran: set[str]) -> list[str]:
+  """What is now otherwise, or gone. A cell that has not been `ran`, e.g. because it failed, may be mended."""
   unlike = []
   if before['paper'] != now['paper']:
     unlike.append(f'its paper is {before["paper"]!r}, not {now["paper"]!r}')
@@ -102,6 +105,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
   for name, cell in before['cells'].items():
     if name not in now['cells']:
       unlike.append(f'it has a cell {name}')
+      continue
+    if name not in ran:
       continue
     other = now['cells'][name]
     unlike += [

@@ -13,7 +13,7 @@ from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Ru
 from opd_jax.training import recorder
 from opd_jax.training.workdir import interrupts
 
-LOG = 'log.txt'
+LOG, REFUSAL = 'log.txt', 'opd train: '
 PAUSE = 0.1  # seconds between two looks at the workers
 
 
@@ -22,6 +22,7 @@ class _Worker(NamedTuple):
   command: list[str]
   began: float
   resumed: bool
+  said: int  # bytes that earlier calls have left in the log
 
 
 class Runner:
@@ -95,6 +96,7 @@ class Runner:
     where.mkdir(parents=True, exist_ok=True)
     resumed, command = (where / LOG).exists(), self.command(run)
     with open(where / LOG, 'a') as log:
+      said = log.tell()
       process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -103,7 +105,7 @@ class Runner:
         env=self.environment,
         pass_fds=(self.lock,),
       )
-    self.working[run] = _Worker(process, command, time.monotonic(), resumed)
+    self.working[run] = _Worker(process, command, time.monotonic(), resumed, said)
 
   def _reap(self, say: Callable[[str], None]) -> None:
     for run, worker in list(self.working.items()):
@@ -111,18 +113,19 @@ class Runner:
         continue
       del self.working[run]
       try:
-        self._check(run, status)
+        self._check(run, status, worker.said)
         self._finish(run, worker)
       except ValueError as error:
         why = {'run': str(run), 'why': str(error)}
         folder.write_atomically(self.ledger.folder(run) / FAILED, why)
         say(f'{run} failed: {error}')
 
-  def _check(self, run: Run, status: int) -> None:
+  def _check(self, run: Run, status: int, said: int) -> None:
     where = self.ledger.folder(run)
     if status or not (where / STUDENT).is_dir():
-      lines = (where / LOG).read_text(errors='replace').strip().splitlines()
-      last = lines[-1][-500:] if lines else 'it said nothing'
+      lines = (where / LOG).read_bytes()[said:].decode(errors='replace').strip().splitlines()
+      refusals = [line for line in lines if line.startswith(REFUSAL)]
+      last = (refusals or lines or ['it said nothing'])[-1][:500]
       ended = f'exit status {status}' if status else 'it was stopped'
       raise ValueError(f'{ended}: {last} ({where / LOG})')
     if run in self.ledger.trials(run.cell):

@@ -89,6 +89,9 @@ def test_a_folder_takes_more_of_its_study_and_no_other(tmp_path):
   root.mkdir()
   before = study(cell('a', rates=(0.1,)))
   folder.claim(before, file, root)
+  done = root / 'runs' / 'a' / '0.1' / '1'
+  done.mkdir(parents=True)
+  (done / 'done.json').write_text('{}')
   more = study(cell('a', rates=(0.1, 0.2)), cell('b'), seeds=(1, 2, 3), tuning_seeds=(9,))
   folder.claim(more, file, root)
   folder.claim(more, file, root)
@@ -118,11 +121,21 @@ def test_an_included_gin_file_that_was_edited_is_another_study(tmp_path):
   (tmp_path / 'top.gin').write_text("include 'base.gin'\nY = 1\n")
   known = study(Cell(name='a', files=('top.gin',)))
   folder.claim(known, tmp_path / 'x.py', tmp_path)
+  done = tmp_path / 'runs' / 'a' / 'default' / '1'
+  done.mkdir(parents=True)
+  (done / 'done.json').write_text('{}')
   (tmp_path / 'base.gin').write_text('# A comment changes nothing.\nX = 1\n')
   folder.check(known, tmp_path / 'x.py', tmp_path)
   (tmp_path / 'base.gin').write_text('X = 2\n')
   with pytest.raises(ValueError, match='a has other files'):
     folder.claim(known, tmp_path / 'x.py', tmp_path)
+
+
+def test_a_cell_that_nothing_is_done_of_may_be_mended(tmp_path):
+  folder.claim(study(cell('a', bindings=('X = 0',))), tmp_path / 'x.py', tmp_path)
+  folder.claim(study(cell('a', bindings=('X = 1',))), tmp_path / 'x.py', tmp_path)
+  with pytest.raises(ValueError, match='it has a cell a'):
+    folder.claim(study(cell('b')), tmp_path / 'x.py', tmp_path)
 
 
 def test_a_printed_difference_has_the_error_of_its_answers():
