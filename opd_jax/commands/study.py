@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not (root / folder.RECORD).exists():
       raise ValueError(f'{root} holds no study. Run it first: the same command without --table.')
     folder.check(ledger.study, file, root)
-    _print(ledger)
-    return _print_failures(ledger)
+    return _report(ledger)
   with folder.locked(root) as lock, console.progress_bar('study') as bar:
     folder.claim(ledger.study, file, root)
     ledger.forget_failures()
@@ -59,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(ledger, file, lock=lock, origin=folder.origin(), flags=flags)
     if not runner.run(jobs=args.jobs, say=lambda text: print(text, flush=True), progress=bar):
       raise KeyboardInterrupt
-  _print(ledger)
-  return _print_failures(ledger)
+  return _report(ledger)
 
 
 def _print_cost(ledger: Any, jobs: int) -> None:
@@ -85,6 +83,17 @@ def _duration(seconds: float) -> str:
   return f'{seconds:.0f} s' if seconds < 120 else f'{seconds / 60:.0f} min'
 
 
+def _report(ledger: Any) -> int:
+  """Names what failed and what was skipped, prints the table, and returns the exit status."""
+  failures = ledger.failures()
+  for run, why in failures.items():
+    print(f'failed   {run}: {why}')
+  for name, why in ledger.survey().skipped.items():
+    print(f'skipped  {name}: {why}')
+  _print(ledger)
+  return 1 if failures else 0
+
+
 def _print(ledger: Any) -> None:
   from opd_jax.studies import verdicts
 
@@ -95,6 +104,8 @@ def _print(ledger: Any) -> None:
     return
   print('\nComparisons: difference with its 95 % interval; detectable: with 80 % power at 5 %')
   console.table(HEAD, [_comparison(pair) for pair in pairs])
+  for source in sorted({_source(printed) for printed in ledger.study.printed}):
+    print(f'printed: {source}')
   print()
   claims = [(c, [pair for pair in pairs if pair.contrast == c]) for c in ledger.study.contrasts]
   rows = [
@@ -116,12 +127,17 @@ def _print_cells(ledger: Any) -> None:
       continue
     done = sum(map(ledger.is_done, {ledger.run_of(cell, seed) for seed in study.seeds}))
     shown = [_mean(ledger, cell, measure) for measure in study.measures]
-    rate = '' if rate is None else f'{rate:g}'
-    rows.append((cell.name, rate, _tried(ledger, cell), done, *shown))
+    rows.append((cell.name, _rate(cell, rate), _tried(ledger, cell), done, *shown))
   console.table(('cell', 'rate', 'rates tried', 'runs', *(m.name for m in study.measures)), rows)
   for column, measure in enumerate(study.measures, 4):
     if not any(row[column:] and row[column] for row in rows):
       print(f'{measure.name}: no run so far has {measure.key}')
+
+
+def _rate(cell: Any, rate: float | None) -> str:
+  """The rate, and whether a better one may lie beyond those that were tried."""
+  at_end = len(cell.rates) > 2 and rate in (min(cell.rates), max(cell.rates))
+  return '' if rate is None else f'{rate:g}' + (' (an end)' if at_end else '')
 
 
 def _mean(ledger: Any, cell: Any, measure: Any) -> str:
@@ -162,6 +178,13 @@ def _comparison(pair: Any) -> tuple[Any, ...]:
   )
 
 
+def _source(printed: Any) -> str:
+  return (
+    f'{printed.measure} as {printed.metric}, {printed.problems} problems x {printed.samples}, '
+    f'{printed.scale}, {printed.source}'
+  )
+
+
 def _interval(mean: float, low: float, high: float) -> str:
   half = (high - low) / 2
   return f'{_number(mean)} ± {_number(half)}' if math.isfinite(half) else _number(mean)
@@ -169,13 +192,3 @@ def _interval(mean: float, low: float, high: float) -> str:
 
 def _number(value: float) -> str:
   return '?' if not math.isfinite(value) else f'{value:.3g}'
-
-
-def _print_failures(ledger: Any) -> int:
-  """Names what failed and what was skipped; returns the exit status."""
-  failures = ledger.failures()
-  for run, why in failures.items():
-    print(f'failed   {run}: {why}')
-  for name, why in ledger.survey().skipped.items():
-    print(f'skipped  {name}: {why}')
-  return 1 if failures else 0

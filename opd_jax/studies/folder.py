@@ -55,11 +55,10 @@ def _lock(opened: int, root: Path) -> None:
 
 def check(study: Study, file: Path, root: Path) -> dict[str, Any]:
   """Refuses another study than the folder's. Cells, seeds and rates may be added. Returns what claims it."""
-  now = record_of(study, file)
+  now = _record(study, file)
   before = json.loads((root / RECORD).read_text()) if (root / RECORD).exists() else now
-  if unlike := _differences(
-    before, now, ran={file.parts[-4] for file in root.glob(f'runs/*/*/*/{DONE}')}
-  ):
+  ran = {file.parts[-4] for file in root.glob(f'runs/*/*/*/{DONE}')}
+  if unlike := _differences(before, now, ran=ran):
     raise ValueError(
       f'study: {root} holds another study: {"; ".join(unlike[:3])}. Cells, seeds and rates may be '
       'added, the others must stay as they were run. Choose another --workdir.'
@@ -72,7 +71,7 @@ def claim(study: Study, file: Path, root: Path) -> None:
   write_atomically(root / RECORD, check(study, file, root))
 
 
-def record_of(study: Study, file: Path) -> dict[str, Any]:
+def _record(study: Study, file: Path) -> dict[str, Any]:
   """What decides what the runs are, as JSON gives it back."""
   cells = {
     cell.name: {

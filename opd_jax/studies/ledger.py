@@ -143,20 +143,20 @@ class Ledger:
 
   def survey(self) -> 'Survey':
     """All runs, by what can be done about them."""
-    survey = Survey([], [], {}, 0)
+    survey = Survey([], [], {})
     for cell in self.study.cells:
       wanted: list[Run] = [*self.trials(cell)]
       try:
         wanted += [self.run_of(cell, seed) for seed in self.seeds(cell)]
       except NotYet:
-        survey = survey._replace(waiting=survey.waiting + len(self.seeds(cell)))
+        pass
       except Never as error:
         survey.skipped[cell.name] = str(error)
       for run in dict.fromkeys(wanted):
-        survey = self._sorted_in(survey, run)
+        self._sort_in(survey, run)
     return survey
 
-  def _sorted_in(self, survey: 'Survey', run: Run) -> 'Survey':
+  def _sort_in(self, survey: 'Survey', run: Run) -> None:
     if self.is_done(run):
       survey.done.append(run)
     elif not self.has_failed(run):
@@ -164,10 +164,9 @@ class Ledger:
         self.students(run)
         survey.ready.append(run)
       except NotYet:
-        return survey._replace(waiting=survey.waiting + 1)
+        return
       except Never as error:
         survey.skipped[str(run)] = str(error)
-    return survey
 
   def total(self) -> dict[str, int]:
     """Runs of every cell when the study is complete."""
@@ -181,9 +180,8 @@ class Ledger:
 
 
 class Survey(NamedTuple):
-  """The runs of a study: done, ready to begin, skipped with the reason, and how many must wait."""
+  """The runs of a study: done, ready to begin, and skipped with the reason. The others must wait."""
 
   done: list[Run]
   ready: list[Run]
   skipped: dict[str, str]
-  waiting: int

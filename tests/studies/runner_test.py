@@ -199,6 +199,9 @@ def test_the_command_names_failures_and_refuses_another_study(tmp_path, monkeypa
   assert cli.main([*words, '--jobs', '0']) == 2
   assert cli.main([*words, '--jobs', '4']) == 1
   output = capsys.readouterr().out
+  assert (
+    '0.001 (an end)' not in output and 'printed: accuracy, % as Pass@1, 90 problems x 16' in output
+  )
   assert '9 runs left: 8 s with 4 at a time, and 5 runs nobody has timed' in output
   assert 'failed   opd rate 1 seed 9: exit status 1: opd train: the loss is not finite' in output
   assert cli.main([*words, '--table']) == 1
