@@ -3,8 +3,8 @@
 Command  opd study experiments/studies/aopd/tiny.py --workdir runs/aopd_tiny --jobs 2
 Cost     239 runs; about two hours with two at a time on two cores (a run took 57 s beside other work)
 
-Signs and orders are compared with the paper's, never levels. The paper's own
-values of δ are not known to us. K is 2, 4, 8 of 22 tokens where the paper has 8, 16, 32 of 151,936.
+Signs and orders are compared with the paper's, never levels. The paper's own values of δ are not known to us. K is
+2, 4, 8 of 22 tokens where the paper has 8, 16, 32 of 151,936.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Printed, Study
