@@ -56,6 +56,7 @@ LONG_FIRST = (
   'certify_test.py',
   'training/stages_test.py',
   'examples_test.py',
+  'studies/runner_test.py',
 )
 
 

@@ -1,0 +1,1 @@
+"""Floor 6. Studies: what is compared, the runs of it, and what they tell."""

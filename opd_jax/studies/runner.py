@@ -1,0 +1,147 @@
+"""Floor 6. Runs a study: every run is a process with the training command, and can be killed at any moment."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opd_jax.studies import folder, measures
+from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Run
+from opd_jax.training import recorder
+from opd_jax.training.workdir import interrupts
+
+LOG, REFUSAL = 'log.txt', 'opd train: '
+PAUSE = 0.1  # seconds between two looks at the workers
+
+
+class _Worker(NamedTuple):
+  process: subprocess.Popen
+  command: list[str]
+  began: float
+  resumed: bool
+  said: int  # bytes that earlier calls have left in the log
+
+
+class Runner:
+  """Runs what is ready, a few at a time.
+
+  Args:
+    ledger: the study, and what is done of it.
+    file: of the study; gin files are looked for from it.
+    lock: a descriptor that workers inherit.
+    origin: of the provenance files.
+    flags: further ones of the training command.
+  """
+
+  def __init__(
+    self,
+    ledger: Ledger,
+    file: Path,
+    *,
+    lock: int,
+    origin: Mapping[str, Any],
+    flags: tuple[str, ...] = (),
+  ):
+    self.ledger, self.file, self.lock = ledger, file, lock
+    self.origin, self.flags = origin, flags
+    self.working: dict[Run, _Worker] = {}
+    cache = {
+      'JAX_COMPILATION_CACHE_DIR': str(ledger.root.resolve() / 'cache'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    self.environment = {**cache, **os.environ}
+
+  def run(
+    self, *, jobs: int, say: Callable[[str], None], progress: Callable[[int, int, str], None]
+  ) -> bool:
+    """To the end of what can be done (True), or until somebody asks it to stop (False)."""
+    total = sum(self.ledger.total().values())
+    try:
+      with interrupts() as asked:
+        while not asked():
+          self._reap(say)
+          survey = self.ledger.survey()
+          for run in [run for run in survey.ready if run not in self.working]:
+            if len(self.working) < jobs:
+              self._begin(run)
+          if not self.working:
+            return True
+          progress(len(survey.done), total, ', '.join(map(str, self.working)))
+          time.sleep(PAUSE)
+      return False
+    finally:
+      self._stop()
+
+  def command(self, run: Run) -> list[str]:
+    """The training command of a run."""
+    cell, bindings = run.cell, list(run.cell.bindings)
+    for name, student in self.ledger.students(run).items():
+      bindings = [text.replace(f'{{{name}}}', str(student.resolve())) for text in bindings]
+    if run.rate is not None:
+      bindings.append(f'RATE = {run.rate!r}')
+    bindings.append(f'experiment.Experiment.seed = {run.seed}')
+    files = map(str, folder.gin_paths(cell.files, self.file))
+    return [
+      *(sys.executable, '-m', 'opd_jax.cli', 'train'),
+      *(word for file in files for word in ('--gin_file', file)),
+      *(word for text in bindings for word in ('--gin_bindings', text)),
+      *('--workdir', str(self.ledger.folder(run).resolve()), *self.flags),
+    ]
+
+  def _begin(self, run: Run) -> None:
+    where = self.ledger.folder(run)
+    where.mkdir(parents=True, exist_ok=True)
+    resumed, command = (where / LOG).exists(), self.command(run)
+    with open(where / LOG, 'a') as log:
+      said = log.tell()
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=self.environment,
+        pass_fds=(self.lock,),
+      )
+    self.working[run] = _Worker(process, command, time.monotonic(), resumed, said)
+
+  def _reap(self, say: Callable[[str], None]) -> None:
+    for run, worker in list(self.working.items()):
+      if (status := worker.process.poll()) is None:
+        continue
+      del self.working[run]
+      try:
+        self._check(run, status, worker.said)
+        self._finish(run, worker)
+      except ValueError as error:
+        why = {'run': str(run), 'why': str(error)}
+        folder.write_atomically(self.ledger.folder(run) / FAILED, why)
+        say(f'{run} failed: {error}')
+
+  def _check(self, run: Run, status: int, said: int) -> None:
+    where = self.ledger.folder(run)
+    if status or not (where / STUDENT).is_dir():
+      lines = (where / LOG).read_bytes()[said:].decode(errors='replace').strip().splitlines()
+      refusals = [line for line in lines if line.startswith(REFUSAL)]
+      last = (refusals or lines or ['it said nothing'])[-1][:500]
+      ended = f'exit status {status}' if status else 'it was stopped'
+      raise ValueError(f'{ended}: {last} ({where / LOG})')
+    if run in self.ledger.trials(run.cell):
+      measures.value_of(where, self.ledger.study.measure(None))
+
+  def _finish(self, run: Run, worker: _Worker) -> None:
+    where, seconds = self.ledger.folder(run), time.monotonic() - worker.began
+    tokens = sum(row.get('tokens', 0) for row in recorder.read(where))
+    told = {'command': worker.command, **self.origin, 'seconds': round(seconds, 1)}
+    told |= {'resumed': worker.resumed, 'tokens': tokens}
+    folder.write_atomically(where / PROVENANCE, told)
+    folder.write_atomically(where / DONE, {'run': str(run)})
+
+  def _stop(self) -> None:
+    """Asks the workers to save and to end."""
+    for worker in self.working.values():
+      worker.process.terminate()
+    for worker in self.working.values():
+      worker.process.wait()
