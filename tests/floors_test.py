@@ -33,6 +33,7 @@ FLOORS = {
   'training': 5,
   'certify': 5,
   'planning': 6,
+  'report': 6,
   'configuration': 6,
   'commands': 6,
   'cli': 7,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,14 +41,15 @@ def test_lists_have_an_entry_for_each_token(recorded):
   assert set(taught['writer']) == {'d'} and taught['reward'] == 1.0
   assert set(own['writer']) == {'s'} and set(own['logp']) == {'student', 'teacher'}
   assert len(own['top_k']['teacher']['ids'][0]) == 3
-  assert [name.split(' on ')[0] for name in own['coefficients']] == ['forward_kl', 'PolicyGradient']
+  names = {name.split(' on ')[0] for name in own['coefficients']}
+  assert names == {'forward_kl', 'PolicyGradient'}
 
 
 def test_pieces_put_together_are_the_response(recorded):
   tokenizer = sums.tokenizer()
   for row in recorded[2]:
     text = ''.join(row['pieces'][str(token)] for token in row['ids'])
-    assert text.removesuffix('<end>') == tokenizer.decode(row['ids']) or '<' in text
+    assert re.sub('<[^>]*>', '', text) == tokenizer.decode(row['ids'])
 
 
 def test_numbers_are_those_of_the_evidence(tmp_path):
