@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-HELP = 'runs and studies as one HTML file: curves, verdicts, and every recorded response token by token'
+HELP = (
+  'runs and studies as one HTML file: curves, verdicts, and every recorded response token by token'
+)
 EPILOG = """\
   opd report runs/opd                              writes runs/opd/report.html
   opd report runs/opd runs/aopd --out both.html    curves over each other, responses side by side

@@ -24,7 +24,7 @@ function shown(value) {
   if (typeof value !== 'number') return String(value);
   if (value === 0) return '0';
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace('e+', 'e').replace('-', '−');
+  if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace(/\.?0*e\+?/, 'e').replaceAll('-', '−');
   return String(Number(value.toPrecision(4))).replace('-', '−');
 }
 

@@ -203,6 +203,17 @@ function arrange() {
     return part;
   });
   byId('charts').replaceChildren(...(parts.length ? parts : [el('p', { class: 'empty' }, 'No metric has such a name.')]));
+  drawFirst();
+}
+
+// What is in the window at once: the watcher speaks only after a frame.
+function drawFirst() {
+  for (const card of document.querySelectorAll('.chart')) {
+    if (card.clientWidth && card.getBoundingClientRect().top < innerHeight) {
+      seen.add(card);
+      draw(card);
+    }
+  }
 }
 
 function startCurves(index) {
@@ -226,5 +237,6 @@ function startCurves(index) {
   byId('logarithmic').addEventListener('change', (event) => { remember('log', event.target.checked ? '1' : ''); redraw(); });
   addEventListener('resize', redraw);
   label();
+  opened.set('curves', drawFirst);
   arrange();
 }

@@ -161,7 +161,9 @@ def _flush(part: str) -> str:
 # --- evaluations ------------------------------------------------------------------------------------
 
 
-def intervals_of(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+def intervals_of(
+  outcomes: Iterable[Mapping[str, Any]],
+) -> dict[str, list[tuple[int, float, float]]]:
   """95 % intervals of accuracies, from the spread of their problems: samples of one problem are no fresh evidence."""
   rewards: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
   for row in outcomes:

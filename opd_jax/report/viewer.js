@@ -2,7 +2,7 @@
 
 const FIRST = 600; // tokens of a response before somebody asks for all of them
 const BOUNDS = ['reward', 'length', 'divergence'].flatMap((name) => [`${name}-least`, `${name}-most`]);
-const now = { rows: [], pairs: null, kinds: [], kind: null, bound: 1, whole: new Set(), label: '' };
+const now = { rows: [], pairs: null, kinds: [], kind: null, bound: 1, whole: new Set(), label: '', sides: [] };
 let ticket = 0;
 
 // --- what is loaded ---------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ async function load() {
   }
   if (mine !== ticket) return; // the slider has moved on
   rows.forEach((row) => (row.divergence ??= divergenceOf(row)));
-  Object.assign(now, { rows, pairs, kinds: kindsOf(rows), whole: new Set() });
+  Object.assign(now, { rows, pairs, sides: [number, Number(against)], kinds: kindsOf(rows), whole: new Set() });
   const chosen = view.get('colour');
   const keys = now.kinds.map((kind) => kind.key);
   byId('colour').replaceChildren(...now.kinds.map((kind) => el('option', { value: kind.key }, kind.label)));
@@ -40,6 +40,12 @@ function recolour() {
   byId('scale-low').textContent = shown(low);
   byId('scale-high').textContent = shown(high);
   byId('meaning').textContent = meaning;
+  const notes = [
+    now.rows.some((row) => /[^s]/.test(row.writer)) && 'dotted: not written by the student',
+    now.rows.some((row) => row.counts.includes('0')) && 'faint: does not count',
+    now.pairs && 'underlined: the other response does not have it',
+  ];
+  byId('marks').textContent = notes.filter(Boolean).map((note) => `· ${note}`).join(' ');
   byId('ramp').replaceChildren(...Array.from({ length: 24 }, (_, at) => {
     const cell = el('i');
     cell.style.backgroundColor = colourOf(low + ((high - low) * (at + 0.5)) / 24, now.bound, isSigned);
@@ -84,6 +90,10 @@ function list() {
   });
   const nothing = now.pairs && !now.rows.some((row) => now.pairs.get(row)) ? 'The two runs have no prompt in common here.' : 'No response is like that.';
   byId('responses').replaceChildren(...(articles.length ? articles : [el('p', { class: 'empty' }, nothing)]));
+  for (const article of articles) { // what is in the window at once: the watcher speaks only after a frame
+    if (article.getBoundingClientRect().top > innerHeight) break;
+    fill(article);
+  }
 }
 
 const near = new IntersectionObserver((entries) => {
@@ -106,7 +116,7 @@ function fill(article) {
     other.divergence ??= divergenceOf(other);
     const texts = [row, other].map((each) => each.ids.map((id) => each.pieces[id]));
     const apart = differences(...texts);
-    const columns = [row, other].map((each, side) => el('div', {}, factsOf(each), tokensOf(each, { ...settings, differs: apart[side] })));
+    const columns = [row, other].map((each, side) => el('div', {}, factsOf(each, now.sides[side]), tokensOf(each, { ...settings, differs: apart[side] })));
     parts.push(promptOf(row), el('div', { class: 'pair' }, ...columns));
   } else parts.push(factsOf(row), promptOf(row), tokensOf(row, settings));
   if (Math.max(row.length, other?.length ?? 0) > limit) {
@@ -123,10 +133,12 @@ function fill(article) {
 
 const promptOf = (row) => el('div', { class: 'prompt' }, row.prompt);
 
-function factsOf(row) {
+// Which response it is, what became of it and, of two, whose it is.
+function factsOf(row, side = null) {
   const fact = (name, value, kind = '') => el('span', {}, `${name} `, el('b', { class: kind }, value));
   const mark = row.reward === null ? '' : row.reward > 0 ? 'right' : 'wrong';
-  return el('div', { class: 'facts' },
+  const whose = side === null ? [] : [el('span', {}, el('i', { class: `dot c${side % 8}` }), el('b', {}, runs[side].name))];
+  return el('div', { class: 'facts' }, ...whose,
     el('span', {}, `${row.row + 1}`, row.problem ? ` · ${row.problem}` : ''), fact('reward', shown(row.reward), mark),
     fact('length', shown(row.length)), fact('ended by', row.ended_by), fact('divergence', shown(row.divergence)));
 }
