@@ -2,9 +2,12 @@
 
 import html
 import json
+import queue
 import re
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium is install
 FLAGS = (
   '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
   '--disable-background-networking', '--disable-component-update', '--window-size=1200,900',
-  '--virtual-time-budget=20000', '--dump-dom',
 )  # fmt: skip
-# Waits for the first tokens, acts, and leaves what it saw where the test finds it.
+# Waits for the first tokens, acts, and tells the test what it saw.
 DRIVER = """
 <script>
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -34,32 +36,63 @@ const cards = () => [...document.querySelectorAll('.response')];
 (async () => {
   while (!tokens().length) await pause(50);
   const seen = await (async () => { ACT })();
-  document.body.append(el('pre', { id: 'seen' }, JSON.stringify(seen)));
+  await fetch('/', { method: 'POST', body: JSON.stringify(seen) });
 })();
 </script>
 """
 
 
+def chromium(profile: Path, *arguments: str) -> list[str]:
+  """The command that starts a browser which nobody sees."""
+  assert CHROMIUM is not None
+  return [CHROMIUM, *FLAGS, f'--user-data-dir={profile}', *arguments]
+
+
 def browse(file: Path, view: str) -> str:
   """The document after its script has run."""
-  assert CHROMIUM is not None
-  done = subprocess.run(
-    [CHROMIUM, *FLAGS, f'--user-data-dir={file.parent / "profile"}', f'file://{file}#{view}'],
-    capture_output=True, text=True, timeout=120, check=False,
-  )  # fmt: skip
+  address = f'file://{file}#{view}'
+  command = chromium(file.parent / 'profile', '--virtual-time-budget=20000', '--dump-dom', address)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
   assert '</html>' in done.stdout, done.stderr[-2000:]
   return done.stdout
 
 
 def drive(file: Path, view: str, act: str):
-  """What a script sees that acts on the page; it is let in by taking the page's policy out."""
+  """What a script sees that acts on the page, in real time; it is let in by taking the page's policy out."""
   text, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', file.read_text())
   assert count == 1
-  driven = file.with_name('driven.html')
-  driven.write_text(text.replace('</body>', DRIVER.replace('ACT', act) + '</body>'))
-  found = re.search(r'<pre id="seen">(.*?)</pre>', browse(driven, view), re.DOTALL)
-  assert found, 'the page did not come so far'
-  return json.loads(html.unescape(found[1]))
+  driven = text.replace('</body>', DRIVER.replace('ACT', act) + '</body>').encode()
+  told: queue.Queue[str] = queue.Queue()
+
+  class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+      self.send_response(200)
+      self.send_header('Content-Type', 'text/html; charset=utf-8')
+      self.end_headers()
+      self.wfile.write(driven)
+
+    def do_POST(self):
+      told.put(self.rfile.read(int(self.headers['Content-Length'])).decode())
+      self.send_response(204)
+      self.end_headers()
+
+    def log_message(self, format, *args):
+      pass
+
+  with ThreadingHTTPServer(('127.0.0.1', 0), Page) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{server.server_port}/#{view}'
+    browser = subprocess.Popen(
+      chromium(file.parent / 'driven', address), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+      return json.loads(told.get(timeout=60))
+    except queue.Empty:
+      pytest.fail('the page did not come so far')
+    finally:
+      browser.terminate()
+      browser.communicate(timeout=20)
+      server.shutdown()
 
 
 @pytest.fixture(scope='module')
@@ -157,7 +190,8 @@ def test_filters_sorting_and_search(report):
 
 def test_two_runs_lie_side_by_side_and_what_differs_is_marked(report):
   columns, marked, label = drive(report, 'tab=tokens&against=1', """
-    const [one, other] = [...document.querySelector('.pair').children].map((each) => [...each.querySelectorAll('.tokens span')]);
+    const columns = [...document.querySelector('.pair').children];
+    const [one, other] = columns.map((each) => [...each.querySelectorAll('.tokens span')]);
     const differs = (each) => each.classList.contains('differs');
     return [[one.length, other.length], one.map(differs), byId('count').textContent];
   """)  # fmt: skip
@@ -170,8 +204,16 @@ def test_the_tip_shows_numbers_and_lists(report):
     tokens()[1].dispatchEvent(new PointerEvent('pointerover', { bubbles: true }));
     return byId('tip').hidden ? '' : byId('tip').textContent;
   """)  # fmt: skip
-  for words in ('token 2, 2 of 6', 'gap to the teacher−0.25', 'log-prob, student−0.6  (54.9 %)', 'entropy, student0.5',
-                'coefficient of PolicyGradient−0.0025', 'best of the student', 'best of the teacher', '60.7 %'):  # fmt: skip
+  for words in (
+    'token 2, 2 of 6',
+    'gap to the teacher−0.25',
+    'log-prob, student−0.6  (54.9 %)',
+    'entropy, student0.5',
+    'coefficient of PolicyGradient−0.0025',
+    'best of the student',
+    'best of the teacher',
+    '60.7 %',
+  ):
     assert words in text, (words, text)
 
 
@@ -184,7 +226,8 @@ def test_of_a_thousand_responses_only_those_near_the_window_are_there(tmp_path):
     await pause(500);
     const first = filled();
     cards().at(-1).scrollIntoView();
-    for (let i = 0; i < 40 && !cards().at(-1).firstChild; i += 1) await pause(100);
+    for (let i = 0; i < 40 && !cards().at(-1).firstChild; i += 1) await new Promise(requestAnimationFrame);
+    await pause(100);
     return [cards().length, first, filled(), cards().at(-1).textContent.includes('problem 999')];
   """)  # fmt: skip
   assert cards == 1000 and 0 < filled < 60 and later < 60 and last

@@ -79,11 +79,9 @@ function list() {
   if (by !== 'row') rows.sort((one, other) => (other[by] ?? -Infinity) - (one[by] ?? -Infinity));
   byId('count').textContent = `${rows.length} of ${now.rows.length} responses`
     + (now.pairs ? `, beside ${now.label}` : '');
-  const perLine = Math.max(30, (byId('responses').clientWidth - 30) / 7.6);
   const articles = rows.map((row) => {
     const article = el('article', { class: 'response' });
-    const lines = Math.ceil((Math.min(row.length, FIRST) * row.text.length) / Math.max(row.length, 1) / perLine);
-    article.style.minHeight = `${80 + 22 * lines}px`; // a guess, until it is drawn
+    article.style.minHeight = `${76 + 22 * heightInLines(row)}px`; // until it is drawn: as good a guess keeps the list from jumping
     rowOf.set(article, row);
     near.observe(article);
     return article;
@@ -94,6 +92,13 @@ function list() {
     if (article.getBoundingClientRect().top > innerHeight) break;
     fill(article);
   }
+}
+
+// About how many lines a response takes.
+function heightInLines(row) {
+  const width = (byId('responses').clientWidth - 30) / (now.pairs && innerWidth > 700 ? 2 : 1) / 7.6;
+  const parts = row.text.slice(0, Math.ceil((row.text.length * FIRST) / Math.max(row.length, FIRST))).split('\n');
+  return parts.reduce((sum, part) => sum + Math.max(1, Math.ceil(part.length / Math.max(width, 20))), 0);
 }
 
 const near = new IntersectionObserver((entries) => {

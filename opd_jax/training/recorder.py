@@ -97,8 +97,8 @@ class Recorder:
     elif not self._is_full:
       self._is_full = True
       self.say(
-        f'{file} has no room for the rollouts of step {rows[0]["step"]} within its {mib} MiB. What does not fit is left '
-        'out from here on; bind RolloutRecords.mib, rows or every for more.'
+        f'{file} has no room for the rollouts of step {rows[0]["step"]} within its {mib} MiB. From here on, what does '
+        'not fit is left out; bind RolloutRecords.mib, rows or every for more.'
       )
 
   def close(self) -> None:
