@@ -66,6 +66,9 @@ def drive(file: Path, view: str, act: str):
 
   class Page(BaseHTTPRequestHandler):
     def do_GET(self):
+      if self.path != '/':  # an icon
+        self.send_error(404)
+        return
       self.send_response(200)
       self.send_header('Content-Type', 'text/html; charset=utf-8')
       self.end_headers()

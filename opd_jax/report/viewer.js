@@ -29,10 +29,18 @@ async function load() {
   const keys = now.kinds.map((kind) => kind.key);
   byId('colour').replaceChildren(...now.kinds.map((kind) => el('option', { value: kind.key }, kind.label)));
   byId('colour').value = keys.includes(chosen) ? chosen : keys[0];
-  recolour();
+  scale();
+  list();
 }
 
 function recolour() {
+  scale();
+  for (const article of byId('responses').children) if (article.firstChild) fill(article);
+}
+
+// The colours of the chosen number, and what they stand for.
+function scale() {
+  unpin();
   now.kind = now.kinds.find((kind) => kind.key === byId('colour').value);
   now.bound = boundOf(now.rows, now.kind);
   const { isSigned, meaning, key } = now.kind;
@@ -51,7 +59,6 @@ function recolour() {
     cell.style.backgroundColor = colourOf(low + ((high - low) * (at + 0.5)) / 24, now.bound, isSigned);
     return cell;
   }));
-  list();
 }
 
 // --- the list ---------------------------------------------------------------------------------------
@@ -72,7 +79,7 @@ function wanted(row) {
 
 const rowOf = new WeakMap(); // an article -> its row
 function list() {
-  hideTip();
+  unpin();
   near.disconnect();
   const by = byId('sort').value;
   const rows = now.rows.filter(wanted);
@@ -81,7 +88,7 @@ function list() {
     + (now.pairs ? `, beside ${now.label}` : '');
   const articles = rows.map((row) => {
     const article = el('article', { class: 'response' });
-    article.style.minHeight = `${76 + 22 * heightInLines(row)}px`; // until it is drawn: as good a guess keeps the list from jumping
+    article.style.minHeight = `${66 + 22 * heightInLines(row)}px`; // until it is drawn: as good a guess keeps the list from jumping
     rowOf.set(article, row);
     near.observe(article);
     return article;
@@ -89,8 +96,9 @@ function list() {
   const nothing = now.pairs && !now.rows.some((row) => now.pairs.get(row)) ? 'The two runs have no prompt in common here.' : 'No response is like that.';
   byId('responses').replaceChildren(...(articles.length ? articles : [el('p', { class: 'empty' }, nothing)]));
   for (const article of articles) { // what is in the window at once: the watcher speaks only after a frame
-    if (article.getBoundingClientRect().top > innerHeight) break;
-    fill(article);
+    const { top, bottom } = article.getBoundingClientRect();
+    if (top > innerHeight) break;
+    if (bottom > 0) fill(article);
   }
 }
 
