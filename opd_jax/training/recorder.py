@@ -84,21 +84,26 @@ class Recorder:
       _append(self.folder / 'outcomes.jsonl', rows)
 
   def rollouts(self, rows: Sequence[Mapping[str, Any]], *, mib: int) -> None:
-    """Responses of a batch token by token: all of them, or none where the file would grow beyond `mib`.
+    """Responses of a batch token by token, as many as the file has room for within `mib`.
 
-    It depends on the file alone whether they are written, so a run that was interrupted keeps the same ones.
+    How many are written depends on the file alone, so a run that was interrupted keeps the same ones.
     """
     if not self.is_writer:
       return
-    file, lines = self.folder / ROLLOUTS, ''.join(map(_line, rows))
-    if (file.stat().st_size if file.exists() else 0) + len(lines) <= mib * 2**20:
-      with open(file, 'a') as stream:
-        stream.write(lines)
-    elif not self._is_full:
+    with open(self.folder / ROLLOUTS, 'a') as stream:
+      for row in rows:
+        line = json.dumps(row, allow_nan=False) + '\n'  # in ASCII: a character is a byte
+        if stream.tell() + len(line) > mib * 2**20:
+          return self._say_full(f'{stream.name}, step {row["step"]}', mib)
+        stream.write(line)
+
+  def _say_full(self, where: str, mib: int) -> None:
+    """Once."""
+    if not self._is_full:
       self._is_full = True
       self.say(
-        f'{file} has no room for the rollouts of step {rows[0]["step"]} within its {mib} MiB. From here on, what does '
-        'not fit is left out; bind RolloutRecords.mib, rows or every for more.'
+        f'{where}: the next response would not fit into {mib} MiB. From here on, what does not fit is left out; bind '
+        'RolloutRecords.mib, rows or every for more.'
       )
 
   def close(self) -> None:
@@ -115,12 +120,7 @@ def _name_of(workdir: Path) -> str:
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
   with open(file, 'a') as stream:
-    stream.writelines(map(_line, rows))
-
-
-def _line(row: Mapping[str, Any]) -> str:
-  """An object in ASCII: a character is a byte."""
-  return json.dumps(_plain(row), allow_nan=False) + '\n'
+    stream.writelines(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows)
 
 
 def _plain(value: Any) -> Any:

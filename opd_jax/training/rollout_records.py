@@ -28,7 +28,8 @@ class RolloutRecords:
     every: steps between two records; the first step has one, too.
     rows: the most responses of a record: the first of the batch, so that samples of one question stay together.
     top_k: the most entries kept of a list of likeliest tokens; lists are there where a judge was asked for them.
-    mib: size of the file at which no further record is added.
+    mib: the most that the file may grow to; what does not fit is left out, and said once. A token with two lists of 8
+      takes about 150 bytes.
   """
 
   every: int = 50

@@ -115,7 +115,10 @@ def test_a_full_file_takes_no_more_and_says_so_once(tmp_path):
   log.close()
   kept = recorder.read_lines(tmp_path / recorder.ROLLOUTS)
   assert [row['step'] for row in kept] == [1, 4]
-  assert len(said) == 1 and 'rollouts of step 2 within its 1 MiB' in said[0]
+  assert (
+    len(said) == 1
+    and 'rollouts.jsonl, step 2: the next response would not fit into 1 MiB' in said[0]
+  )
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -123,7 +126,7 @@ def test_other_processes_write_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('bad', [{'every': 0}, {'rows': 0}, {'top_k': -1}, {'mib': 0.5}])
+@pytest.mark.parametrize('bad', [{'every': 0}, {'rows': 0}, {'top_k': -1}, {'mib': 0}])
 def test_settings_that_cannot_be_are_refused(bad):
   with pytest.raises(ValueError, match=rf'RolloutRecords: {next(iter(bad))} must be a whole'):
     RolloutRecords(**bad)
