@@ -63,7 +63,13 @@ def test_a_study_is_read_with_rows_that_know_nothing(tmp_path):
   assert study.title == 'a study' and study.claims[0].high == 0.2 and study.claims[1].p is None
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"title": "x"}', '{"title": "x", "rows": [1]}'])
+def test_a_study_without_verdicts_says_so(tmp_path):
+  (tmp_path / 'study.json').write_text('{"paper": "a paper", "cells": {}}')
+  text = text_of(tmp_path)
+  assert '<h2>a paper</h2>' in text and 'No verdicts so far.' in text
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"title": "x", "rows": [1]}'])
 def test_a_study_that_cannot_be_read_is_named(tmp_path, text):
   (tmp_path / 'study.json').write_text(text)
   with pytest.raises(ValueError, match=r'study\.json is no study that can be read'):

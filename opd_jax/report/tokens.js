@@ -117,7 +117,8 @@ const percent = (logp) => {
 
 function listOf(name, ids, logps, row, at) {
   const lines = ids.map((id, rank) => {
-    const meter = el('meter', { min: 0, max: 1, value: logps[rank] === null ? 0 : Math.exp(logps[rank]) });
+    const meter = el('i', { class: 'meter' }, el('i'));
+    meter.firstChild.style.width = `${logps[rank] === null ? 0 : 100 * Math.exp(logps[rank])}%`;
     const piece = el('td', { class: 'piece' }, visible(row.pieces[id] ?? `<${id}>`).replaceAll(' ', '␣').trimEnd());
     return el('tr', id === row.ids[at] ? { class: 'drawn' } : {}, piece, el('td', {}, meter), el('td', { class: 'num' }, logps[rank] === null ? '–' : percent(logps[rank])));
   });
