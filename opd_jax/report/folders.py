@@ -102,7 +102,9 @@ def read_study(file: Path) -> Study:
   """The verdicts that a study has written so far; it may be going on without any."""
   try:
     found = json.loads(file.read_text(encoding='utf-8'))
-    claims = [Claim(**{name: row.get(name) for name in Claim._fields}) for row in found.get('rows', [])]
+    claims = [
+      Claim(**{name: row.get(name) for name in Claim._fields}) for row in found.get('rows', [])
+    ]
     return Study(str(found.get('title', found.get('paper', file.parent.name))), claims)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(

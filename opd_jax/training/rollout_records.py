@@ -27,7 +27,8 @@ class RolloutRecords:
   Args:
     every: steps between two records; the first step has one, too.
     rows: the most responses of a record: the first of the batch, so that samples of one question stay together.
-    top_k: the most entries kept of a list of likeliest tokens; lists are there where a judge was asked for them.
+    top_k: the most entries kept of a list of likeliest tokens; lists are there where a judge was asked for
+      them, the student's also where `Sampling.recording` says so.
     mib: the most that the file may grow to; what does not fit is left out, and said once. A token with two lists of 8
       takes about 150 bytes.
   """
@@ -153,7 +154,7 @@ def _tokens_of(
   }
   shown = {*ids, *(each for top in lists.values() for entries in top['ids'] for each in entries)}
   for token in shown - pieces.keys():
-    pieces[token] = _piece(token, tokenizer, names)
+    pieces[token] = piece_of(token, tokenizer, names)
   initial = [' ' if who == NOBODY else WRITERS[who][0] for who in rows['writer'][row, :length]]
   return {
     'ids': ids,
@@ -167,7 +168,7 @@ def _tokens_of(
   }
 
 
-def _piece(token: int, tokenizer: Tokenizer, names: Sequence[str | None]) -> str:
+def piece_of(token: int, tokenizer: Tokenizer, names: Sequence[str | None]) -> str:
   """What a token reads like alone; its name where that is no whole character, or stands for structure."""
   name = names[token] if 0 <= token < len(names) else None
   if name is None:

@@ -10,6 +10,10 @@ import tiny_runs as runs
 
 from opd_jax import judges
 from opd_jax.data.tiny_worlds import sums
+from opd_jax.data.tokenizers import ByteTokenizer
+from opd_jax.inference.decode_programs import Recording
+from opd_jax.inference.sampler import Sampling
+from opd_jax.methods import opd, rethinking_opd, topd
 from opd_jax.training import loop, recorder, rollout_records, verbs
 from opd_jax.training.rollout_records import RolloutRecords
 from opd_jax.training.state import RunPosition
@@ -72,6 +76,49 @@ def test_numbers_are_those_of_the_evidence(tmp_path):
     np.testing.assert_allclose(coefficient, terms[0].coefficient[number, :n], rtol=1e-3)
     best = row['top_k']['teacher']
     assert best['ids'] == evidence.scores['teacher'].top_k.ids[number, :n].tolist()
+
+
+def record_by(folder, method, **stage):
+  """The record of a batch of a method."""
+  named = {'teacher': judges.frozen(runs.teacher_folder(folder))}
+  runtime, state = runs.at_work(folder, named, method=method, **stage)
+  position = RunPosition()
+  responses = verbs.sample(runtime, state.weights, runtime.stream().take(4), position)
+  evidence = verbs.score(runtime, state.weights, responses, position, state.memory)
+  terms = verbs.weigh(runtime, state.weights, evidence)[0].terms
+  rows = rollout_records.record_of(
+    responses, evidence, terms, runtime.tokenizer, RolloutRecords(), step=1, stage='distil'
+  )
+  assert len(rows) == len(responses.problems)
+  for row in rows:
+    assert {len(each) for each in row['coefficients'].values()} == {row['length']}
+  return rows[0]
+
+
+def test_what_the_sampler_noted_of_the_student_is_kept(tmp_path):
+  sampling = Sampling(budget=16, slots=8, recording=Recording(entropy=True, top_k=4))
+  row = record_by(tmp_path, opd.opd(), sampling=sampling)
+  assert all(value >= 0 for value in row['entropy']['student'])
+  assert set(row['top_k']) == {'student', 'teacher'}
+  assert len(row['top_k']['student']['ids'][0]) == 4
+
+
+def test_a_judge_at_the_students_best_has_a_list_of_its_own(tmp_path):
+  row = record_by(tmp_path, rethinking_opd.rethinking_opd(k=4))
+  lists = row['top_k']
+  assert lists["teacher, at the student's best"]['ids'] == lists['student']['ids']
+
+
+def test_forks_are_no_responses(tmp_path):
+  row = record_by(tmp_path, topd.topd())
+  assert row['logp'].keys() == {'student', 'teacher'}
+
+
+def test_a_piece_that_is_no_whole_character_has_its_name():
+  tokenizer = ByteTokenizer()
+  names = tokenizer.strings()
+  pieces = [rollout_records.piece_of(token, tokenizer, names) for token in (65, 0xC3, 257, 999)]
+  assert pieces == ['A', 'Ã', names[257], '<999>']
 
 
 def test_recording_changes_no_number(recorded, tmp_path):
