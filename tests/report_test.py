@@ -63,13 +63,29 @@ def test_a_study_is_read_with_rows_that_know_nothing(tmp_path):
   assert study.title == 'a study' and study.claims[0].high == 0.2 and study.claims[1].p is None
 
 
+def test_numbers_of_a_study_that_are_not_finite_are_left_out(tmp_path):
+  row = {'claim': 'a', 'verdict': 'cannot tell', 'difference': float('nan'), 'low': 0, 'high': 1,
+         'detectable': float('inf')}  # fmt: skip
+  text = text_of(report_runs.write_study(tmp_path, rows=[row]))
+  assert 'nan' not in text.partition('<tbody>')[2].partition('</tbody>')[0]
+  assert folders.read_study(tmp_path / 'study.json').claims[0].detectable is None
+
+
 def test_a_study_without_verdicts_says_so(tmp_path):
   (tmp_path / 'study.json').write_text('{"paper": "a paper", "cells": {}}')
   text = text_of(tmp_path)
   assert '<h2>a paper</h2>' in text and 'No verdicts so far.' in text
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"title": "x", "rows": [1]}'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{',
+    '[]',
+    '{"title": "x", "rows": [1]}',
+    '{"rows": [{"claim": "a", "verdict": "b", "low": "x"}]}',
+  ],
+)
 def test_a_study_that_cannot_be_read_is_named(tmp_path, text):
   (tmp_path / 'study.json').write_text(text)
   with pytest.raises(ValueError, match=r'study\.json is no study that can be read'):

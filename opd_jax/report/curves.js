@@ -41,15 +41,16 @@ function ticks(low, high, count) {
   return found;
 }
 
-// What a chart draws: lines of x and y for each run, from metrics or along the response.
+// What a chart draws: lines of x and y for each run, over steps or, where values are lists, along the response.
 function linesOf(name) {
   const weight = Number(byId('smoothing').value);
-  if (!name.startsWith('curve/')) {
-    return seriesOf(name).map(({ run, number, points: [x, y] }) => ({
+  const series = seriesOf(name);
+  if (!series.some(({ points: [, values] }) => Array.isArray(values[0]))) {
+    return series.map(({ run, number, points: [x, y] }) => ({
       number, label: run.name, x, raw: y, y: smoothed(y, weight), band: bandOf(run, name),
     }));
   }
-  return seriesOf(name).flatMap(({ run, number, points: [steps, lists] }) =>
+  return series.flatMap(({ run, number, points: [steps, lists] }) =>
     [...new Set([0, lists.length - 1])].map((at, place) => ({
       number, label: `${run.name}, step ${steps[at]}`, x: lists[at].map((_, bin) => (bin + 0.5) / lists[at].length),
       raw: lists[at], y: lists[at], faint: place === 0 && lists.length > 1,

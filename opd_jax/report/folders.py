@@ -102,14 +102,21 @@ def read_study(file: Path) -> Study:
   """The verdicts that a study has written so far; it may be going on without any."""
   try:
     found = json.loads(file.read_text(encoding='utf-8'))
-    claims = [
-      Claim(**{name: row.get(name) for name in Claim._fields}) for row in found.get('rows', [])
-    ]
+    claims = [_claim(row) for row in found.get('rows', [])]
     return Study(str(found.get('title', found.get('paper', file.parent.name))), claims)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'report: {file} is no study that can be read ({type(error).__name__}: {error}). Run `opd study` again.'
     ) from error
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+  """A row of a study; a number that is not finite says nothing."""
+  number = lambda name: None if row.get(name) is None else float(row[name])
+  found = {name: number(name) for name in ('difference', 'low', 'high', 'p', 'detectable')}
+  known = {name: x if x is not None and math.isfinite(x) else None for name, x in found.items()}
+  seeds = None if row.get('seeds') is None else int(row['seeds'])
+  return Claim(claim=str(row['claim']), verdict=str(row['verdict']), seeds=seeds, **known)
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -119,7 +126,7 @@ def read_run(folder: Path, name: str) -> Run:
   metrics: dict[str, list[tuple[int, Any]]] = defaultdict(list)
   for row in recorder.read(folder):
     for key, value in row.items():
-      if key != 'step' and not isinstance(value, str):
+      if key != 'step' and not isinstance(value, str | dict):
         metrics[key].append((row['step'], value))
   outcomes, rollouts = folder / 'outcomes.jsonl', folder / recorder.ROLLOUTS
   return Run(
