@@ -24,7 +24,11 @@ function shown(value) {
   if (typeof value !== 'number') return String(value);
   if (value === 0) return '0';
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace(/\.?0*e\+?/, 'e').replaceAll('-', '−');
+  if (size >= 1e5 || size < 1e-3)
+    return value
+      .toExponential(2)
+      .replace(/\.?0*e\+?/, 'e')
+      .replaceAll('-', '−');
   return String(Number(value.toPrecision(4))).replace('-', '−');
 }
 
@@ -75,7 +79,8 @@ paint();
 
 const opened = new Map(); // tab -> what to do when it is shown
 function open(tab) {
-  for (const part of document.querySelectorAll('section[data-tab]')) part.hidden = part.dataset.tab !== tab;
+  for (const part of document.querySelectorAll('section[data-tab]'))
+    part.hidden = part.dataset.tab !== tab;
   for (const link of byId('tabs').children) {
     if (link.dataset.tab === tab) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');

@@ -7,10 +7,18 @@ function differences(one, other) {
   let front = 0;
   while (front < one.length && front < other.length && one[front] === other[front]) front += 1;
   let back = 0;
-  while (back < one.length - front && back < other.length - front && one.at(-1 - back) === other.at(-1 - back)) back += 1;
+  while (
+    back < one.length - front &&
+    back < other.length - front &&
+    one.at(-1 - back) === other.at(-1 - back)
+  )
+    back += 1;
   const left = one.slice(front, one.length - back);
   const right = other.slice(front, other.length - back);
-  const apart = [new Set(left.map((_, at) => front + at)), new Set(right.map((_, at) => front + at))];
+  const apart = [
+    new Set(left.map((_, at) => front + at)),
+    new Set(right.map((_, at) => front + at)),
+  ];
   if (left.length * right.length > CELLS) return apart;
   for (const [a, b] of common(left, right)) {
     apart[0].delete(front + a);
@@ -24,7 +32,10 @@ function common(left, right) {
   const best = new Uint16Array((left.length + 1) * width);
   for (let a = left.length - 1; a >= 0; a -= 1) {
     for (let b = right.length - 1; b >= 0; b -= 1) {
-      best[a * width + b] = left[a] === right[b] ? 1 + best[(a + 1) * width + b + 1] : Math.max(best[(a + 1) * width + b], best[a * width + b + 1]);
+      best[a * width + b] =
+        left[a] === right[b]
+          ? 1 + best[(a + 1) * width + b + 1]
+          : Math.max(best[(a + 1) * width + b], best[a * width + b + 1]);
     }
   }
   const pairs = [];

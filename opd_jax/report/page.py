@@ -18,7 +18,7 @@ import jinja2
 from opd_jax.report.folders import Claim, Run, Study
 
 HERE = Path(__file__).parent
-SCRIPTS = ('core.js', 'curves.js', 'tokens.js', 'diff.js', 'viewer.js')
+SCRIPTS = ('core.js', 'charts.js', 'curves.js', 'tokens.js', 'diff.js', 'viewer.js', 'controls.js')
 
 
 def page(runs: Sequence[Run], studies: Sequence[Study], *, title: str) -> str:

@@ -7,7 +7,8 @@ const PLAIN = [150, 72, 176]; // numbers of one sign
 
 // --- the numbers of a token -------------------------------------------------------------------------
 
-const minus = (one, other) => (one === null || other === null || one === undefined || other === undefined ? null : one - other);
+const minus = (one, other) =>
+  one === null || other === null || one === undefined || other === undefined ? null : one - other;
 const gap = (row, at, judge = 'teacher') => minus(row.logp[judge]?.[at], row.logp.student?.[at]);
 
 // Everything that tokens of these rows can be coloured by.
@@ -15,20 +16,34 @@ function kindsOf(rows) {
   const names = (part) => [...new Set(rows.flatMap((row) => Object.keys(row[part])))];
   const judges = names('logp').sort((one, other) => (other === 'student') - (one === 'student'));
   return [
-    ...judges.filter((name) => name !== 'student').map((name) => ({
-      key: name === 'teacher' ? 'gap' : `gap ${name}`, label: `gap to the ${name}`, isSigned: true, value: (row, at) => gap(row, at, name),
-      meaning: `log-prob of the ${name} minus the student's, in nats; blue: the ${name} likes it better`,
-    })),
+    ...judges
+      .filter((name) => name !== 'student')
+      .map((name) => ({
+        key: name === 'teacher' ? 'gap' : `gap ${name}`,
+        label: `gap to the ${name}`,
+        isSigned: true,
+        value: (row, at) => gap(row, at, name),
+        meaning: `log-prob of the ${name} minus the student's, in nats; blue: the ${name} likes it better`,
+      })),
     ...judges.map((name) => ({
-      key: `logp ${name}`, label: `log-prob, ${name}`, isSigned: false, value: (row, at) => row.logp[name]?.[at] ?? null,
+      key: `logp ${name}`,
+      label: `log-prob, ${name}`,
+      isSigned: false,
+      value: (row, at) => row.logp[name]?.[at] ?? null,
       meaning: `of the written token, in nats; dark: unlikely`,
     })),
     ...names('entropy').map((name) => ({
-      key: `entropy ${name}`, label: `entropy, ${name}`, isSigned: false, value: (row, at) => row.entropy[name]?.[at] ?? null,
+      key: `entropy ${name}`,
+      label: `entropy, ${name}`,
+      isSigned: false,
+      value: (row, at) => row.entropy[name]?.[at] ?? null,
       meaning: `of the whole distribution, in nats; dark: unsure`,
     })),
     ...names('coefficients').map((name) => ({
-      key: `coefficient ${name}`, label: `coefficient of ${name}`, isSigned: true, value: (row, at) => row.coefficients[name]?.[at] ?? null,
+      key: `coefficient ${name}`,
+      label: `coefficient of ${name}`,
+      isSigned: true,
+      value: (row, at) => row.coefficients[name]?.[at] ?? null,
       meaning: `what the term is multiplied by at this token`,
     })),
   ];
@@ -94,7 +109,8 @@ function tokensOf(row, { kind, bound, limit, differs }) {
 
 function tipOf(row, at, kinds) {
   const known = kinds.filter((kind) => kind.value(row, at) !== null);
-  const line = (name, ...values) => el('tr', {}, el('td', { class: 'name' }, name), el('td', { class: 'num' }, ...values));
+  const line = (name, ...values) =>
+    el('tr', {}, el('td', { class: 'name' }, name), el('td', { class: 'num' }, ...values));
   const numbers = known.map((kind) => {
     const value = kind.value(row, at);
     const isLogp = kind.key.startsWith('logp');
@@ -104,23 +120,51 @@ function tipOf(row, at, kinds) {
   const notes = [`token ${row.ids[at]}, ${at + 1} of ${row.length}`];
   if (row.writer[at] !== 's') notes.push(`by ${WRITER[row.writer[at]]}`);
   if (row.counts[at] === '0') notes.push('does not count');
-  const content = el('div', {}, el('div', {}, el('b', { class: 'piece' }, visible(piece).trimEnd() || JSON.stringify(piece)), `  ${notes.join(', ')}`), el('table', {}, ...numbers));
-  const lists = Object.entries(row.top_k).map(([name, top]) => listOf(name, top.ids[at], top.logp[at], row, at));
+  const content = el(
+    'div',
+    {},
+    el(
+      'div',
+      {},
+      el('b', { class: 'piece' }, visible(piece).trimEnd() || JSON.stringify(piece)),
+      `  ${notes.join(', ')}`,
+    ),
+    el('table', {}, ...numbers),
+  );
+  const lists = Object.entries(row.top_k).map(([name, top]) =>
+    listOf(name, top.ids[at], top.logp[at], row, at),
+  );
   if (lists.length) content.append(el('div', { class: 'lists' }, ...lists));
   return content;
 }
 
 const percent = (logp) => {
   const share = 100 * Math.exp(logp);
-  return share >= 0.1 ? `${share.toFixed(1)} %` : share >= 0.001 ? `${share.toFixed(3)} %` : '< 0.001 %';
+  return share >= 0.1
+    ? `${share.toFixed(1)} %`
+    : share >= 0.001
+      ? `${share.toFixed(3)} %`
+      : '< 0.001 %';
 };
 
 function listOf(name, ids, logps, row, at) {
   const lines = ids.map((id, rank) => {
     const meter = el('i', { class: 'meter' }, el('i'));
     meter.firstChild.style.width = `${logps[rank] === null ? 0 : 100 * Math.exp(logps[rank])}%`;
-    const piece = el('td', { class: 'piece' }, visible(row.pieces[id] ?? `<${id}>`).replaceAll(' ', '␣').trimEnd());
-    return el('tr', id === row.ids[at] ? { class: 'drawn' } : {}, piece, el('td', {}, meter), el('td', { class: 'num' }, logps[rank] === null ? '–' : percent(logps[rank])));
+    const piece = el(
+      'td',
+      { class: 'piece' },
+      visible(row.pieces[id] ?? `<${id}>`)
+        .replaceAll(' ', '␣')
+        .trimEnd(),
+    );
+    return el(
+      'tr',
+      id === row.ids[at] ? { class: 'drawn' } : {},
+      piece,
+      el('td', {}, meter),
+      el('td', { class: 'num' }, logps[rank] === null ? '–' : percent(logps[rank])),
+    );
   });
   return el('div', {}, el('h3', {}, `best of the ${name}`), el('table', {}, ...lines));
 }

@@ -1,8 +1,20 @@
-// The viewer of responses: controls above, a list of which only what is near the window is there.
+// The list of responses, of which only what is near the window is there.
 
 const FIRST = 600; // tokens of a response before somebody asks for all of them
-const BOUNDS = ['reward', 'length', 'divergence'].flatMap((name) => [`${name}-least`, `${name}-most`]);
-const now = { rows: [], pairs: null, kinds: [], kind: null, bound: 1, whole: new Set(), label: '', sides: [] };
+const BOUNDS = ['reward', 'length', 'divergence'].flatMap((name) => [
+  `${name}-least`,
+  `${name}-most`,
+]);
+const now = {
+  rows: [],
+  pairs: null,
+  kinds: [],
+  kind: null,
+  bound: 1,
+  whole: new Set(),
+  label: '',
+  sides: [],
+};
 let ticket = 0;
 
 // --- what is loaded ---------------------------------------------------------------------------------
@@ -18,16 +30,27 @@ async function load() {
   let pairs = null;
   if (against !== '') {
     const recorded = runs[Number(against)].recorded;
-    const near = Math.max(0, recorded.findLastIndex(([other]) => other <= step));
+    const near = Math.max(
+      0,
+      recorded.findLastIndex(([other]) => other <= step),
+    );
     pairs = paired(rows, await chunk(`rollouts-${against}-${near}`));
     now.label = `${runs[Number(against)].name}, step ${recorded[near][0]}`;
   }
   if (mine !== ticket) return; // the slider has moved on
   rows.forEach((row) => (row.divergence ??= divergenceOf(row)));
-  Object.assign(now, { rows, pairs, sides: [number, Number(against)], kinds: kindsOf(rows), whole: new Set() });
+  Object.assign(now, {
+    rows,
+    pairs,
+    sides: [number, Number(against)],
+    kinds: kindsOf(rows),
+    whole: new Set(),
+  });
   const chosen = view.get('colour');
   const keys = now.kinds.map((kind) => kind.key);
-  byId('colour').replaceChildren(...now.kinds.map((kind) => el('option', { value: kind.key }, kind.label)));
+  byId('colour').replaceChildren(
+    ...now.kinds.map((kind) => el('option', { value: kind.key }, kind.label)),
+  );
   byId('colour').value = keys.includes(chosen) ? chosen : keys[0];
   scale();
   list();
@@ -44,7 +67,11 @@ function scale() {
   now.kind = now.kinds.find((kind) => kind.key === byId('colour').value);
   now.bound = boundOf(now.rows, now.kind);
   const { isSigned, meaning, key } = now.kind;
-  const [low, high] = isSigned ? [-now.bound, now.bound] : key.startsWith('logp') ? [-now.bound, 0] : [0, now.bound];
+  const [low, high] = isSigned
+    ? [-now.bound, now.bound]
+    : key.startsWith('logp')
+      ? [-now.bound, 0]
+      : [0, now.bound];
   byId('scale-low').textContent = shown(low);
   byId('scale-high').textContent = shown(high);
   byId('meaning').textContent = meaning;
@@ -53,12 +80,21 @@ function scale() {
     now.rows.some((row) => row.counts.includes('0')) && 'faint: does not count',
     now.pairs && 'underlined: the other response does not have it',
   ];
-  byId('marks').textContent = notes.filter(Boolean).map((note) => `· ${note}`).join(' ');
-  byId('ramp').replaceChildren(...Array.from({ length: 24 }, (_, at) => {
-    const cell = el('i');
-    cell.style.backgroundColor = colourOf(low + ((high - low) * (at + 0.5)) / 24, now.bound, isSigned);
-    return cell;
-  }));
+  byId('marks').textContent = notes
+    .filter(Boolean)
+    .map((note) => `· ${note}`)
+    .join(' ');
+  byId('ramp').replaceChildren(
+    ...Array.from({ length: 24 }, (_, at) => {
+      const cell = el('i');
+      cell.style.backgroundColor = colourOf(
+        low + ((high - low) * (at + 0.5)) / 24,
+        now.bound,
+        isSigned,
+      );
+      return cell;
+    }),
+  );
 }
 
 // --- the list ---------------------------------------------------------------------------------------
@@ -69,12 +105,20 @@ function wanted(row) {
     const [least, most] = ['least', 'most'].map((end) => byId(`${name}-${end}`).value);
     if (least === '' && most === '') return true;
     const value = row[name];
-    return value !== null && (least === '' || value >= Number(least)) && (most === '' || value <= Number(most));
+    return (
+      value !== null &&
+      (least === '' || value >= Number(least)) &&
+      (most === '' || value <= Number(most))
+    );
   };
   row.text ??= row.ids.map((id) => row.pieces[id]).join('');
-  return ['reward', 'length', 'divergence'].every(within)
-    && (text === '' || row.prompt.toLowerCase().includes(text) || row.text.toLowerCase().includes(text))
-    && (now.pairs === null || now.pairs.get(row) !== undefined);
+  return (
+    ['reward', 'length', 'divergence'].every(within) &&
+    (text === '' ||
+      row.prompt.toLowerCase().includes(text) ||
+      row.text.toLowerCase().includes(text)) &&
+    (now.pairs === null || now.pairs.get(row) !== undefined)
+  );
 }
 
 const rowOf = new WeakMap(); // an article -> its row
@@ -84,18 +128,25 @@ function list() {
   const by = byId('sort').value;
   const rows = now.rows.filter(wanted);
   if (by !== 'row') rows.sort((one, other) => (other[by] ?? -Infinity) - (one[by] ?? -Infinity));
-  byId('count').textContent = `${rows.length} of ${now.rows.length} responses`
-    + (now.pairs ? `, beside ${now.label}` : '');
+  byId('count').textContent =
+    `${rows.length} of ${now.rows.length} responses` + (now.pairs ? `, beside ${now.label}` : '');
   const articles = rows.map((row) => {
     const article = el('article', { class: 'response' });
-    article.style.minHeight = `${66 + 22 * heightInLines(row)}px`; // until it is drawn: as good a guess keeps the list from jumping
+    // Until it is drawn: as good a guess keeps the list from jumping.
+    article.style.minHeight = `${66 + 22 * heightInLines(row)}px`;
     rowOf.set(article, row);
     near.observe(article);
     return article;
   });
-  const nothing = now.pairs && !now.rows.some((row) => now.pairs.get(row)) ? 'The two runs have no prompt in common here.' : 'No response is like that.';
-  byId('responses').replaceChildren(...(articles.length ? articles : [el('p', { class: 'empty' }, nothing)]));
-  for (const article of articles) { // what is in the window at once: the watcher speaks only after a frame
+  const nothing =
+    now.pairs && !now.rows.some((row) => now.pairs.get(row))
+      ? 'The two runs have no prompt in common here.'
+      : 'No response is like that.';
+  byId('responses').replaceChildren(
+    ...(articles.length ? articles : [el('p', { class: 'empty' }, nothing)]),
+  );
+  for (const article of articles) {
+    // what is in the window at once: the watcher speaks only after a frame
     const { top, bottom } = article.getBoundingClientRect();
     if (top > innerHeight) break;
     if (bottom > 0) fill(article);
@@ -104,20 +155,29 @@ function list() {
 
 // About how many lines a response takes.
 function heightInLines(row) {
-  const width = (byId('responses').clientWidth - 30) / (now.pairs && innerWidth > 700 ? 2 : 1) / 7.6;
-  const parts = row.text.slice(0, Math.ceil((row.text.length * FIRST) / Math.max(row.length, FIRST))).split('\n');
-  return parts.reduce((sum, part) => sum + Math.max(1, Math.ceil(part.length / Math.max(width, 20))), 0);
+  const width =
+    (byId('responses').clientWidth - 30) / (now.pairs && innerWidth > 700 ? 2 : 1) / 7.6;
+  const parts = row.text
+    .slice(0, Math.ceil((row.text.length * FIRST) / Math.max(row.length, FIRST)))
+    .split('\n');
+  return parts.reduce(
+    (sum, part) => sum + Math.max(1, Math.ceil(part.length / Math.max(width, 20))),
+    0,
+  );
 }
 
-const near = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (isIntersecting && !target.firstChild) fill(target);
-    else if (!isIntersecting && target.firstChild) {
-      target.style.minHeight = `${target.offsetHeight}px`;
-      target.replaceChildren();
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting && !target.firstChild) fill(target);
+      else if (!isIntersecting && target.firstChild) {
+        target.style.minHeight = `${target.offsetHeight}px`;
+        target.replaceChildren();
+      }
     }
-  }
-}, { rootMargin: '900px 0px' });
+  },
+  { rootMargin: '900px 0px' },
+);
 
 function fill(article) {
   const row = rowOf.get(article);
@@ -129,7 +189,14 @@ function fill(article) {
     other.divergence ??= divergenceOf(other);
     const texts = [row, other].map((each) => each.ids.map((id) => each.pieces[id]));
     const apart = differences(...texts);
-    const columns = [row, other].map((each, side) => el('div', {}, factsOf(each, now.sides[side]), tokensOf(each, { ...settings, differs: apart[side] })));
+    const columns = [row, other].map((each, side) =>
+      el(
+        'div',
+        {},
+        factsOf(each, now.sides[side]),
+        tokensOf(each, { ...settings, differs: apart[side] }),
+      ),
+    );
     parts.push(promptOf(row), el('div', { class: 'pair' }, ...columns));
   } else parts.push(factsOf(row), promptOf(row), tokensOf(row, settings));
   if (Math.max(row.length, other?.length ?? 0) > limit) {
@@ -148,100 +215,21 @@ const promptOf = (row) => el('div', { class: 'prompt' }, row.prompt);
 
 // Which response it is, what became of it and, of two, whose it is.
 function factsOf(row, side = null) {
-  const fact = (name, value, kind = '') => el('span', {}, `${name} `, el('b', { class: kind }, value));
+  const fact = (name, value, kind = '') =>
+    el('span', {}, `${name} `, el('b', { class: kind }, value));
   const mark = row.reward === null ? '' : row.reward > 0 ? 'right' : 'wrong';
-  const whose = side === null ? [] : [el('span', {}, el('i', { class: `dot c${side % 8}` }), el('b', {}, runs[side].name))];
-  return el('div', { class: 'facts' }, ...whose,
-    el('span', {}, `${row.row + 1}`, row.problem ? ` · ${row.problem}` : ''), fact('reward', shown(row.reward), mark),
-    fact('length', shown(row.length)), fact('ended by', row.ended_by), fact('divergence', shown(row.divergence)));
+  const whose =
+    side === null
+      ? []
+      : [el('span', {}, el('i', { class: `dot c${side % 8}` }), el('b', {}, runs[side].name))];
+  return el(
+    'div',
+    { class: 'facts' },
+    ...whose,
+    el('span', {}, `${row.row + 1}`, row.problem ? ` · ${row.problem}` : ''),
+    fact('reward', shown(row.reward), mark),
+    fact('length', shown(row.length)),
+    fact('ended by', row.ended_by),
+    fact('divergence', shown(row.divergence)),
+  );
 }
-
-// --- what a pointer does ----------------------------------------------------------------------------
-
-let pinned = null;
-function unpin() {
-  pinned?.classList.remove('pinned');
-  pinned = null;
-  hideTip();
-}
-function tell(token) {
-  const row = owners.get(token.parentElement);
-  const box = token.getBoundingClientRect();
-  showTip(tipOf(row, Number(token.dataset.at), kindsOf([row])), box.left, box.bottom - 12);
-}
-
-function startPointer() {
-  const tokenAt = (event) => event.target.closest?.('.tokens span');
-  byId('responses').addEventListener('pointerover', (event) => {
-    const token = tokenAt(event);
-    if (pinned) return;
-    if (token) tell(token);
-    else hideTip();
-  });
-  byId('responses').addEventListener('pointerleave', () => pinned || hideTip());
-  document.addEventListener('click', (event) => {
-    const token = tokenAt(event);
-    const before = pinned;
-    unpin();
-    if (!token || token === before) return;
-    pinned = token;
-    token.classList.add('pinned');
-    tell(token);
-  });
-  addEventListener('keydown', (event) => event.key === 'Escape' && unpin());
-  addEventListener('scroll', unpin, { passive: true });
-}
-
-// --- controls ---------------------------------------------------------------------------------------
-
-function slider() {
-  const recorded = runs[Number(byId('run').value)].recorded;
-  byId('step').max = recorded.length - 1;
-  const before = Number(view.get('step') ?? recorded.at(-1)[0]);
-  byId('step').value = Math.max(0, recorded.findLastIndex(([step]) => step <= before));
-}
-
-function startViewer() {
-  const known = runs.map((run, number) => ({ run, number })).filter(({ run }) => run.recorded.length);
-  if (!known.length) {
-    byId('responses').replaceChildren(el('p', { class: 'empty' }, 'None of the runs kept rollouts: bind experiment.Experiment.rollouts.'));
-    return;
-  }
-  const options = known.map(({ run, number }) => el('option', { value: number }, run.name));
-  byId('run').replaceChildren(...options);
-  byId('against').replaceChildren(el('option', { value: '' }, 'nothing'), ...options.map((option) => option.cloneNode(true)));
-  for (const id of ['run', 'against', 'sort', 'search', ...BOUNDS]) {
-    if (view.has(id) && (byId(id).tagName !== 'SELECT' || [...byId(id).options].some((each) => each.value === view.get(id)))) byId(id).value = view.get(id);
-  }
-  slider();
-  const on = (id, event, act) => byId(id).addEventListener(event, () => {
-    remember(id, byId(id).value);
-    act();
-  });
-  on('run', 'change', () => { slider(); load(); });
-  on('against', 'change', load);
-  on('colour', 'change', recolour);
-  for (const id of ['search', ...BOUNDS]) on(id, 'input', list);
-  on('sort', 'change', list);
-  byId('step').addEventListener('input', () => {
-    remember('step', runs[Number(byId('run').value)].recorded[Number(byId('step').value)][0]);
-    load();
-  });
-  startPointer();
-  load();
-}
-
-// --- the beginning ----------------------------------------------------------------------------------
-
-unpack('index').then((index) => {
-  if (index.length) {
-    startCurves(index);
-    let began = false;
-    opened.set('tokens', () => {
-      if (!began) startViewer();
-      began = true;
-    });
-  }
-  const tabs = [...byId('tabs').children].map((link) => link.dataset.tab);
-  open(tabs.includes(view.get('tab')) ? view.get('tab') : tabs[0]);
-});
