@@ -34,6 +34,7 @@ FLOORS = {
   'certify': 5,
   'planning': 6,
   'studies': 6,
+  'report': 6,
   'configuration': 6,
   'commands': 6,
   'cli': 7,

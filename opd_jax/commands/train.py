@@ -156,3 +156,4 @@ def _last_words(workdir: Path, seconds: float) -> None:
   print(
     f'{seconds:.0f} s. {workdir / "metrics.jsonl"}, {workdir / "samples.jsonl"}, the student: {workdir / STUDENT}'
   )
+  print(f'curves and responses on a page: opd report {shlex.quote(str(workdir))}')

@@ -18,6 +18,7 @@ from opd_jax.models.config import ModelConfig
 from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import Layout
 from opd_jax.training.alarms import Bounds
+from opd_jax.training.rollout_records import RolloutRecords
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,7 @@ class Experiment:
     bounds: what stops a run.
     checkpoint_every, checkpoints_kept: steps between two checkpoints, and how many stay.
     samples_every: steps between two records of texts in samples.jsonl.
+    rollouts: which responses rollouts.jsonl keeps token by token, for `opd report`; None keeps none.
     wandb: project of W&B; None leaves it out.
   """
 
@@ -160,6 +162,7 @@ class Experiment:
   checkpoint_every: int = 50
   checkpoints_kept: int = 2
   samples_every: int = 50
+  rollouts: RolloutRecords | None = RolloutRecords()
   wandb: str | None = None
 
   def __post_init__(self):
@@ -172,6 +175,8 @@ class Experiment:
           raise ValueError(
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
+    if self.rollouts is not None:
+      check_kinds(self, rollouts=RolloutRecords)
     if self.geometry and not self.evaluations:
       raise ValueError(
         'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'

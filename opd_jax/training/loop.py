@@ -15,7 +15,9 @@ import jax
 
 from opd_jax.data.stream import Stream
 from opd_jax.evaluation import geometry
+from opd_jax.method import Evidence
 from opd_jax.processes import any_process
+from opd_jax.responses import Responses
 from opd_jax.training import metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.alarms import Alarm, check_alarms
@@ -24,6 +26,7 @@ from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
 from opd_jax.training.recorder import Recorder, save_batch, texts_record
+from opd_jax.training.rollout_records import record_of
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
   RunPosition,
@@ -109,7 +112,7 @@ def _run(
   try:
     with workdirs.interrupts() as interrupted:
       restored = _restored(experiment, checkpointer, listener.say)
-      recorder = _recorder(experiment, workdir, config, restored)
+      recorder = _recorder(experiment, workdir, config, restored, listener.say)
       first = None
       if experiment.geometry:
         first = geometry.copy_of(first_weights(experiment, listener.say))
@@ -149,12 +152,14 @@ def _restored(experiment: Experiment, checkpointer: Checkpointer, say) -> tuple[
   return initial_state(experiment, experiment.stages[0], params), RunPosition()
 
 
-def _recorder(experiment: Experiment, workdir: Path, config: str, restored) -> Recorder:
+def _recorder(
+  experiment: Experiment, workdir: Path, config: str, restored, say: Callable[[str], None]
+) -> Recorder:
   chief, position = jax.process_index() == 0, restored[1]
   if chief:
     (workdir / 'config.gin').write_text(config)
   begin = position.step if position != RunPosition() else -1
-  return Recorder(workdir, begin=begin, is_writer=chief, wandb=experiment.wandb)
+  return Recorder(workdir, begin=begin, is_writer=chief, wandb=experiment.wandb, say=say)
 
 
 def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
@@ -227,8 +232,7 @@ def one_step(
     'time/compiles': optimiser_step.compiled_programs(),
   }
   run.recorder.row(row)
-  if step % run.experiment.samples_every == 0 or step == 1:
-    run.recorder.samples(texts_record(responses, step, name))
+  _record_texts(run, runtime, responses, evidence, batch, step)
   after = position._replace(
     stage_step=position.stage_step + 1,
     step=step,
@@ -237,6 +241,25 @@ def one_step(
     alarms=_alarms(run, row, position, batch),
   )
   return state, _moved(runtime, after, row), row
+
+
+def _record_texts(
+  run: Run,
+  runtime: StageRuntime,
+  responses: Responses,
+  evidence: Evidence,
+  batch: Batch,
+  step: int,
+) -> None:
+  """Texts of a batch, and responses token by token, where a record of them is due."""
+  name, settings = runtime.stage.name, run.experiment.rollouts
+  if step % run.experiment.samples_every == 0 or step == 1:
+    run.recorder.samples(texts_record(responses, step, name))
+  if settings is not None and settings.is_due(step):
+    rows = record_of(
+      responses, evidence, batch.terms, runtime.tokenizer, settings, step=step, stage=name
+    )
+    run.recorder.rollouts(rows, mib=settings.mib)
 
 
 def _moved(runtime: StageRuntime, position: RunPosition, row: Mapping[str, Any]) -> RunPosition:

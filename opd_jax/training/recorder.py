@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,24 @@ from opd_jax.training.gradient import Batch
 
 NOT_THE_RUN = 'time/'
 SHOWN = 4  # texts of a record in samples.jsonl
-FILES = ('metrics.jsonl', 'samples.jsonl', 'outcomes.jsonl')
+ROLLOUTS = 'rollouts.jsonl'
+FILES = ('metrics.jsonl', 'samples.jsonl', 'outcomes.jsonl', ROLLOUTS)
 
 
 class Recorder:
   """The files of a run that a person or a plot reads."""
 
-  def __init__(self, workdir: Path, *, begin: int, is_writer: bool, wandb: str | None = None):
-    self.folder, self.is_writer = workdir, is_writer
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    begin: int,
+    is_writer: bool,
+    wandb: str | None = None,
+    say: Callable[[str], None] = print,
+  ):
+    self.folder, self.is_writer, self.say = workdir, is_writer, say
+    self._is_full = False
     self._board: Any = None
     self._wandb: Any = None
     if not is_writer:
@@ -72,6 +82,29 @@ class Recorder:
     """The outcome of every response of an evaluation."""
     if self.is_writer:
       _append(self.folder / 'outcomes.jsonl', rows)
+
+  def rollouts(self, rows: Sequence[Mapping[str, Any]], *, mib: int) -> None:
+    """Responses of a batch token by token, as many as the file has room for within `mib`.
+
+    How many are written depends on the file alone, so a run that was interrupted keeps the same ones.
+    """
+    if not self.is_writer:
+      return
+    with open(self.folder / ROLLOUTS, 'a') as stream:
+      for row in rows:
+        line = json.dumps(row, allow_nan=False) + '\n'  # in ASCII: a character is a byte
+        if stream.tell() + len(line) > mib * 2**20:
+          return self._say_full(f'{stream.name}, step {row["step"]}', mib)
+        stream.write(line)
+
+  def _say_full(self, where: str, mib: int) -> None:
+    """Once."""
+    if not self._is_full:
+      self._is_full = True
+      self.say(
+        f'{where}: the next response would not fit into {mib} MiB. From here on, what does not fit is left out; bind '
+        'RolloutRecords.mib, rows or every for more.'
+      )
 
   def close(self) -> None:
     if self._board is not None:
@@ -123,8 +156,21 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
   """The objects of a file of a run; a line that is being written is left out."""
-  lines = file.read_text().splitlines(keepends=True)
-  return [json.loads(line) for line in lines if line.endswith('\n')]
+  return [row for _, row in read_pairs(file)]
+
+
+def read_pairs(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Every whole line of a file of a run, with the object that it is."""
+  with open(file, encoding='utf-8', errors='replace') as stream:
+    for number, line in enumerate(stream, start=1):
+      if not line.endswith('\n'):
+        return
+      try:
+        yield line, json.loads(line)
+      except ValueError as error:
+        raise ValueError(
+          f'{file}, line {number}: this is not JSON ({error}). Take the line out of the file.'
+        ) from error
 
 
 def texts_record(responses: Responses, step: int, stage: str) -> list[Mapping[str, Any]]:

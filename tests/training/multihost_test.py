@@ -12,6 +12,7 @@ import pytest
 import tiny_runs as runs
 
 from opd_jax.sharding import mesh_layout
+from opd_jax.training import recorder
 from opd_jax.training.workdir import locked
 
 TOGETHER = """
@@ -114,3 +115,8 @@ def test_two_processes_run_as_one_does_and_stop_together(tmp_path):
     np.testing.assert_allclose(
       *([row[what] for row in part] for part in rows), rtol=1e-4, err_msg=what
     )
+  kept = [
+    [(row['step'], row['row']) for row in recorder.read_lines(tmp_path / name / recorder.ROLLOUTS)]
+    for name in ('two', 'one')
+  ]
+  assert kept[0] == kept[1] == [(1, row) for row in range(8)]
