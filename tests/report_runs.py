@@ -56,13 +56,14 @@ def write_run(
   return folder
 
 
-def write_study(folder: Path, **changes: Any) -> Path:
+def write_study(folder: Path, *, title: str = 'a study', rows: list[Any] | None = None) -> Path:
+  """A study's folder as `opd study` leaves it."""
   folder.mkdir(parents=True, exist_ok=True)
   row = {
     'claim': 'A beats B', 'difference': 0.05, 'low': -0.1, 'high': 0.2, 'p': 0.01,
     'detectable': 0.03, 'verdict': 'agrees', 'seeds': 8,
   }  # fmt: skip
   failed = {**dict.fromkeys(row), 'claim': 'a cell that failed', 'verdict': 'cannot tell'}
-  study = {'title': 'a study', 'rows': [row, failed], **changes}
-  (folder / 'study.json').write_text(json.dumps(study))
+  (folder / 'study.json').write_text(json.dumps({'paper': title, 'cells': {}}))
+  (folder / 'verdicts.json').write_text(json.dumps([row, failed] if rows is None else rows))
   return folder

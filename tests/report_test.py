@@ -59,7 +59,7 @@ def test_a_method_comes_with_its_formula():
 
 
 def test_a_study_is_read_with_rows_that_know_nothing(tmp_path):
-  study = folders.read_study(report_runs.write_study(tmp_path) / 'study.json')
+  study = folders.read_study(report_runs.write_study(tmp_path))
   assert study.title == 'a study' and study.claims[0].high == 0.2 and study.claims[1].p is None
 
 
@@ -68,7 +68,7 @@ def test_numbers_of_a_study_that_are_not_finite_are_left_out(tmp_path):
          'detectable': float('inf')}  # fmt: skip
   text = text_of(report_runs.write_study(tmp_path, rows=[row]))
   assert 'nan' not in text.partition('<tbody>')[2].partition('</tbody>')[0]
-  assert folders.read_study(tmp_path / 'study.json').claims[0].detectable is None
+  assert folders.read_study(tmp_path).claims[0].detectable is None
 
 
 def test_a_study_without_verdicts_says_so(tmp_path):
@@ -78,18 +78,18 @@ def test_a_study_without_verdicts_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'text',
+  'name, text',
   [
-    '{',
-    '[]',
-    '{"title": "x", "rows": [1]}',
-    '{"rows": [{"claim": "a", "verdict": "b", "low": "x"}]}',
+    ('study.json', '{'),
+    ('study.json', '[]'),
+    ('verdicts.json', '[1]'),
+    ('verdicts.json', '[{"claim": "a", "verdict": "b", "low": "x"}]'),
   ],
 )
-def test_a_study_that_cannot_be_read_is_named(tmp_path, text):
-  (tmp_path / 'study.json').write_text(text)
-  with pytest.raises(ValueError, match=r'study\.json is no study that can be read'):
-    folders.read_study(tmp_path / 'study.json')
+def test_a_study_that_cannot_be_read_is_named(tmp_path, name, text):
+  (report_runs.write_study(tmp_path) / name).write_text(text)
+  with pytest.raises(ValueError, match=rf'{name} is not what `opd study` writes'):
+    folders.read_study(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,12 @@ def _report(ledger: Any) -> int:
 
 
 def _print(ledger: Any) -> None:
-  from opd_jax.studies import verdicts
+  from opd_jax.studies import folder, verdicts
 
   print(f'\n{ledger.study.paper}')
   _print_cells(ledger)
   pairs = verdicts.compared(ledger)
+  folder.write_atomically(ledger.root / folder.VERDICTS, verdicts.rows_of(pairs))
   if not pairs:
     return
   print('\nComparisons: difference with its 95 % interval; detectable: with 80 % power at 5 %')

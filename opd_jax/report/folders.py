@@ -82,7 +82,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], list[Study]]:
         f'report: {folder} {what}. Name the --workdir of `opd train` or of `opd study`.'
       )
     if is_study:
-      studies.append(read_study(folder / 'study.json'))
+      studies.append(read_study(folder))
     if is_run:
       runs.append(read_run(folder, name))
   return runs, studies
@@ -98,15 +98,17 @@ def _names(folders: Sequence[Path]) -> list[str]:
   raise ValueError(f'report: a folder is named twice: {", ".join(map(str, folders))}.')
 
 
-def read_study(file: Path) -> Study:
-  """The verdicts that a study has written so far; it may be going on without any."""
+def read_study(folder: Path) -> Study:
+  """The verdicts that the last table of a study wrote; a study that is going on may have none."""
+  file = folder / 'study.json'
   try:
-    found = json.loads(file.read_text(encoding='utf-8'))
-    claims = [_claim(row) for row in found.get('rows', [])]
-    return Study(str(found.get('title', found.get('paper', file.parent.name))), claims)
+    title = str(json.loads(file.read_text(encoding='utf-8'))['paper'])
+    file = folder / 'verdicts.json'
+    rows = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
+    return Study(title, [_claim(row) for row in rows])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f'report: {file} is no study that can be read ({type(error).__name__}: {error}). Run `opd study` again.'
+      f'report: {file} is not what `opd study` writes ({type(error).__name__}: {error}). Run `opd study` again.'
     ) from error
 
 

@@ -19,6 +19,7 @@ from opd_jax.studies.ledger import DONE
 from opd_jax.studies.study import Study, fields_of
 
 RECORD, LOCK = 'study.json', '.lock'
+VERDICTS = 'verdicts.json'  # as the last table had them; `opd report` reads it
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
 
 

@@ -47,6 +47,24 @@ def compared(ledger: Ledger) -> list[Comparison]:
   ]
 
 
+def rows_of(pairs: list[Comparison]) -> list[dict[str, object]]:
+  """The comparisons as JSON; a number that is not known yet is null."""
+  number = lambda x: float(x) if math.isfinite(x) else None
+  return [
+    {
+      'claim': f'{pair.contrast.claim}: {pair.above} - {pair.below}, {pair.measure.name}',
+      'difference': None if pair.found is None else number(pair.found.mean),
+      'low': None if pair.found is None else number(pair.found.low),
+      'high': None if pair.found is None else number(pair.found.high),
+      'p': number(pair.holm),
+      'detectable': number(pair.detectable),
+      'verdict': pair.verdict,
+      'seeds': 0 if pair.found is None else pair.found.n,
+    }
+    for pair in pairs
+  ]
+
+
 def verdict_of(pairs: list[Comparison]) -> str:
   """Of a claim: it holds where it holds of all its pairs, and fails with one of them."""
   verdicts = {pair.verdict for pair in pairs}

@@ -13,6 +13,7 @@ import pytest
 import stub_study
 
 from opd_jax import cli
+from opd_jax.report import folders
 from opd_jax.studies import folder
 from opd_jax.studies.ledger import DONE, PROVENANCE, Ledger
 from opd_jax.studies.runner import Runner
@@ -206,6 +207,12 @@ def test_the_command_names_failures_and_refuses_another_study(tmp_path, monkeypa
   assert 'failed   opd rate 1 seed 9: exit status 1: opd train: the loss is not finite' in output
   assert cli.main([*words, '--table']) == 1
   assert table_of(capsys.readouterr().out) == table_of(output)
+  [shown] = folders.read([tmp_path / 'runs'])[1]
+  assert shown.title == 'toy' and {row.verdict for row in shown.claims} <= {
+    'agrees',
+    'contradicts',
+    'cannot tell',
+  }
   (tmp_path / 'x.py').write_text(
     text.replace("name='weak'", "name='feeble'").replace('weak', 'feeble')
   )
