@@ -6,7 +6,7 @@ import sys
 import tokenize
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gin
 import gin.config
@@ -30,6 +30,7 @@ MISTAKES = (
   tokenize.TokenError,
 )
 
+Root = TypeVar('Root')
 Selector = tuple[str, str]  # scope and full name of a function
 Bindings = dict[Selector, dict[str, Any]]
 
@@ -42,11 +43,17 @@ class GinFile(NamedTuple):
 
 
 def build(files: Sequence[str], bindings: Sequence[str]) -> tuple[Experiment, str]:
-  """Builds the experiment and returns it with the configuration that was in force.
+  """Builds the experiment and returns it with the configuration that was in force."""
+  return build_root(Experiment, files, bindings)
+
+
+def build_root(root: type[Root], files: Sequence[str], bindings: Sequence[str]) -> tuple[Root, str]:
+  """Builds a record that gin files describe and returns it with the configuration that was in force.
 
   gin is finished when this returns: the result is plain Python, and nothing jitted ever calls gin.
 
   Args:
+    root: the record, e.g. Experiment.
     files: gin files, in order; later ones win, and a file wins over what it includes. Modules of the working directory
       can be imported by them.
     bindings: gin bindings; they win over the files.
@@ -60,14 +67,14 @@ def build(files: Sequence[str], bindings: Sequence[str]) -> tuple[Experiment, st
   texts = list(read_files(files))
   last, flags = _own_bindings(texts, bindings)
   _parse_all(texts, bindings)
-  experiment = _constructed()
+  built = _constructed(root)
   unused = _unused(_without_required(last), except_for=_overridden(last, flags))
   if unused := sorted({*unused, *_unused(flags)}):
     raise ValueError(
       f'these bindings changed nothing: {", ".join(unused)}. Nothing that is built reads them; '
       'remove them, or name what you meant to set.'
     )
-  return experiment, gin.operative_config_str()
+  return built, gin.operative_config_str()
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -154,15 +161,15 @@ def _own_bindings(files: Sequence[GinFile], bindings: Sequence[str]) -> tuple[Bi
   return last, _copied(gin.config._CONFIG)
 
 
-def _constructed() -> Experiment:
-  """The experiment that gin was told of."""
+def _constructed(root: type[Root]) -> Root:
+  """The record that gin was told of."""
   try:
-    experiment = gin.get_configurable(Experiment)()
+    built = gin.get_configurable(root)()
   except (*MISTAKES, RuntimeError) as error:
     _refuse_required(error)
-    raise ValueError(f'experiment: {str(error).strip()}') from error
+    raise ValueError(f'{root.__name__.lower()}: {str(error).strip()}') from error
   _refuse_required(None)
-  return experiment
+  return built
 
 
 def _refuse_required(cause: Exception | None) -> None:

@@ -31,6 +31,7 @@ class Responses(NamedTuple):
   rollout: Rollout
   texts: list[str]
   feedback: list[str]
+  outcomes: list[str]  # of problems.OUTCOMES; '' where nobody looked
 
 
 def complete_sampling(sampling: Sampling, tokenizer: Tokenizer, vocabulary: int) -> Sampling:
@@ -85,11 +86,13 @@ def verified(
   """
   texts = texts_of(rollout, tokenizer, stops)
   if task.verify is None:
-    return Responses(problems, rollout, texts, [''] * len(texts))
+    empty = [''] * len(texts)
+    return Responses(problems, rollout, texts, empty, empty)
   verdicts = [verdict_of(task, *pair) for pair in zip(problems, texts, strict=True)]
   rewards = np.array([verdict.reward for verdict in verdicts], np.float32)
   feedback = [verdict.feedback for verdict in verdicts]
-  return Responses(problems, rollout._replace(reward=rewards), texts, feedback)
+  outcomes = [verdict.outcome for verdict in verdicts]
+  return Responses(problems, rollout._replace(reward=rewards), texts, feedback, outcomes)
 
 
 def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool) -> None:
@@ -132,5 +135,9 @@ def select(responses: Responses, rows: np.ndarray) -> Responses:
   pick = lambda values: [values[row] for row in rows]
   rollout = jax.tree.map(lambda x: np.asarray(x)[rows], responses.rollout)
   return Responses(
-    pick(responses.problems), rollout, pick(responses.texts), pick(responses.feedback)
+    pick(responses.problems),
+    rollout,
+    pick(responses.texts),
+    pick(responses.feedback),
+    pick(responses.outcomes),
   )

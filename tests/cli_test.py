@@ -16,7 +16,9 @@ from opd_jax.storage import huggingface, orbax_folder
 from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
-COMMANDS = 'certify convert demo export methods new-method plan report sample score study train'
+COMMANDS = (
+  'certify convert demo evaluate export methods new-method plan report sample score study train'
+)
 
 
 @pytest.fixture

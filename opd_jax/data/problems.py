@@ -26,11 +26,15 @@ class Problem(NamedTuple):
   extra: Mapping[str, str] = {}  # further columns, e.g. a hint that only the teacher sees
 
 
+OUTCOMES = ('correct', 'wrong', 'unparsed', 'timed out')
+
+
 class Verdict(NamedTuple):
   """A verifier's result for one response."""
 
   reward: float  # NaN where the response cannot be verified
   feedback: str = ''  # what is wrong, in words
+  outcome: str = ''  # one of OUTCOMES; '' follows from the reward
 
 
 Reader = Callable[[Raw], Problem | None]  # None: the row is not wanted
@@ -71,7 +75,14 @@ def verdict_of(task: Task, problem: Problem, text: str) -> Verdict:
       f'task {task.name}: its verifier returned {str(result)[:80]} for {problem.name or "a problem"}. '
       'Return a finite number, NaN where the response cannot be verified, or a Verdict.'
     )
-  return verdict._replace(reward=float(verdict.reward))
+  reward, outcome = float(verdict.reward), verdict.outcome
+  if not outcome and not math.isnan(reward):
+    outcome = 'correct' if reward > 0 else 'wrong'
+  if outcome not in ('', *OUTCOMES):
+    raise ValueError(
+      f'task {task.name}: its verifier returned the outcome {outcome!r}; it is one of {", ".join(OUTCOMES)}.'
+    )
+  return verdict._replace(reward=reward, outcome=outcome)
 
 
 def question(text: str) -> tuple[Message, ...]:

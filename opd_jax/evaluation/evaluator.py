@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from opd_jax.data.problems import Problem, Task
 from opd_jax.data.stream import first
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.evaluation.pass_at_k import pass_at_k
 from opd_jax.inference import sampler
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.sampler import Model, Sampling
@@ -76,6 +77,17 @@ class Evaluation:
     return self.every > 0 and step % self.every == 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+  """What `opd evaluate` asks a model.
+
+  Args:
+    evaluations: one or several.
+  """
+
+  evaluations: Sequence[Evaluation]
+
+
 class Outcome(NamedTuple):
   """What an evaluation found."""
 
@@ -99,16 +111,24 @@ class Evaluator:
 
   def run(self, model: Model) -> Outcome:
     """Samples, verifies, and counts."""
+    responses = self.sample(model, 0, len(self.problems))
+    return Outcome(self._metrics(responses), responses)
+
+  def sample(self, model: Model, begin: int, end: int) -> Responses:
+    """Verified responses to some of the problems. A row's random stream does not depend on which others are asked."""
     known = self.evaluation
     sampling = Sampling(decoding=known.decoding, budget=known.budget, slots=known.slots)
     sampling = batches.complete_sampling(sampling, self.tokenizer, model.config.vocab_size)
     batch = batches.prompt_batch(
-      self.problems, known.samples, known.template, self.tokenizer, first_row=0
+      self.problems[begin:end],
+      known.samples,
+      known.template,
+      self.tokenizer,
+      first_row=begin * known.samples,
     )
     rollout = sampler.generate(model, batch.prompts, self.key, sampling=sampling)
     stops = sampling.decoding.stop_tokens
-    responses = batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
-    return Outcome(self._metrics(responses), responses)
+    return batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
 
   def _metrics(self, responses: Responses) -> dict[str, Any]:
     rollout, prefix = responses.rollout, f'eval/{self.evaluation.label}'
@@ -119,6 +139,9 @@ class Evaluator:
     }
     if np.isfinite(rollout.reward).any():
       metrics[f'{prefix}/avg@{self.evaluation.samples}'] = float(np.nanmean(rollout.reward))
+    if (samples := self.evaluation.samples) > 1 and np.isfinite(rollout.reward).all():
+      right = (rollout.reward > 0).reshape(-1, samples).sum(axis=1)
+      metrics[f'{prefix}/pass@{samples}'] = float(pass_at_k(samples, right, samples).mean())
     if not self.evaluation.decoding.rules and rollout.mask.any():
       # Of text drawn from the model itself, -log p averages to its entropy.
       metrics[f'{prefix}/entropy'] = float(-rollout.logp[rollout.mask].mean())
@@ -156,9 +179,9 @@ class Evaluator:
       metrics[f'{prefix}/reverse_kl'] = float(gap[counted].mean())
     return metrics
 
-  def outcomes(self, outcome: Outcome, *, step: int, seed: int) -> list[dict[str, Any]]:
+  def outcomes(self, responses: Responses, *, step: int, seed: int) -> list[dict[str, Any]]:
     """A record for each response, which paired statistics read."""
-    responses, samples = outcome.responses, self.evaluation.samples
+    samples = self.evaluation.samples
     rollout = responses.rollout
     return [
       {
@@ -166,6 +189,7 @@ class Evaluator:
         'evaluation': self.evaluation.label,
         'problem': problem.name,
         'sample': row % samples,
+        'outcome': responses.outcomes[row],
         'reward': float(rollout.reward[row]),
         'length': int(rollout.lengths[row]),
         'ended_by': ENDINGS[int(rollout.ended_by[row])],

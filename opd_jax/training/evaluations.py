@@ -49,7 +49,8 @@ class Evaluations:
         )
       name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
       self.recorder.samples(texts_record(outcome.responses, position.step, name))
-      self.recorder.outcomes(evaluator.outcomes(outcome, step=position.step, seed=self.seed))
+      records = evaluator.outcomes(outcome.responses, step=position.step, seed=self.seed)
+      self.recorder.outcomes(records)
     if self.first is not None:
       row |= self._geometry(self.first, state.params)
     self.recorder.row({'step': position.step, 'stage': self.runtime.stage.name, **row})

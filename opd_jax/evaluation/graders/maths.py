@@ -1,0 +1,32 @@
+r"""Floor 4. Answers that are mathematics, compared by math-verify in a process of its own.
+
+math-verify stops itself with SIGALRM, which works in main threads only and not inside long C calls. So a worker that
+does not answer in time is killed, and another one begins.
+"""
+
+import importlib.util
+
+from opd_jax.data.problems import Problem, Verdict
+from opd_jax.evaluation.graders.answers import spoken
+from opd_jax.evaluation.graders.worker import Worker
+
+LAST = 20_000  # characters of a response: an answer stands at its end
+SECONDS = 5.0
+_WORKER = Worker('opd_jax.evaluation.graders.maths_worker')
+
+
+def maths(problem: Problem, response: str) -> Verdict:
+  """1 where math-verify takes the response's answer for the problem's."""
+  if importlib.util.find_spec('math_verify') is None:
+    raise ValueError("maths: math-verify is not installed. Run pip install 'opd_jax[maths]'.")
+  reply = _WORKER.ask([problem.answer, spoken(response)[-LAST:]], seconds=SECONDS)
+  if reply is None:
+    return Verdict(0.0, 'The answer could not be compared in time.', 'timed out')
+  if reply == 'no answer':
+    raise ValueError(
+      f'maths: math-verify cannot read the answer of {problem.name or "a problem"}, {problem.answer[:80]!r}.'
+    )
+  if reply == 'unparsed':
+    return Verdict(0.0, 'The response holds no answer that can be read as mathematics.', reply)
+  right = reply == 'correct'
+  return Verdict(float(right), '' if right else 'The answer is wrong.', reply)
