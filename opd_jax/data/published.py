@@ -3,10 +3,13 @@
 Each returns a `Reader` for `problems.Task.read`; a row without its columns is a bad row, named by file and number.
 """
 
+import functools
 import json
+from pathlib import Path
+from typing import Any
 
 from opd_jax.data.problems import Problem, Reader, answer_in, question, roles, text_in
-from opd_jax.data.sources import Raw
+from opd_jax.data.sources import Raw, Source
 
 BOXED = '\nPlease reason step by step, and put your final answer within \\boxed{}.'
 
@@ -110,3 +113,57 @@ def toolalpaca() -> Reader:
     )
 
   return read
+
+
+def toolalpaca_evaluation(path: str) -> Source:
+  """ToolAlpaca's evaluation file as published, a row for each instruction, with the columns that `toolalpaca` reads.
+
+  The simulated file has 100 instructions, the real one 114. Papers also report subsets of 68 and 97 of them; scores of
+  different sets do not compare.
+
+  Args:
+    path: of eval_simulated.json or eval_real.json.
+  """
+  return _ToolAlpaca(path)
+
+
+class _ToolAlpaca(Source):
+  def __init__(self, path: str):
+    self.path = path
+
+  @functools.cached_property
+  def _rows(self) -> list[tuple[str, Raw]]:
+    try:
+      apis = json.loads(Path(self.path).read_text(encoding='utf-8'))
+      return [
+        (f'{api["Name"]}, instruction {number}', _tool_row(api, instruction, answer))
+        for api in apis
+        for number, (instruction, answer) in enumerate(
+          zip(api['Instructions'], api['Golden_Answers'], strict=True), start=1
+        )
+      ]
+    except FileNotFoundError as error:
+      raise ValueError(f'{self.path}: there is no such file.') from error
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'{self.path}: this is no evaluation file of ToolAlpaca ({type(error).__name__}: {error}).'
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, number: int) -> Raw:
+    return self._rows[number][1]
+
+  def name(self, number: int) -> str:
+    return f'{self.path}, {self._rows[number][0]}'
+
+
+def _tool_row(api: Raw, instruction: str, answer: Any) -> Raw:
+  return {
+    'name': api['Name'],
+    'description': api['Description'],
+    'nl_documentation': api['NLDocumentation'],
+    'instruction': instruction,
+    'golden_answer': answer,
+  }

@@ -242,3 +242,22 @@ def test_calls_are_scored_as_published():
   )
   assert verify(two, 'Action: b\nAction Input: {"b": 1}\nAction: a\nAction Input: {"a": 1}') == 1.0
   assert verify(two, 'Action: a\nAction Input: {"a": 1}') == 0.0
+
+
+def test_toolalpacas_evaluation_file_gives_a_row_for_each_instruction(tmp_path):
+  api = {
+    'Name': 'Dates', 'Description': 'days', 'NLDocumentation': 'today: the day', 'Instructions': ['a?', 'b?'],
+    'Golden_Answers': [[{'Action': 'today', 'Action_Input': '{}'}], []],
+  }  # fmt: skip
+  file = tmp_path / 'eval.json'
+  file.write_text(json.dumps([api, api]))
+  source = published.toolalpaca_evaluation(str(file))
+  assert len(source) == 4 and source.name(1).endswith('eval.json, Dates, instruction 2')
+  problem = published.toolalpaca()(source[0])
+  assert problem is not None and problem.answer == json.dumps(api['Golden_Answers'][0])
+  assert 'Question: a?' in problem.messages[0]['content']
+  file.write_text('{"a": 1}')
+  with pytest.raises(ValueError, match=r'eval.json: this is no evaluation file of ToolAlpaca'):
+    len(published.toolalpaca_evaluation(str(file)))
+  with pytest.raises(ValueError, match='there is no such file'):
+    len(published.toolalpaca_evaluation(str(tmp_path / 'none.json')))

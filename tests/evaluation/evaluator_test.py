@@ -33,7 +33,7 @@ def test_an_evaluation_needs_no_stage_and_its_key_is_the_experiments():
   assert outcomes[0].metrics == outcomes[1].metrics
   assert outcomes[0].responses.texts == outcomes[1].responses.texts != outcomes[2].responses.texts
   names = {name.removeprefix('eval/sums/') for name in outcomes[0].metrics}
-  assert names == {'avg@2', 'length', 'truncated', 'entropy'}
+  assert names == {'avg@2', 'pass@2', 'length', 'truncated', 'entropy'}
 
 
 def test_a_stage_does_not_change_what_is_measured(tmp_path):
@@ -66,7 +66,7 @@ def test_several_evaluations_share_a_row_and_record_every_outcome(tmp_path):
   outcomes = runs.recorder.read_lines(tmp_path / 'run' / 'outcomes.jsonl')
   assert len(outcomes) == 5 * 8 + 3 * 4
   assert outcomes[1].keys() == {
-    'step', 'evaluation', 'problem', 'sample', 'reward', 'length', 'ended_by', 'seed'
+    'step', 'evaluation', 'problem', 'sample', 'outcome', 'reward', 'length', 'ended_by', 'seed'
   }  # fmt: skip
   assert [row['sample'] for row in outcomes[:4]] == [0, 1, 0, 1]
   mean = np.mean([row['reward'] for row in outcomes[:8]])

@@ -9,6 +9,7 @@ from opd_jax.data.problems import Problem, Task, Verdict, verdict_of
 from opd_jax.data.sources import Source
 from opd_jax.evaluation.graders.integers import integers
 from opd_jax.evaluation.graders.maths import maths
+from opd_jax.evaluation.graders.tool_calls import tool_calls
 from opd_jax.evaluation.graders.worker import Worker
 
 
@@ -88,3 +89,33 @@ def test_an_outcome_follows_from_the_reward_unless_a_verifier_names_one():
   assert outcome(Verdict(0.0, outcome='unparsed')) == 'unparsed'
   with pytest.raises(ValueError, match=r"the outcome 'good'; it is one of correct"):
     outcome(Verdict(1.0, outcome='good'))
+
+
+CALL = 'Thought: x\nAction: {}\nAction Input: {}'
+
+
+@pytest.mark.parametrize(
+  'text, outcome',
+  [
+    (CALL.format('find', '{"n": 5, "open": true}'), 'correct'),
+    (CALL.format('find', '{"open": "true", "n": "5.0"}'), 'correct'),
+    ('<think>Action: other\n</think>' + CALL.format('find', '{"n": 5, "open": true}'), 'correct'),
+    (CALL.format('other', '{"n": 5, "open": true}'), 'wrong'),
+    (CALL.format('find', '{"n": 6, "open": true}'), 'wrong'),
+    (CALL.format('find', '{"n": 5}'), 'wrong'),
+    (CALL.format('find', '{"n": 5, "open": true, "more": null}'), 'wrong'),
+    (CALL.format('find', '{"n": 5, "open": '), 'unparsed'),
+    (CALL.format('find', '{"n": ' + '[' * 100_000), 'unparsed'),
+    ('find(5)', 'unparsed'),
+    ('', 'unparsed'),
+  ],
+  ids=range(11),
+)
+def test_calls_of_tools(text, outcome):
+  gold = '[{"Action": "find", "Action_Input": "{\\"n\\": 5, \\"open\\": true}"}]'
+  assert tool_calls(asked(gold), text).outcome == outcome
+
+
+def test_nested_arguments_can_match():
+  gold = '[{"Action": "a-b", "Action_Input": "{\\"x\\": {\\"y\\": [1, 2]}}"}]'
+  assert tool_calls(asked(gold), CALL.format('a-b', '{"x": {"y": ["1", 2]}}')).outcome == 'correct'
