@@ -52,6 +52,10 @@ def test_a_cut_evaluation_goes_on_with_the_same_responses(tmp_path, capsys, monk
   assert cli.main(words(tmp_path)) == 0
   assert outcomes(tmp_path) == whole and capsys.readouterr().out == table
   assert asked == [(0, 4), (4, 5)]
+  file.write_text(text[:-5])  # within the second part
+  assert cli.main(words(tmp_path)) == 0 and asked[2:] == [(4, 5)]
+  assert cli.main(words(tmp_path)) == 0 and asked[3:] == []
+  assert outcomes(tmp_path) == whole
 
 
 @pytest.mark.parametrize(

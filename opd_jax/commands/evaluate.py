@@ -101,14 +101,13 @@ def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -
   from opd_jax.evaluation.evaluator import Evaluator
 
   evaluator = Evaluator(evaluation, tokenizer, jax.random.key(seed))
-  kept = _whole(root / OUTCOMES, evaluation.label, evaluation.samples)
   count, samples = len(evaluator.problems), evaluation.samples
   step = max(1, 4 * evaluation.slots // samples)
+  kept = _whole(root / OUTCOMES, evaluation.label, part=step * samples, total=count * samples)
   with console.progress_bar(evaluation.label) as bar:
     for begin in range(0, count, step):
       end = min(begin + step, count)
       if len(kept) < end * samples:
-        kept = kept[: begin * samples]
         responses = evaluator.sample(model, begin, end)
         new = evaluator.outcomes(responses, step=0, seed=seed)
         with (root / OUTCOMES).open('a') as stream:
@@ -118,20 +117,19 @@ def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -
   return _row(evaluation, kept)
 
 
-def _whole(file: Path, label: str, samples: int) -> list[dict[str, Any]]:
-  """The outcomes of an evaluation whose problems have all samples; a cut last line is taken off the file."""
+def _whole(file: Path, label: str, *, part: int, total: int) -> list[dict[str, Any]]:
+  """The outcomes of an evaluation in whole parts. What was cut within a part leaves the file: it is asked again."""
   if not file.is_file():
     return []
   text = file.read_text()
-  if not text.endswith('\n'):
-    text = text[: text.rfind('\n') + 1]
-  rows = [json.loads(line) for line in text.splitlines()]
+  rows = [json.loads(line) for line in text[: text.rfind('\n') + 1].splitlines()]
   own = [row for row in rows if row['evaluation'] == label]
-  own = own[: len(own) // samples * samples]
-  part = file.with_suffix('.part')
+  if len(own) < total:
+    own = own[: len(own) // part * part]
   others = [row for row in rows if row['evaluation'] != label]
-  part.write_text(''.join(json.dumps(row) + '\n' for row in [*others, *own]))
-  part.rename(file)
+  new = file.with_suffix('.part')
+  new.write_text(''.join(json.dumps(row) + '\n' for row in [*others, *own]))
+  new.rename(file)
   return own
 
 
