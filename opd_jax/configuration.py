@@ -44,10 +44,10 @@ class GinFile(NamedTuple):
 
 def build(files: Sequence[str], bindings: Sequence[str]) -> tuple[Experiment, str]:
   """Builds the experiment and returns it with the configuration that was in force."""
-  return build_root(Experiment, files, bindings)
+  return record_of(Experiment, files, bindings)
 
 
-def build_root(root: type[Root], files: Sequence[str], bindings: Sequence[str]) -> tuple[Root, str]:
+def record_of(root: type[Root], files: Sequence[str], bindings: Sequence[str]) -> tuple[Root, str]:
   """Builds a record that gin files describe and returns it with the configuration that was in force.
 
   gin is finished when this returns: the result is plain Python, and nothing jitted ever calls gin.
@@ -59,9 +59,7 @@ def build_root(root: type[Root], files: Sequence[str], bindings: Sequence[str]) 
     bindings: gin bindings; they win over the files.
   """
   if not files:
-    raise ValueError(
-      'no experiment given. Name at least one --gin_file, e.g. experiments/models/tiny.gin.'
-    )
+    raise ValueError('no experiment given. Name a --gin_file, e.g. experiments/models/tiny.gin.')
   if str(Path.cwd()) not in sys.path:
     sys.path.append(str(Path.cwd()))
   texts = list(read_files(files))

@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluations(files: list[str], bindings: list[str]) -> tuple[list[Any], list[str]]:
   """The evaluations of all files, and the configurations that were in force."""
-  from opd_jax.configuration import build_root
+  from opd_jax.configuration import record_of
   from opd_jax.evaluation.evaluator import Suite
 
   if not files:
     raise ValueError(
       'evaluate: name at least one --gin_file, e.g. experiments/evaluations/aime24.gin.'
     )
-  built = [build_root(Suite, [file], bindings) for file in files]
+  built = [record_of(Suite, [file], bindings) for file in files]
   evaluations = [each for suite, _ in built for each in suite.evaluations]
   names = [each.label for each in evaluations]
   if twice := sorted({name for name in names if names.count(name) > 1}):
