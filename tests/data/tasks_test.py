@@ -89,9 +89,13 @@ def test_a_verdict_is_a_number_with_feedback_where_there_is_any(tmp_path):
   problem = problems.Problem((), name='row 3')
   judged = lambda verify: problems.verdict_of(task(tmp_path, GOOD, verify=verify), problem, 'text')
   assert judged(lambda problem, text: True) == (1.0, '', 'correct')
-  assert judged(lambda problem, text: np.float32(0.5)) == (0.5, '')
+  assert judged(lambda problem, text: np.float32(0.5)) == (0.5, '', 'correct')
   assert judged(lambda problem, text: np.bool_(True)) == (1.0, '', 'correct')
-  assert judged(lambda problem, text: problems.Verdict(0, 'wrong sign')) == (0.0, 'wrong sign', 'wrong')
+  assert judged(lambda problem, text: problems.Verdict(0, 'wrong sign')) == (
+    0.0,
+    'wrong sign',
+    'wrong',
+  )
   assert np.isnan(judged(None).reward) and np.isnan(judged(lambda problem, text: np.nan).reward)
   for bad in (None, 'right', np.inf, [1.0], problems.Verdict(None)):
     with pytest.raises(ValueError, match=r'task t: its verifier returned .* for row 3'):
