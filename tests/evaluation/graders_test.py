@@ -106,10 +106,19 @@ CALL = 'Thought: x\nAction: {}\nAction Input: {}'
     (CALL.format('find', '{"n": 5, "open": true, "more": null}'), 'wrong'),
     (CALL.format('find', '{"n": 5, "open": '), 'unparsed'),
     (CALL.format('find', '{"n": ' + '[' * 100_000), 'unparsed'),
+    (CALL.format('find', '{"n": ' + '[' * 900 + ']' * 900 + '}'), 'unparsed'),
+    ('<think>' + CALL.format('find', '{"n": 5, "open": true}'), 'unparsed'),
+    (
+      CALL.format('find', '{"n": 5.00000000000000000001, "open": true}').replace(
+        '5.00000000000000000001', '"5.00000000000000000001"'
+      ),
+      'wrong',
+    ),
+    (CALL.format('find', '{"n": "05", "open": true}'), 'wrong'),
     ('find(5)', 'unparsed'),
     ('', 'unparsed'),
   ],
-  ids=range(11),
+  ids=range(15),
 )
 def test_calls_of_tools(text, outcome):
   gold = '[{"Action": "find", "Action_Input": "{\\"n\\": 5, \\"open\\": true}"}]'

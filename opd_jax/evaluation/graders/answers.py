@@ -3,12 +3,13 @@
 import re
 
 THINKING = '</think>'
-BRACES = re.compile(r'\\f?boxed\s*\{|\\[{}]|[{}]')
+BRACES = re.compile(r'\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]')
 
 
 def spoken(text: str) -> str:
-  """Without what the model thought before it answered."""
-  return text.rpartition(THINKING)[2]
+  """Without what the model thought before it answered; nothing where it was cut off while it thought."""
+  answer = text.rpartition(THINKING)[2]
+  return '' if '<think>' in answer else answer
 
 
 def boxed(text: str) -> str | None:

@@ -3,12 +3,14 @@
 import json
 import re
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 from opd_jax.data.problems import Problem, Verdict
 from opd_jax.evaluation.graders.answers import spoken
 
 ACTION = re.compile(r'^[ \t]*Action:[ \t]*([\w.-]+)', flags=re.MULTILINE)
+NUMBER = re.compile(r'-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,3})?')  # 01234 is an id
 INPUT = re.compile(r'^[ \t]*Action Input:[ \t]*(?=\{)', flags=re.MULTILINE)
 
 
@@ -23,18 +25,18 @@ def tool_calls(problem: Problem, response: str) -> Verdict:
   >>> tool_calls(gold, 'Action: add' + chr(10) + 'Action Input: {"n": "5"}').outcome, tool_calls(gold, 'add 5').outcome
   ('correct', 'unparsed')
   """
-  text, decoder = spoken(response), json.JSONDecoder()
+  text, decoder, golden = spoken(response), json.JSONDecoder(), json.loads(problem.answer)
   actions = ACTION.findall(text)
   try:
-    inputs = [decoder.raw_decode(text, match.end())[0] for match in INPUT.finditer(text)]
+    inputs = _merged([decoder.raw_decode(text, match.end())[0] for match in INPUT.finditer(text)])
+    same = inputs == _merged([json.loads(call['Action_Input']) for call in golden])
   except (ValueError, RecursionError):
     return Verdict(0.0, 'An Action Input is no JSON object.', 'unparsed')
   if not actions:
     return Verdict(0.0, 'The response has no line with an Action.', 'unparsed')
-  golden = json.loads(problem.answer)
   if Counter(actions) != Counter(call['Action'] for call in golden):
     return Verdict(0.0, f'Other tools are called for: not {", ".join(actions)}.', 'wrong')
-  if _merged(inputs) != _merged([json.loads(call['Action_Input']) for call in golden]):
+  if not same:
     return Verdict(0.0, 'The arguments differ.', 'wrong')
   return Verdict(1.0, outcome='correct')
 
@@ -45,7 +47,7 @@ def _merged(inputs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-  """A value as it is compared: numbers as numbers, truth as words, text without its edges."""
+  """A value as it is compared: numbers as decimals, truth as words, text without its edges."""
   if isinstance(value, dict):
     return {name: _value(each) for name, each in value.items()}
   if isinstance(value, list):
@@ -53,7 +55,6 @@ def _value(value: Any) -> Any:
   if isinstance(value, bool) or value is None:
     return 'null' if value is None else str(value).lower()
   text = str(value).strip()
-  try:
-    return float(text)
-  except ValueError:
-    return text.lower() if text.lower() in ('true', 'false', 'null') else text
+  if NUMBER.fullmatch(text):
+    return Decimal(text)
+  return text.lower() if text.lower() in ('true', 'false', 'null') else text
