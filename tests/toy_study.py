@@ -18,6 +18,24 @@ TINY = (
 SFT = (*FILES, 'experiments/methods/sft.gin')
 OPD = (*FILES, 'experiments/methods/opd.gin', 'experiments/judges/teacher.gin')
 
+
+def printed(*, measure: str, **values: float) -> tuple[Printed, ...]:
+  """What a table prints of some cells."""
+  return tuple(
+    Printed(
+      cell=cell,
+      measure=measure,
+      value=value,
+      metric='Pass@1',
+      problems=90,
+      samples=16,
+      scale='8B',
+      source='Table 1',
+    )
+    for cell, value in values.items()
+  )
+
+
 STUDY = Study(
   paper='toy',
   cells=(
@@ -41,17 +59,5 @@ STUDY = Study(
     Contrast(claim='OPD makes responses longer', order=('weak', 'opd')),
     Contrast(claim='OPD makes right', order=('weak', 'opd'), measure='accuracy, %'),
   ),
-  printed=tuple(
-    Printed(
-      cell=cell,
-      measure='accuracy, %',
-      value=value,
-      metric='Pass@1',
-      problems=90,
-      samples=16,
-      scale='8B',
-      source='Table 1',
-    )
-    for cell, value in (('weak', 49.3), ('opd', 53.4))
-  ),
+  printed=printed(measure='accuracy, %', weak=49.3, opd=53.4),
 )

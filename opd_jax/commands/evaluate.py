@@ -82,6 +82,8 @@ def _model_of(name: str) -> str:
 
 def _claim(root: Path, record: dict[str, Any]) -> None:
   """Refuses outcomes of another model, seed or configuration."""
+  from opd_jax.storage.atomic_folder import write_whole
+
   file = root / RECORD
   if file.is_file():
     before = json.loads(file.read_text())
@@ -89,9 +91,7 @@ def _claim(root: Path, record: dict[str, Any]) -> None:
       raise ValueError(
         f'evaluate: {root} holds outcomes of another {", ".join(unlike)}. Choose another --workdir.'
       )
-  part = file.with_suffix('.part')
-  part.write_text(json.dumps(record, indent=1) + '\n')
-  part.rename(file)
+  write_whole(file, json.dumps(record, indent=1) + '\n')
 
 
 def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -> tuple[Any, ...]:
@@ -99,6 +99,7 @@ def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -
   import jax
 
   from opd_jax.evaluation.evaluator import Evaluator
+  from opd_jax.training import recorder
 
   evaluator = Evaluator(evaluation, tokenizer, jax.random.key(seed))
   count, samples = len(evaluator.problems), evaluation.samples
@@ -110,8 +111,7 @@ def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -
       if len(kept) < end * samples:
         responses = evaluator.sample(model, begin, end)
         new = evaluator.outcomes(responses, step=0, seed=seed)
-        with (root / OUTCOMES).open('a') as stream:
-          stream.write(''.join(json.dumps(row) + '\n' for row in new))
+        recorder.append(root / OUTCOMES, new)
         kept += new
       bar(end, count, _so_far(kept))
   return _row(evaluation, kept)
@@ -119,18 +119,18 @@ def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -
 
 def _whole(file: Path, label: str, *, part: int, total: int) -> list[dict[str, Any]]:
   """The outcomes of an evaluation in whole parts. What was cut within a part leaves the file: it is asked again."""
+  from opd_jax.storage.atomic_folder import write_whole
+  from opd_jax.training import recorder
+
   if not file.is_file():
     return []
-  text = file.read_text()
-  rows = [json.loads(line) for line in text[: text.rfind('\n') + 1].splitlines()]
-  own = [row for row in rows if row['evaluation'] == label]
+  own, others = [], []
+  for pair in recorder.read_pairs(file):
+    (own if pair[1]['evaluation'] == label else others).append(pair)
   if len(own) < total:
     own = own[: len(own) // part * part]
-  others = [row for row in rows if row['evaluation'] != label]
-  new = file.with_suffix('.part')
-  new.write_text(''.join(json.dumps(row) + '\n' for row in [*others, *own]))
-  new.rename(file)
-  return own
+  write_whole(file, ''.join(line for line, _ in [*others, *own]))
+  return [row for _, row in own]
 
 
 def _so_far(rows: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Floor 2. Model folders appear whole or not at all, and carry their tokenizer with them."""
+"""Floor 2. Model folders and files appear whole or not at all; models carry their tokenizer with them."""
 
 import contextlib
 import shutil
@@ -13,6 +13,13 @@ COMPANIONS = (
   'tokenizer*', 'vocab.json', 'vocab.txt', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
   'chat_template*', 'generation_config.json',
 )  # fmt: skip
+
+
+def write_whole(file: Path, text: str) -> None:
+  """A file that is there with all of its text, or as it was before."""
+  part = file.with_suffix('.part')
+  part.write_text(text)
+  part.rename(file)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Floor 6. The folder of a study: one study, one process at a time, and where its runs come from."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,43 +14,34 @@ from typing import Any
 
 import opd_jax
 from opd_jax.configuration import read_files
+from opd_jax.storage.atomic_folder import write_whole
 from opd_jax.studies.ledger import DONE
 from opd_jax.studies.study import Study, fields_of
+from opd_jax.training import workdir
 
-RECORD, LOCK = 'study.json', '.lock'
+RECORD = 'study.json'
 VERDICTS = 'verdicts.json'  # as the last table had them; `opd report` reads it
+REFUSAL = (
+  'study: {owner}, or a run that it began, is at work in {folder}. Wait for it, stop it, or '
+  'choose another --workdir.'
+)
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
 
 
 def write_atomically(file: Path, content: Any) -> None:
   """JSON that is there whole or not at all."""
-  part = file.with_suffix('.part')
-  part.write_text(json.dumps(content, indent=1) + '\n')
-  part.rename(file)
+  write_whole(file, json.dumps(content, indent=1) + '\n')
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[int]:
   """Yields a descriptor that workers inherit: the folder is theirs, too, until the last of them has ended."""
   root.mkdir(parents=True, exist_ok=True)
-  opened = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+  opened = workdir.lock(root / workdir.LOCK, REFUSAL)
   try:
-    _lock(opened, root)
     yield opened
   finally:
     os.close(opened)
-
-
-def _lock(opened: int, root: Path) -> None:
-  try:
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    owner = (root / LOCK).read_text().strip()
-    raise ValueError(
-      f'study: {owner}, or a run that it began, is at work in {root}. Wait for it, stop it, or '
-      'choose another --workdir.'
-    ) from error
-  (root / LOCK).write_text(f'process {os.getpid()} on {platform.node()}\n')
 
 
 def check(study: Study, file: Path, root: Path) -> dict[str, Any]:

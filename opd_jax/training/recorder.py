@@ -18,6 +18,7 @@ import numpy as np
 
 from opd_jax.processes import to_host
 from opd_jax.responses import Responses
+from opd_jax.storage.atomic_folder import write_whole
 from opd_jax.training.gradient import Batch
 
 NOT_THE_RUN = 'time/'
@@ -64,7 +65,7 @@ class Recorder:
     """The metrics of a step."""
     if not self.is_writer:
       return
-    _append(self.folder / 'metrics.jsonl', [row])
+    append(self.folder / 'metrics.jsonl', [row])
     flat = {name: value for name, value in row.items() if isinstance(value, int | float)}
     if self._board is not None:
       for name, value in flat.items():
@@ -76,12 +77,12 @@ class Recorder:
   def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
     """Texts of a batch."""
     if self.is_writer:
-      _append(self.folder / 'samples.jsonl', rows)
+      append(self.folder / 'samples.jsonl', rows)
 
   def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> None:
     """The outcome of every response of an evaluation."""
     if self.is_writer:
-      _append(self.folder / 'outcomes.jsonl', rows)
+      append(self.folder / 'outcomes.jsonl', rows)
 
   def rollouts(self, rows: Sequence[Mapping[str, Any]], *, mib: int) -> None:
     """Responses of a batch token by token, as many as the file has room for within `mib`.
@@ -118,7 +119,8 @@ def _name_of(workdir: Path) -> str:
   return f'{workdir.name}-{hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]}'
 
 
-def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Objects, one a line."""
   with open(file, 'a') as stream:
     stream.writelines(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows)
 
@@ -137,9 +139,7 @@ def _rewind(file: Path, step: int) -> None:
   if not file.exists():
     return
   kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
-  part = file.with_suffix('.part')
-  part.write_text(''.join(line + '\n' for line in kept))
-  part.rename(file)
+  write_whole(file, ''.join(line + '\n' for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 from opd_jax.processes import first_does
 
 LOCK = '.lock'
+REFUSAL = 'train: another run is at work in {folder}: {owner}. Wait for it, stop it, or choose another --workdir.'
 
 
 def prepare(workdir: Path) -> None:
@@ -37,25 +38,23 @@ def locked(workdir: Path) -> Iterator[None]:
 
   The first process of a run holds the lock; the kernel unlocks when it ends.
   """
-  lock = first_does(lambda: _lock(workdir / LOCK))
+  opened = first_does(lambda: lock(workdir / LOCK, REFUSAL))
   try:
     yield
   finally:
-    if lock is not None:
-      os.close(lock)
+    if opened is not None:
+      os.close(opened)
 
 
-def _lock(file: Path) -> int:
-  """The descriptor of a file that nobody else may lock while it is open."""
+def lock(file: Path, refusal: str) -> int:
+  """The descriptor of a file that nobody else may lock while it is open; `refusal` names {folder} and {owner}."""
   opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     os.close(opened)
     owner = file.read_text().strip() or 'a process that did not leave its name'
-    raise ValueError(
-      f'train: another run is at work in {file.parent}: {owner}. Wait for it, stop it, or choose another --workdir.'
-    ) from error
+    raise ValueError(refusal.format(folder=file.parent, owner=owner)) from error
   since = time.strftime('%Y-%m-%d %H:%M:%S')
   file.write_text(f'process {os.getpid()} on {socket.gethostname()}, since {since}\n')
   return opened

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import toy_study
 
 from opd_jax.studies import measures, verdicts
 from opd_jax.studies.ledger import DONE, Ledger
-from opd_jax.studies.study import Cell, Contrast, Measure, Printed, Study
+from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
 MEASURE = Measure(name='accuracy', key='eval/sums/avg@1', scale=100.0, smallest=3.0)
 LOW, HIGH = [10.0, 20.0, 30.0, 40.0, 50.0], [30.0, 41.0, 49.0, 61.0, 70.0]
@@ -73,19 +74,7 @@ def test_the_verdict_of_a_claim(tmp_path, order, within, verdict):
 
 
 def test_a_comparison_names_what_it_could_have_seen(tmp_path):
-  printed = tuple(
-    Printed(
-      cell=cell,
-      measure='accuracy',
-      value=value,
-      metric='Pass@1',
-      problems=90,
-      samples=16,
-      scale='8B',
-      source='Table 1',
-    )
-    for cell, value in (('low', 49.31), ('high', 53.4))
-  )
+  printed = toy_study.printed(measure='accuracy', low=49.31, high=53.4)
   contrasts = (Contrast(claim='c', order=('low', 'high')),)
   ledger = folder_with(tmp_path, contrasts, printed=printed, low=LOW, high=HIGH)
   [pair] = verdicts.compared(ledger)

@@ -4,6 +4,7 @@ math-verify stops itself with SIGALRM, which works in main threads only and not 
 does not answer in time is killed, and another one begins.
 """
 
+import functools
 import importlib.util
 
 from opd_jax.data.problems import Problem, Verdict
@@ -17,8 +18,7 @@ _WORKER = Worker('opd_jax.evaluation.graders.maths_worker')
 
 def maths(problem: Problem, response: str) -> Verdict:
   """1 where math-verify takes the response's answer for the problem's."""
-  if importlib.util.find_spec('math_verify') is None:
-    raise ValueError("maths: math-verify is not installed. Run pip install 'opd_jax[maths]'.")
+  _check_installed()
   reply = _WORKER.ask([problem.answer, spoken(response)[-LAST:]], seconds=SECONDS)
   if reply is None:
     return Verdict(0.0, 'The answer could not be compared in time.', 'timed out')
@@ -30,3 +30,10 @@ def maths(problem: Problem, response: str) -> Verdict:
     return Verdict(0.0, 'The response holds no answer that can be read as mathematics.', reply)
   right = reply == 'correct'
   return Verdict(float(right), '' if right else 'The answer is wrong.', reply)
+
+
+@functools.cache
+def _check_installed() -> None:
+  """Once: the search through all folders of packages is not for every response."""
+  if importlib.util.find_spec('math_verify') is None:
+    raise ValueError("maths: math-verify is not installed. Run pip install 'opd_jax[maths]'.")
