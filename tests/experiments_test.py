@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 
 from opd_jax import configuration
+from opd_jax.evaluation.evaluator import Suite
 
 ROOT = Path(__file__).parent.parent / 'experiments'
 TINY, SUMS, OPD, TEACHER = (
   str(ROOT / name)
   for name in ('models/tiny.gin', 'data/sums.gin', 'methods/opd.gin', 'judges/teacher.gin')
 )
+SUITES = sorted((ROOT / 'evaluations').glob('*.gin'))
 FILES = pytest.mark.parametrize(
-  'file', sorted(ROOT.rglob('*.gin')), ids=lambda file: str(file.relative_to(ROOT))
+  'file',
+  sorted(set(ROOT.rglob('*.gin')) - set(SUITES)),
+  ids=lambda file: str(file.relative_to(ROOT)),
 )
 
 
@@ -29,6 +33,14 @@ def test_every_gin_file_builds_without_a_dead_binding(file):
   experiment, operative = configuration.build(files, bindings)
   assert experiment.model.num_layers and 'experiment.Experiment.model' in operative
   assert bool(experiment.stages) == bool(bindings)
+
+
+@pytest.mark.parametrize('file', SUITES, ids=lambda file: file.stem)
+def test_every_benchmark_builds_without_a_dead_binding(file):
+  suite, operative = configuration.record_of(Suite, [str(file)], ["PROBLEMS = 'here.jsonl'"])
+  [evaluation] = suite.evaluations
+  assert evaluation.label == evaluation.task.name == file.stem
+  assert evaluation.task.verify is not None and "'here.jsonl'" in operative
 
 
 def test_three_stages_take_at_most_25_lines():
