@@ -7,7 +7,7 @@ from opd_jax import cli
 from opd_jax.studies import folder
 from opd_jax.studies.runner import Runner
 
-WORKER = str(Path(__file__).parent / 'stub_worker.py')
+WORKER = [sys.executable, str(Path(__file__).parent / 'stub_worker.py')]
 
 
 def value_of(run) -> float:
@@ -17,17 +17,17 @@ def value_of(run) -> float:
 
 
 def stubbed(seconds: float):
-  """The command of a stub worker, in place of the training command."""
+  """The command of a run of a stub worker, in place of the training command."""
 
   def command(self, run):
     self.ledger.students(run)
     words = (self.ledger.folder(run), value_of(run), 5, seconds)
-    return [sys.executable, WORKER, *map(str, words)]
+    return ['opd', 'train', *map(str, words)]
 
   return command
 
 
 if __name__ == '__main__':
-  Runner.command = stubbed(float(sys.argv[1]))
+  Runner.command, Runner.worker = stubbed(float(sys.argv[1])), WORKER
   folder.origin = lambda: {'device': 'none'}
   sys.exit(cli.main(['study', *sys.argv[2:]]))

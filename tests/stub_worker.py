@@ -1,9 +1,12 @@
-"""Stands in for the training command in tests of the runner: it writes a line a step and a student, and resumes.
+"""Stands in for a worker in tests of the runner: it writes a line a step and a student, and resumes.
 
-python stub_worker.py FOLDER VALUE STEPS SECONDS; a VALUE below zero fails at the end.
+The words of a task are train FOLDER VALUE STEPS SECONDS. A VALUE below zero fails at the end, one above 100
+kills the worker.
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,9 +22,20 @@ def work(folder: Path, value: float, steps: int, seconds: float) -> None:
       stream.flush()
       time.sleep(seconds)
   if value < 0:
-    raise SystemExit('opd train: the loss is not finite\n  in: line 3')
+    raise ValueError('opd train: the loss is not finite\n  in: line 3')
+  if value > 100:
+    os.kill(os.getpid(), signal.SIGKILL)
   (folder / 'student').mkdir(exist_ok=True)
 
 
 if __name__ == '__main__':
-  work(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+  for line in sys.stdin:
+    task, status = json.loads(line), 0
+    _, folder, value, steps, seconds = task['words']
+    try:
+      work(Path(folder), float(value), int(steps), float(seconds))
+    except ValueError as error:
+      status = 1
+      with open(task['log'], 'a') as log:
+        log.write(f'{error}\n')
+    print(status, flush=True)

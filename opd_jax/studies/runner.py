@@ -1,7 +1,6 @@
-"""Floor 6. Runs a study: every run is a process with the training command, and can be killed at any moment."""
+"""Floor 6. Runs a study: workers make its runs, each with the training command, and can be killed at any moment."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,16 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd_jax.studies import folder, measures
+from opd_jax.studies import worker as workers
 from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Run
 from opd_jax.training import recorder
 from opd_jax.training.workdir import interrupts
 
-LOG, REFUSAL = 'log.txt', 'opd train: '
+LOG, REFUSAL, TRAIN = 'log.txt', 'opd train: ', 'train'
 PAUSE = 0.1  # seconds between two looks at the workers
 
 
-class _Worker(NamedTuple):
-  process: subprocess.Popen
+class _Task(NamedTuple):
+  worker: workers.Worker
   command: list[str]
   began: float
   resumed: bool
@@ -36,6 +36,8 @@ class Runner:
     flags: further ones of the training command.
   """
 
+  worker = workers.COMMAND
+
   def __init__(
     self,
     ledger: Ledger,
@@ -47,7 +49,8 @@ class Runner:
   ):
     self.ledger, self.file, self.lock = ledger, file, lock
     self.origin, self.flags = origin, flags
-    self.working: dict[Run, _Worker] = {}
+    self.working: dict[Run, _Task] = {}
+    self.idle: list[workers.Worker] = []
     cache = {
       'JAX_COMPILATION_CACHE_DIR': str(ledger.root.resolve() / 'cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -85,7 +88,7 @@ class Runner:
     bindings.append(f'experiment.Experiment.seed = {run.seed}')
     files = map(str, folder.gin_paths(cell.files, self.file))
     return [
-      *(sys.executable, '-m', 'opd_jax.cli', 'train'),
+      *(sys.executable, '-m', 'opd_jax.cli', TRAIN),
       *(word for file in files for word in ('--gin_file', file)),
       *(word for text in bindings for word in ('--gin_bindings', text)),
       *('--workdir', str(self.ledger.folder(run).resolve()), *self.flags),
@@ -95,26 +98,29 @@ class Runner:
     where = self.ledger.folder(run)
     where.mkdir(parents=True, exist_ok=True)
     resumed, command = (where / LOG).exists(), self.command(run)
-    with open(where / LOG, 'a') as log:
-      said = log.tell()
-      process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=self.environment,
-        pass_fds=(self.lock,),
-      )
-    self.working[run] = _Worker(process, command, time.monotonic(), resumed, said)
+    said = (where / LOG).stat().st_size if resumed else 0
+    (where / LOG).touch()
+    began = time.monotonic()
+    worker = self._free()
+    worker.begin(command[command.index(TRAIN) :], where / LOG)
+    self.working[run] = _Task(worker, command, began, resumed, said)
+
+  def _free(self) -> workers.Worker:
+    """A worker without a task; a new one where none is left."""
+    while self.idle:
+      if (worker := self.idle.pop()).is_alive():
+        return worker
+    return workers.Worker(lock=self.lock, environment=self.environment, command=self.worker)
 
   def _reap(self, say: Callable[[str], None]) -> None:
-    for run, worker in list(self.working.items()):
-      if (status := worker.process.poll()) is None:
+    for run, task in list(self.working.items()):
+      if (status := task.worker.status()) is None:
         continue
       del self.working[run]
+      self.idle.append(task.worker)
       try:
-        self._check(run, status, worker.said)
-        self._finish(run, worker)
+        self._check(run, status, task.said)
+        self._finish(run, task)
       except ValueError as error:
         why = {'run': str(run), 'why': str(error)}
         folder.write_atomically(self.ledger.folder(run) / FAILED, why)
@@ -131,17 +137,18 @@ class Runner:
     if run in self.ledger.trials(run.cell):
       measures.value_of(where, self.ledger.study.measure(None))
 
-  def _finish(self, run: Run, worker: _Worker) -> None:
-    where, seconds = self.ledger.folder(run), time.monotonic() - worker.began
+  def _finish(self, run: Run, task: _Task) -> None:
+    where, seconds = self.ledger.folder(run), time.monotonic() - task.began
     tokens = sum(row.get('tokens', 0) for row in recorder.read(where))
-    told = {'command': worker.command, **self.origin, 'seconds': round(seconds, 1)}
-    told |= {'resumed': worker.resumed, 'tokens': tokens}
+    told = {'command': task.command, **self.origin, 'seconds': round(seconds, 1)}
+    told |= {'resumed': task.resumed, 'tokens': tokens}
     folder.write_atomically(where / PROVENANCE, told)
     folder.write_atomically(where / DONE, {'run': str(run)})
 
   def _stop(self) -> None:
     """Asks the workers to save and to end."""
-    for worker in self.working.values():
-      worker.process.terminate()
-    for worker in self.working.values():
-      worker.process.wait()
+    everybody = [*self.idle, *(task.worker for task in self.working.values())]
+    for worker in everybody:
+      worker.terminate()
+    for worker in everybody:
+      worker.wait()

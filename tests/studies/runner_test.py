@@ -27,6 +27,7 @@ TOY, STUB, ROOT = TESTS / 'toy_study.py', TESTS / 'stub_study.py', TESTS.parent
 def run(tmp_path, monkeypatch):
   """Runs a study with stub workers; returns its ledger and what was said."""
   monkeypatch.setattr(Runner, 'command', stub_study.stubbed(0.0))
+  monkeypatch.setattr(Runner, 'worker', stub_study.WORKER)
 
   def run(study, jobs=4):
     ledger, said = Ledger(study, tmp_path), []
@@ -58,7 +59,7 @@ def test_every_seed_has_its_runs_and_a_shared_cell_one(run, tmp_path):
   assert ledger.total() == {'teacher': 1, 'weak': 3, 'opd': 4} and not said
   told = json.loads((tmp_path / 'runs/opd/0.001/2' / PROVENANCE).read_text())
   assert told['commit'] == 'abc' and told['tokens'] == 50 and told['seconds'] >= 0
-  assert not told['resumed'] and told['command'][1].endswith('stub_worker.py')
+  assert not told['resumed'] and told['command'][:2] == ['opd', 'train']
 
 
 def test_what_is_done_is_not_done_again(run, tmp_path):
@@ -96,6 +97,16 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(run, tmp_path):
   skipped = ledger.survey().skipped
   assert skipped['opd'] == 'no rate of opd could be tried'
   assert skipped['opd rate 0.001 seed 9'] == 'it needs weak rate 1 seed 9'
+
+
+def test_a_worker_that_dies_is_replaced(run, monkeypatch, tmp_path):
+  value_of = stub_study.value_of
+  monkeypatch.setattr(
+    stub_study, 'value_of', lambda run: 101.0 if run.rate == 1e-3 else value_of(run)
+  )
+  _, said = run(read_study(TOY), jobs=1)
+  assert len(said) == 1 and said[0].startswith('opd rate 0.001 seed 9 failed: exit status -9')
+  assert {'opd/0.0001/1', 'opd/0.0001/2'} < set(runs_in(tmp_path))
 
 
 def test_a_rate_that_fails_is_out_of_the_choice(run, tmp_path):
@@ -190,6 +201,7 @@ def test_a_study_that_is_asked_to_end_takes_its_workers_along(tmp_path):
 
 def test_the_command_names_failures_and_refuses_another_study(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(Runner, 'command', stub_study.stubbed(0.0))
+  monkeypatch.setattr(Runner, 'worker', stub_study.WORKER)
   monkeypatch.setattr(folder, 'origin', dict)
   text = TOY.read_text().replace('rates=(1e-4, 1e-3)', 'rates=(1e-4, 1e-3, 1.0)')
   (tmp_path / 'x.py').write_text(text)

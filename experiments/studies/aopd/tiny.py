@@ -1,23 +1,28 @@
-"""The AOPD paper (arXiv:2605.06387) at tiny size, on *sums*: its table, and its ablations from the weak student.
+"""The AOPD paper (arXiv:2605.06387) at tiny size: its tables on *sums*, its ablations, and tools after maths.
 
 Command  opd study experiments/studies/aopd/tiny.py --workdir runs/aopd_tiny --jobs 2
-Cost     239 runs; about two hours with two at a time on two cores (a run took 57 s beside other work)
+Cost     343 runs; about an hour with two at a time on two cores
 
 Signs and orders are compared with the paper's, never levels. The paper's own values of δ are not known to us. K is
-2, 4, 8 of 22 tokens where the paper has 8, 16, 32 of 151,936.
+2, 4, 8 of 59 tokens where the paper has 8, 16, 32 of 151,936. As in the paper all runs begin with one weak and one
+strong student, and differ in what they see and sample.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Printed, Study
 
-COMMON = ('experiments/models/small.gin', 'experiments/data/sums.gin')
-TEACHER = 'experiments/judges/teacher.gin'
-STARTS = {'weak': 100, 'strong': 200}  # steps of SFT; the paper has 1,000 and 3,000
-STEPS, TEACHER_STEPS = 60, 300
-EVALUATED = ('evaluator.Evaluation.problems = 512', 'evaluator.Evaluation.every = 0')
-SAMPLED, WHOLE, NEAR = (3e-5, 1e-4, 3e-4), (3e-4, 1e-3, 3e-3), (3e-4, 1e-3)
+WORLD, TEACHER = 'experiments/studies/world.gin', 'experiments/judges/teacher.gin'
+# Steps of SFT on sums and calls; the paper has 1,000 and 3,000. A third of the sums are right, and half of them.
+STARTS = {'weak': 200, 'strong': 225}
+STEPS, TOOL_STEPS, TEACHER_STEPS = 60, 40, 600
+BOTH = (
+  'experiment.Experiment.evaluations = [@evaluator.Evaluation(), @tools/evaluator.Evaluation()]',
+  'BUDGET = 80',
+)
+SAMPLED, WHOLE, NEAR = (1e-4, 3e-4, 1e-3), (3e-4, 1e-3, 3e-3), (3e-4, 1e-3)
 METHODS = {'seqkd': WHOLE, 'opd': SAMPLED, 'exopd': SAMPLED, 'gkd': WHOLE, 'aopd': WHOLE}
 # The paper distils on the student's own text; GKD alone would take half of its rows from the data set.
 MORE = {'gkd': ('gkd.gkd.student_fraction = 1.0',)}
+TOOL_RATES = {'opd': (1e-4, 3e-4), 'exopd': (1e-4, 3e-4), 'gkd': NEAR, 'aopd': NEAR}
 # Name: method, bindings beside its own, rates.
 ABLATIONS = {
   'delta-never': ('aopd', ('aopd.Below.delta = -1.1',), SAMPLED),
@@ -43,26 +48,33 @@ TABLE = {
 }
 
 
-def sft(name: str, steps: int, seed: int | None = None) -> Cell:
+def sft(name: str, steps: int, *, seed: int, decays: bool) -> Cell:
+  more = () if decays else ('optimisers.adamw.steps = None',)
   return Cell(
     name=name,
-    files=(*COMMON, 'experiments/methods/sft.gin'),
-    bindings=(*EVALUATED, f'STEPS = {steps}'),
+    files=(WORLD, 'experiments/methods/sft.gin'),
+    bindings=(*BOTH, 'TASK = @mixture.mixture()', f'STEPS = {steps}', 'RATE = 3e-3', *more),
     seed=seed,
-    seconds=30.0,
+    seconds=120.0,
   )
 
 
 def distilled(name: str, start: str, method: str, rates: tuple[float, ...], *bindings: str) -> Cell:
   students = ('TEACHER = "{teacher}"', f'WEIGHTS = "{{{start}}}"')
   return Cell(
-    name=f'{start}-{name}',
-    files=(*COMMON, TEACHER, f'experiments/methods/{method}.gin'),
-    bindings=(*EVALUATED, f'STEPS = {STEPS}', *students, *bindings),
+    name=name,
+    files=(WORLD, TEACHER, f'experiments/methods/{method}.gin'),
+    bindings=(*students, *bindings),
     after=('teacher', start),
     rates=rates,
-    seconds=40.0,
+    seconds=15.0,
   )
+
+
+def on_tools(name: str) -> Cell:
+  """Goes on with the student that the same method has made on sums."""
+  more = (*BOTH, 'TASK = @calls.calls()', f'STEPS = {TOOL_STEPS}', *MORE.get(name, ()))
+  return distilled(f'tools-{name}', f'strong-{name}', name, TOOL_RATES[name], *more)
 
 
 def claims_of(start: str) -> list[Contrast]:
@@ -74,11 +86,12 @@ def claims_of(start: str) -> list[Contrast]:
     Contrast(claim=f'{start}: AOPD beats GKD', order=order('gkd', 'aopd')),
     Contrast(claim=f'{start}: AOPD beats SeqKD', order=order('seqkd', 'aopd')),
     Contrast(claim=f'{start}: AOPD gains', order=(start, f'{start}-aopd')),
+    Contrast(claim=f'{start}: OPD gains', order=(start, f'{start}-opd')),
   ]
 
 
 def ablation(claim: str, *names: str, measure: str | None = None, within: float | None = None):
-  order = tuple(f'weak-{name}' for name in names)
+  order = tuple(f'strong-{name}' for name in names)
   return Contrast(claim=claim, order=order, measure=measure, within=within)
 
 
@@ -99,22 +112,41 @@ def printed(start: str) -> list[Printed]:
   ]
 
 
+def printed_of_tools() -> list[Printed]:
+  one = lambda name, value: Printed(
+    cell=f'tools-{name}',
+    measure='calls, %',
+    value=value,
+    metric='success',
+    problems=100,
+    samples=1,
+    scale='Qwen3-32B to Qwen3-8B-Base',
+    source='Table 3, ToolAlpaca',
+  )
+  return [one(*pair) for pair in {'opd': 65.0, 'exopd': 67.0, 'gkd': 76.0, 'aopd': 75.0}.items()]
+
+
 STUDY = Study(
   paper='Asymmetric on-policy distillation, arXiv:2605.06387, at tiny size',
   cells=(
-    sft('teacher', TEACHER_STEPS, seed=0),
-    *(sft(name, steps) for name, steps in STARTS.items()),
+    sft('teacher', TEACHER_STEPS, seed=0, decays=True),
+    *(sft(name, steps, seed=2, decays=False) for name, steps in STARTS.items()),
     *(
-      distilled(name, start, name, rates, *MORE.get(name, ()))
+      distilled(f'{start}-{name}', start, name, rates, f'STEPS = {STEPS}', *MORE.get(name, ()))
       for start in STARTS
       for name, rates in METHODS.items()
     ),
-    *(distilled(name, 'weak', of, rates, *more) for name, (of, more, rates) in ABLATIONS.items()),
+    *(
+      distilled(f'strong-{name}', 'strong', of, rates, f'STEPS = {STEPS}', *more)
+      for name, (of, more, rates) in ABLATIONS.items()
+    ),
+    *map(on_tools, TOOL_RATES),
   ),
-  seeds=(1, 2, 3, 4, 5),
-  tuning_seeds=(6, 7),
+  seeds=(11, 12, 13, 14, 15, 16, 17, 18),
+  tuning_seeds=(21, 22),
   measures=(
     Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0, smallest=3.0),
+    Measure(name='calls, %', key='eval/calls/avg@1', scale=100.0, smallest=3.0),
     Measure(name='entropy', key='entropy', last=10),
     Measure(name='gradient norm', key='grad_norm', last=10),
   ),
@@ -130,6 +162,12 @@ STUDY = Study(
     ablation('AOPD beats imitation everywhere', 'delta-always', 'aopd'),
     ablation('entropy: AOPD above OPD', 'opd', 'aopd', measure='entropy'),
     ablation('gradient norm: AOPD below OPD', 'aopd', 'opd', measure='gradient norm'),
+    Contrast(claim='tools: AOPD beats OPD', order=('tools-opd', 'tools-aopd'), measure='calls, %'),
+    Contrast(claim='after tools OPD has forgotten sums', order=('tools-opd', 'strong-opd')),
+    Contrast(
+      claim='after tools AOPD knows its sums', order=('strong-aopd', 'tools-aopd'), within=3.0
+    ),
+    Contrast(claim='after tools AOPD beats OPD on sums', order=('tools-opd', 'tools-aopd')),
   ),
-  printed=tuple(one for start in STARTS for one in printed(start)),
+  printed=(*(one for start in STARTS for one in printed(start)), *printed_of_tools()),
 )
