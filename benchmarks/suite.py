@@ -2,9 +2,9 @@
 
     python benchmarks/suite.py 8 16 54
 
-Each number is a copy of this checkout in which the other methods, their gin files and their tests are deleted. Tests that name a
-deleted method fail there and are counted; their time is part of what is measured. Prints wall and processor seconds, and
-what a further method adds.
+Each number is a copy of this checkout in which the other methods, their gin files and their tests are deleted. Tests
+that name a deleted method fail there and are counted; their time is part of what is measured. Prints wall and processor
+seconds, and what a further method adds.
 """
 
 import os
@@ -64,7 +64,7 @@ def main() -> None:
     line = f'{count:3d} methods: {wall:6.0f} s wall, {cpu:6.0f} processor s · {summary}'
     if previous:
       more = count - previous[0]
-      line += f' · a further method: {(wall - previous[1]) / more:.1f} s wall, {(cpu - previous[2]) / more:.1f} processor s'
+      line += f' · a further method: {(wall - previous[1]) / more:.1f} s, {(cpu - previous[2]) / more:.1f} processor s'
     previous = count, wall, cpu
     print(line, flush=True)
 

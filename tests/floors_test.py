@@ -38,6 +38,7 @@ FLOORS = {
   'configuration': 6,
   'commands': 6,
   'cli': 7,
+  'worker': 7,
 }
 # Rooms of one floor that may not look at each other, and packages only some rooms may use.
 APART = {

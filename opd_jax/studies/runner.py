@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd_jax.studies import folder, measures
-from opd_jax.studies import worker as workers
+from opd_jax.studies import folder, measures, workers
 from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Run
 from opd_jax.training import recorder
 from opd_jax.training.workdir import interrupts
