@@ -23,8 +23,11 @@ RECORD, OUTCOMES, RESULTS = 'evaluate.json', 'outcomes.jsonl', 'results.json'
 KS = re.compile(
   r'^\S*Evaluation\.ks = (?:\\\n)?.*\n', flags=re.MULTILINE
 )  # of a table, not of responses
-SHARES = 'length', 'truncated', 'unparsed', 'timed_out', 'disagreed'
-HEAD = 'benchmark', 'problems', 'measure', 'mean', '95 % interval', *SHARES
+SHARES = 'truncated', 'unparsed', 'timed_out', 'disagreed'
+HEAD = (
+  'benchmark', 'problems', 'measure', 'mean', '95 % interval', 'length', 'truncated', 'unparsed', 'timed out',
+  'disagreed',
+)  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -191,5 +194,5 @@ def _row(name: str, result: dict[str, Any]) -> tuple[Any, ...]:
     '\n'.join(f'{each["mean"]:.1%}' for each in measures.values()),
     '\n'.join(between(*each['interval']) for each in measures.values()),
     f'{result["length"]:.0f}',
-    *map(share, SHARES[1:]),
+    *map(share, SHARES),
   )
