@@ -137,6 +137,17 @@ def test_two_graders_are_counted_in_the_table_and_in_every_outcome(tmp_path, cap
   ] == pytest.approx(share)
 
 
+def test_a_prompt_without_room_is_named_before_anything_is_asked(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(Evaluator, 'sample', lambda self, model, begin, end: pytest.fail('asked'))
+  asked = words(tmp_path)
+  with open(tmp_path / 'problems.jsonl', 'a') as stream:
+    stream.write(json.dumps({'problem': 3000 * 'x', 'answer': '1'}) + '\n')
+  asked[asked.index('evaluator.Evaluation.problems = 5')] = 'evaluator.Evaluation.problems = 6'
+  assert cli.main(asked) == 2
+  said = capsys.readouterr().err
+  assert re.search(r'problems.jsonl, line 6 has 30\d\d tokens, the model has 2048 positions', said)
+
+
 def test_data_that_cannot_be_read_are_refused_before_a_model_is_loaded(tmp_path, capsys):
   asked = words(tmp_path)
   (tmp_path / 'problems.jsonl').write_text('{"problem": "a"}\n')

@@ -42,8 +42,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   flags.join(args)
+  import jax
+
   from opd_jax.commands.loading import with_tokenizer
-  from opd_jax.evaluation.evaluator import problems_of
+  from opd_jax.evaluation.evaluator import Evaluator, problems_of
   from opd_jax.inference import sampler
   from opd_jax.processes import first_does
   from opd_jax.training.workdir import locked, prepare
@@ -62,7 +64,11 @@ def run(args: argparse.Namespace) -> None:
         f'evaluate: {name} has no tokenizer. Put its tokenizer.json beside the weights.'
       )
     model = sampler.unrolled(sampler.Model(loaded.config, layout, loaded.params))
-    rows = {each.label: _asked(each, model, tokenizer, root, args.seed) for each in evaluations}
+    key = jax.random.key(args.seed)
+    evaluators = [Evaluator(each, tokenizer, key) for each in evaluations]
+    for evaluator in evaluators:
+      evaluator.check_room(loaded.config.max_positions)
+    rows = {each.evaluation.label: _asked(each, model, root, args.seed) for each in evaluators}
     first_does(lambda: _tell(evaluations, rows, root))
 
 
@@ -107,17 +113,14 @@ def _claim(root: Path, record: dict[str, Any]) -> None:
   write_whole(file, json.dumps(record, indent=1) + '\n')
 
 
-def _asked(
-  evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int
-) -> list[dict[str, Any]]:
+def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, Any]]:
   """Asks what has not been asked yet, and returns all outcomes; those of the first process, which writes them."""
   import jax
 
-  from opd_jax.evaluation.evaluator import Evaluator
   from opd_jax.processes import agreed, first_does
   from opd_jax.training import recorder
 
-  evaluator = Evaluator(evaluation, tokenizer, jax.random.key(seed))
+  evaluation = evaluator.evaluation
   count, samples, file = len(evaluator.problems), evaluation.samples, root / OUTCOMES
   step = max(1, 4 * evaluation.slots // samples)
   part, total = step * samples, count * samples

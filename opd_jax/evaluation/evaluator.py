@@ -126,6 +126,16 @@ class Evaluator:
     self.key = jax.random.fold_in(jax.random.fold_in(key, STREAM), name)
     self.problems = problems_of(evaluation)
 
+  def check_room(self, positions: int) -> None:
+    """Refuses, by its name, a problem whose prompt is longer than a model's position table."""
+    for problem in self.problems:
+      length = len(self.evaluation.template.render(self.tokenizer, problem.messages))
+      if length > positions:
+        raise ValueError(
+          f'evaluation {self.evaluation.label}: the prompt of {problem.name} has {length} tokens, the model has '
+          f'{positions} positions. Take a model with more of them, or leave the problem out of the file.'
+        )
+
   def run(self, model: Model) -> Outcome:
     """Samples, verifies, and counts."""
     responses = self.sample(model, 0, len(self.problems))
