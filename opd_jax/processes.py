@@ -1,5 +1,6 @@
 """Floor 0. What several processes of one run do together."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -58,6 +59,19 @@ def first_does(what: Callable[[], T]) -> T | None:
   if said:
     raise ValueError(said)
   return made
+
+
+def agreed(value: Any) -> Any:
+  """What the first process says, in every process: something that JSON holds. All of them call it.
+
+  Two machines may judge the same answer differently, e.g. where one of them is slower than a time limit.
+  """
+  if jax.process_count() == 1:
+    return value
+  own = json.dumps(value).encode()
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+  content = np.frombuffer(own[:size].ljust(size, b'\0'), np.uint8)
+  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8).tobytes())
 
 
 def _told_by_first(text: str) -> str:

@@ -1,19 +1,22 @@
 """Floor 3. A batch of responses on the host: from problems to prompts, from tokens to texts and verdicts."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from opd_jax.data.problems import Problem, Task, verdict_of
+from opd_jax.data.problems import THREADS, Problem, Task, Verdict, is_thread_safe, verdict_of
 from opd_jax.data.prompts import left_padded
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.decoding import Forbid
 from opd_jax.inference.sampler import Sampling
+from opd_jax.processes import agreed
 from opd_jax.types import Prompts, Rollout
 
 
@@ -32,6 +35,7 @@ class Responses(NamedTuple):
   texts: list[str]
   feedback: list[str]
   outcomes: list[str]  # of problems.OUTCOMES; '' where nobody looked
+  second: list[str]  # what a second verifier says; '' where there is none
 
 
 def complete_sampling(sampling: Sampling, tokenizer: Tokenizer, vocabulary: int) -> Sampling:
@@ -87,12 +91,24 @@ def verified(
   texts = texts_of(rollout, tokenizer, stops)
   if task.verify is None:
     empty = [''] * len(texts)
-    return Responses(problems, rollout, texts, empty, empty)
-  verdicts = [verdict_of(task, *pair) for pair in zip(problems, texts, strict=True)]
+    return Responses(problems, rollout, texts, empty, empty, empty)
+  verdicts = verdicts_of(task, problems, texts)
   rewards = np.array([verdict.reward for verdict in verdicts], np.float32)
   feedback = [verdict.feedback for verdict in verdicts]
   outcomes = [verdict.outcome for verdict in verdicts]
-  return Responses(problems, rollout._replace(reward=rewards), texts, feedback, outcomes)
+  second = [verdict.second for verdict in verdicts]
+  return Responses(problems, rollout._replace(reward=rewards), texts, feedback, outcomes, second)
+
+
+def verdicts_of(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+  """Verdicts on responses, those of the first process in every process; several at a time where the verifier allows."""
+  verdict = functools.partial(verdict_of, task)
+  if is_thread_safe(task.verify):
+    with ThreadPoolExecutor(THREADS) as pool:
+      verdicts = list(pool.map(verdict, problems, texts))
+  else:
+    verdicts = [verdict(*pair) for pair in zip(problems, texts, strict=True)]
+  return [Verdict(*each) for each in agreed(verdicts)]
 
 
 def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool) -> None:
@@ -140,4 +156,5 @@ def select(responses: Responses, rows: np.ndarray) -> Responses:
     pick(responses.texts),
     pick(responses.feedback),
     pick(responses.outcomes),
+    pick(responses.second),
   )

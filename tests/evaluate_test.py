@@ -1,6 +1,7 @@
 """`opd evaluate`, as a user would call it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from opd_jax import cli
 from opd_jax.commands import evaluate
 from opd_jax.evaluation.evaluator import Evaluator
+from opd_jax.training.workdir import locked
 
 AIME = Path(__file__).parent.parent / 'experiments/evaluations/aime24.gin'
+TWO = AIME.with_name('aime24_two_graders.gin')
 SMALL = [
   'evaluator.Evaluation.samples = 3',
   'evaluator.Evaluation.budget = 8',
@@ -34,12 +37,16 @@ def test_a_cut_evaluation_goes_on_with_the_same_responses(tmp_path, capsys, monk
   assert cli.main(words(tmp_path)) == 0
   table = capsys.readouterr().out
   whole = outcomes(tmp_path)
-  assert [(row['problem'][-6:], row['sample']) for row in whole[:4]] == [
-    ('line 1', 0), ('line 1', 1), ('line 1', 2), ('line 2', 0),
-  ]  # fmt: skip
+  names = [(f'problems.jsonl, line {1 + n // 3}', n % 3) for n in range(15)]
+  assert [(row['problem'], row['sample']) for row in whole] == names  # nothing of this machine
   assert len(whole) == 15 and {row['outcome'] for row in whole} <= {'correct', 'wrong', 'unparsed'}
   right = sum(row['outcome'] == 'correct' for row in whole) / 15
-  assert 'aime24' in table and f'@3 {right:.1%}' in table
+  assert re.search(rf'aime24 +5 +avg@3 +{right:.1%} +\S+% to \S+% +\d+ +\S+%', table), table
+  assert re.search(r'\n +pass@3 +\S+% +\S+% to \S+%', table), table
+  results = json.loads((tmp_path / 'out/results.json').read_text())['aime24']
+  assert (results['problems'], results['samples']) == (5, 3)
+  assert results['measures']['avg@3']['mean'] == pytest.approx(right)
+  assert [*results['measures']] == ['avg@3', 'pass@3'] and 'disagreed' not in results
 
   file = tmp_path / 'out/outcomes.jsonl'
   text = file.read_text()
@@ -55,6 +62,12 @@ def test_a_cut_evaluation_goes_on_with_the_same_responses(tmp_path, capsys, monk
   file.write_text(text[:-5])  # within the second part
   assert cli.main(words(tmp_path)) == 0 and asked[2:] == [(4, 5)]
   assert cli.main(words(tmp_path)) == 0 and asked[3:] == []
+  other = (
+    '--gin_bindings',
+    'evaluator.Evaluation.ks = (1, 2)',
+  )  # another table of the same responses
+  assert cli.main(words(tmp_path, *other)) == 0 and asked[3:] == []
+  assert 'pass@2' in capsys.readouterr().out
   assert outcomes(tmp_path) == whole
 
 
@@ -101,3 +114,42 @@ def test_what_is_not_there_is_named(tmp_path, capsys):
   unfinished = words(tmp_path)
   unfinished[1] = str(tmp_path / 'run')
   assert cli.main(unfinished) == 2 and 'it has no student' in capsys.readouterr().err
+
+
+def test_a_folder_where_somebody_evaluates_is_refused_in_this_commands_name(tmp_path, capsys):
+  (tmp_path / 'out').mkdir()
+  with locked(tmp_path / 'out'):
+    assert cli.main(words(tmp_path)) == 2
+  said = capsys.readouterr().err
+  assert 'evaluate: another run is at work in' in said and 'train' not in said
+
+
+def test_two_graders_are_counted_in_the_table_and_in_every_outcome(tmp_path, capsys):
+  pytest.importorskip('math_verify')
+  asked = [str(TWO) if word == str(AIME) else word for word in words(tmp_path)]
+  assert cli.main(asked) == 0
+  table, rows = capsys.readouterr().out, outcomes(tmp_path)
+  assert 'aime24_two_graders' in table and 'disagreed' in table
+  assert all(row['second'] in ('correct', 'wrong', 'unparsed') for row in rows) and len(rows) == 15
+  share = sum((row['outcome'] == 'correct') != (row['second'] == 'correct') for row in rows) / 15
+  assert json.loads((tmp_path / 'out/results.json').read_text())['aime24_two_graders'][
+    'disagreed'
+  ] == pytest.approx(share)
+
+
+def test_a_prompt_without_room_is_named_before_anything_is_asked(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(Evaluator, 'sample', lambda self, model, begin, end: pytest.fail('asked'))
+  asked = words(tmp_path)
+  with open(tmp_path / 'problems.jsonl', 'a') as stream:
+    stream.write(json.dumps({'problem': 3000 * 'x', 'answer': '1'}) + '\n')
+  asked[asked.index('evaluator.Evaluation.problems = 5')] = 'evaluator.Evaluation.problems = 6'
+  assert cli.main(asked) == 2
+  said = capsys.readouterr().err
+  assert re.search(r'problems.jsonl, line 6 has 30\d\d tokens, the model has 2048 positions', said)
+
+
+def test_data_that_cannot_be_read_are_refused_before_a_model_is_loaded(tmp_path, capsys):
+  asked = words(tmp_path)
+  (tmp_path / 'problems.jsonl').write_text('{"problem": "a"}\n')
+  asked[1] = 'no/such-model'
+  assert cli.main(asked) == 2 and "it has no 'answer'" in capsys.readouterr().err

@@ -32,6 +32,10 @@ const change = async (id, value, event) => {
 };
 const tokens = () => [...document.querySelectorAll('.tokens span')];
 const colours = () => tokens().slice(0, 4).map((each) => each.style.backgroundColor);
+const press = (key) => {
+  const event = new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true });
+  document.activeElement.dispatchEvent(event);
+};
 const cards = () => [...document.querySelectorAll('.response')];
 (async () => {
   while (!tokens().length) await pause(50);
@@ -218,6 +222,71 @@ def test_the_tip_shows_numbers_and_lists(report):
     '60.7 %',
   ):
     assert words in text, (words, text)
+
+
+def test_keys_go_through_responses_and_tokens(report):
+  seen = drive(report, 'tab=tokens', """
+    const boxes = [...document.querySelectorAll('.tokens')];
+    const told = () => (byId('tip').hidden ? null : byId('tip').textContent.match(/, (\\d+) of/)[1]);
+    const says = (box) => box.getAttribute('aria-label').includes('arrow keys');
+    const reachable = boxes.every((box) => box.tabIndex === 0 && says(box));
+    boxes[1].focus({ focusVisible: true });
+    const first = told();
+    const keys = ['ArrowRight', 'ArrowRight', 'ArrowLeft', 'End', 'ArrowRight', 'Home', 'ArrowLeft', 'x'];
+    const went = keys.map((key) => {
+      press(key);
+      return told();
+    });
+    press('ArrowDown');
+    const below = document.querySelectorAll('.pinned').length;
+    scrollBy(0, 1);
+    await pause(200);
+    const kept = told() !== null;
+    press('Escape');
+    const gone = told();
+    press('ArrowRight');
+    boxes[2].focus({ focusVisible: true });
+    return [reachable, first, went, below, kept, gone, pinned.parentElement === boxes[2]];
+  """)  # fmt: skip
+  assert seen == [True, '1', ['2', '3', '2', '6', '6', '1', '1', '1'], 1, True, None, True]
+
+
+def test_an_arrow_goes_to_the_token_that_stands_below(tmp_path):
+  folder = report_runs.write_run(tmp_path / 'run', rows=1, steps=(1,), tokens=400)
+  file = tmp_path / 'report.html'
+  file.write_text(page.page(*folders.read([folder]), title='lines'))
+  down, apart, back = drive(file, 'tab=tokens', """
+    document.querySelector('.tokens').focus({ focusVisible: true });
+    for (let i = 0; i < 5; i += 1) press('ArrowRight');
+    const before = pinned;
+    press('ArrowDown');
+    const below = pinned;
+    press('ArrowUp');
+    const apart = Math.abs(below.offsetLeft - before.offsetLeft);
+    return [below.offsetTop > before.offsetTop, apart, pinned.offsetTop === before.offsetTop];
+  """)  # fmt: skip
+  assert down and apart < 60 and back
+
+
+def test_seeds_of_a_cell_are_one_line_with_a_band(tmp_path):
+  given = [report_runs.write_run(tmp_path / name) for name in ('opd/1', 'opd/2', 'alone')]
+  metrics = given[1] / 'metrics.jsonl'
+  metrics.write_text(
+    ''.join(json.dumps({'step': step, 'loss': 3 / step}) + '\n' for step in (1, 2))
+  )
+  file = tmp_path / 'report.html'
+  file.write_text(page.page(*folders.read(given), title='seeds'))
+  seen = drive(file, 'tab=tokens', """
+    const lines = () => linesOf('loss').map(({ label, x, raw, band }) => [label, x, raw, band ?? null]);
+    const before = lines().map(([label]) => label);
+    byId('seeds').click();
+    return [before, lines(), location.hash.includes('seeds=1')];
+  """)  # fmt: skip
+  assert len(seen[0]) == 3 and seen[2]
+  alone, cell = seen[1]
+  assert alone[0] == 'alone' and alone[1] == [1, 2, 3]
+  name = f'{tmp_path.name}/opd, 2 seeds'  # the first seed's loss is 1 / step; step 3 only one of them has
+  assert cell == [name, [1, 2], [2, 1], [[1, 1, 3], [2, 0.5, 1.5]]]
 
 
 def test_of_a_thousand_responses_only_those_near_the_window_are_there(tmp_path):

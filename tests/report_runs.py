@@ -50,8 +50,8 @@ def write_run(
   kept = [record(row, step, **options) for step in steps for row in range(rows)]
   write_lines(folder / 'rollouts.jsonl', kept)
   outcome = {'step': 2, 'evaluation': 'sums'}
-  rewards = ((0, 1.0), (0, 1.0), (1, 0.0), (1, 0.0))
-  outcomes = [{**outcome, 'problem': str(problem), 'reward': reward} for problem, reward in rewards]
+  told = ((0, 'correct'), (0, 'correct'), (1, 'wrong'), (1, 'unparsed'))
+  outcomes = [{**outcome, 'problem': str(problem), 'outcome': word} for problem, word in told]
   write_lines(folder / 'outcomes.jsonl', outcomes)
   return folder
 

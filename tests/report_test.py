@@ -45,9 +45,8 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
 
 def test_intervals_count_problems_and_not_samples(tmp_path):
   run = folders.read_run(report_runs.write_run(tmp_path / 'run'), 'run')
-  half = 1.96 * 0.5  # problems with means 1 and 0: spread ½, over two of them
-  step, low, high = run.intervals['eval/sums'][0]
-  assert (step, low, high) == (2, pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+  # Problems with means 1 and 0: a quarter of the draws has both of one kind. Four fresh answers would give less.
+  assert run.intervals['eval/sums'] == [(2, 0.0, 1.0)]
 
 
 def test_a_method_comes_with_its_formula():

@@ -1,25 +1,32 @@
 """Floor 6. `opd evaluate`: asks a model the problems of one or several benchmarks."""
 
 import argparse
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from opd_jax.commands import console, flags
 
-HELP = 'ask a model the problems of benchmarks: avg@k with its interval, pass@k, lengths, outcomes'
+HELP = 'ask a model the problems of benchmarks: avg@k and pass@k with intervals, lengths, outcomes'
 EPILOG = """\
   opd evaluate Qwen/Qwen3-0.6B --gin_file experiments/evaluations/aime24.gin --workdir runs/aime
   opd evaluate runs/opd --gin_file experiments/evaluations/math500.gin \\
       --gin_bindings 'evaluator.Evaluation.samples = 1' --workdir runs/math
 
 MODEL is a folder, a hub id, or the --workdir of a run, whose student is taken. Each --gin_file is a benchmark, and the
-bindings hold for all of them. outcomes.jsonl in the --workdir has a line for every response; the same command goes on
-where it was cut off, with the same responses.
+bindings hold for all of them. outcomes.jsonl in the --workdir has a line for every response, results.json the table;
+the same command goes on where it was cut off, with the same responses. Every device has a copy of the model.
 """
-RECORD, OUTCOMES = 'evaluate.json', 'outcomes.jsonl'
+RECORD, OUTCOMES, RESULTS = 'evaluate.json', 'outcomes.jsonl', 'results.json'
+KS = re.compile(
+  r'^\S*Evaluation\.ks = (?:\\\n)?.*\n', flags=re.MULTILINE
+)  # of a table, not of responses
+SHARES = 'truncated', 'unparsed', 'timed_out', 'disagreed'
 HEAD = (
-  'benchmark', 'problems', 'avg', '95 % interval', 'pass', 'length', 'truncated', 'unparsed', 'timed out',
+  'benchmark', 'problems', 'measure', 'mean', '95 % interval', 'length', 'truncated', 'unparsed', 'timed out',
+  'disagreed',
 )  # fmt: skip
 
 
@@ -30,27 +37,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add('--workdir', required=True, metavar='DIR', help='where outcomes.jsonl is written')
   add('--seed', type=flags.seed, default=0, help='of the samples')
   add('--dtype', choices=flags.DTYPES, help='of parameters and activations; default: as stored')
+  flags.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+  flags.join(args)
+  import jax
+
   from opd_jax.commands.loading import with_tokenizer
+  from opd_jax.evaluation.evaluator import Evaluator, problems_of
   from opd_jax.inference import sampler
-  from opd_jax.training.workdir import locked
+  from opd_jax.processes import first_does
+  from opd_jax.training.workdir import locked, prepare
 
   evaluations, config = _evaluations(args.gin_file, args.gin_bindings)
-  name = _model_of(args.model)
-  root = Path(args.workdir)
-  root.mkdir(parents=True, exist_ok=True)
-  with locked(root):
-    _claim(root, {'model': name, 'seed': args.seed, 'dtype': args.dtype, 'config': config})
-    loaded, tokenizer, layout = with_tokenizer(name, seed=0, dtype=args.dtype)
+  for each in evaluations:
+    problems_of(each)  # what cannot be read is said before a model is loaded
+  name, root = _model_of(args.model), Path(args.workdir)
+  prepare(root, command='evaluate')
+  with locked(root, command='evaluate'):
+    record = {'model': name, 'seed': args.seed, 'dtype': args.dtype, 'config': config}
+    first_does(lambda: _claim(root, record))
+    loaded, tokenizer, layout = with_tokenizer(name, seed=0, dtype=args.dtype, everywhere=True)
     if tokenizer is None:
       raise ValueError(
         f'evaluate: {name} has no tokenizer. Put its tokenizer.json beside the weights.'
       )
     model = sampler.unrolled(sampler.Model(loaded.config, layout, loaded.params))
-    rows = [_asked(each, model, tokenizer, root, args.seed) for each in evaluations]
-  console.table(HEAD, rows)
+    key = jax.random.key(args.seed)
+    evaluators = [Evaluator(each, tokenizer, key) for each in evaluations]
+    for evaluator in evaluators:
+      evaluator.check_room(loaded.config.max_positions)
+    rows = {each.evaluation.label: _asked(each, model, root, args.seed) for each in evaluators}
+    first_does(lambda: _tell(evaluations, rows, root))
 
 
 def _evaluations(files: list[str], bindings: list[str]) -> tuple[list[Any], list[str]]:
@@ -67,7 +86,7 @@ def _evaluations(files: list[str], bindings: list[str]) -> tuple[list[Any], list
   names = [each.label for each in evaluations]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise ValueError(f'evaluate: two evaluations are called {", ".join(twice)}. Bind their `name`.')
-  return evaluations, [config for _, config in built]
+  return evaluations, [KS.sub('', config) for _, config in built]
 
 
 def _model_of(name: str) -> str:
@@ -94,27 +113,30 @@ def _claim(root: Path, record: dict[str, Any]) -> None:
   write_whole(file, json.dumps(record, indent=1) + '\n')
 
 
-def _asked(evaluation: Any, model: Any, tokenizer: Any, root: Path, seed: int) -> tuple[Any, ...]:
-  """Asks what has not been asked yet, and returns the row of the table."""
+def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, Any]]:
+  """Asks what has not been asked yet, and returns all outcomes; those of the first process, which writes them."""
   import jax
 
-  from opd_jax.evaluation.evaluator import Evaluator
+  from opd_jax.processes import agreed, first_does
   from opd_jax.training import recorder
 
-  evaluator = Evaluator(evaluation, tokenizer, jax.random.key(seed))
-  count, samples = len(evaluator.problems), evaluation.samples
+  evaluation = evaluator.evaluation
+  count, samples, file = len(evaluator.problems), evaluation.samples, root / OUTCOMES
   step = max(1, 4 * evaluation.slots // samples)
-  kept = _whole(root / OUTCOMES, evaluation.label, part=step * samples, total=count * samples)
+  part, total = step * samples, count * samples
+  kept = first_does(lambda: _whole(file, evaluation.label, part=part, total=total)) or []
+  done = agreed(len(kept))
   with console.progress_bar(evaluation.label) as bar:
     for begin in range(0, count, step):
       end = min(begin + step, count)
-      if len(kept) < end * samples:
+      if done < end * samples:
         responses = evaluator.sample(model, begin, end)
         new = evaluator.outcomes(responses, step=0, seed=seed)
-        recorder.append(root / OUTCOMES, new)
+        first_does(functools.partial(recorder.append, file, new))
         kept += new
-      bar(end, count, _so_far(kept))
-  return _row(evaluation, kept)
+      if jax.process_index() == 0:
+        bar(end, count, _so_far(kept))
+  return kept
 
 
 def _whole(file: Path, label: str, *, part: int, total: int) -> list[dict[str, Any]]:
@@ -137,24 +159,43 @@ def _so_far(rows: list[dict[str, Any]]) -> str:
   return f'{sum(row["outcome"] == "correct" for row in rows) / len(rows):.1%} correct'
 
 
-def _row(evaluation: Any, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
-  import numpy as np
+def _tell(evaluations: list[Any], rows: dict[str, list[dict[str, Any]]], root: Path) -> None:
+  """Prints the table, and writes it as numbers."""
+  from opd_jax.storage.atomic_folder import write_whole
 
-  from opd_jax.evaluation import pass_at_k
+  results = {each.label: _result(each, rows[each.label]) for each in evaluations}
+  write_whole(root / RESULTS, json.dumps(results, indent=1) + '\n')
+  console.table(HEAD, [_row(name, result) for name, result in results.items()])
+
+
+def _result(evaluation: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """What results.json says of an evaluation: means with their intervals over problems, and shares of all responses."""
+  import math
+
+  from opd_jax.evaluation import summary
+  from opd_jax.evaluation.pass_at_k import interval
 
   samples = evaluation.samples
-  right = np.array([row['outcome'] == 'correct' for row in rows]).reshape(-1, samples)
-  low, high = pass_at_k.interval(right.mean(axis=1))
-  passed = pass_at_k.pass_at_k(samples, right.sum(axis=1), samples).mean()
-  part = lambda key, *values: f'{sum(row[key] in values for row in rows) / len(rows):.1%}'
+  known = lambda value: value if math.isfinite(value) else None
+  measures = {
+    name: {'mean': float(values.mean()), 'interval': [*map(known, interval(values))]}
+    for name, values in summary.by_problem(rows, samples=samples, ks=evaluation.counts).items()
+  }
+  shared = summary.shares(rows)
+  return {'problems': len(rows) // samples, 'samples': samples, 'measures': measures, **shared}
+
+
+def _row(name: str, result: dict[str, Any]) -> tuple[Any, ...]:
+  """A row of the table; a measure has a line of its own in it."""
+  measures = result['measures']
+  between = lambda low, high: '–' if low is None else f'{low:.1%} to {high:.1%}'
+  share = lambda key: f'{result[key]:.1%}' if key in result else '–'
   return (
-    evaluation.label,
-    len(right),
-    f'@{samples} {right.mean():.1%}',
-    f'{low:.1%} to {high:.1%}',
-    f'@{samples} {passed:.1%}',
-    f'{sum(row["length"] for row in rows) / len(rows):.0f}',
-    part('ended_by', 'budget', 'context'),
-    part('outcome', 'unparsed'),
-    part('outcome', 'timed out'),
+    name,
+    result['problems'],
+    '\n'.join(measures),
+    '\n'.join(f'{each["mean"]:.1%}' for each in measures.values()),
+    '\n'.join(between(*each['interval']) for each in measures.values()),
+    f'{result["length"]:.0f}',
+    *map(share, SHARES),
   )

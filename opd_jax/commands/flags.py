@@ -61,6 +61,30 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+  """Flags of a command that several processes may run together; see `join`."""
+  add = parser.add_argument
+  add(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='of process 0, where several processes make one run',
+  )
+  add('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
+  add('--process', type=int, metavar='I', help='which of them this is')
+
+
+def join(args: argparse.Namespace) -> None:
+  """Makes one run of several processes, where the flags ask for it."""
+  if args.coordinator is not None:
+    import jax
+
+    jax.distributed.initialize(
+      args.coordinator,
+      num_processes=args.processes,
+      process_id=args.process,
+    )
+
+
 def add_stored_dtype(parser: argparse.ArgumentParser) -> None:
   """The flag of a command that writes a model."""
   parser.add_argument('--dtype', choices=DTYPES, help='type to store; default: as it is')

@@ -7,15 +7,25 @@ from opd_jax.commands import console
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
-def with_tokenizer(name: str, *, seed: int, dtype: str | None) -> tuple[Any, Any, Any]:
-  """Returns the model (`load.Loaded`), its tokenizer (bytes for a preset, None where absent), and its layout."""
+def with_tokenizer(
+  name: str, *, seed: int, dtype: str | None, everywhere: bool = False
+) -> tuple[Any, Any, Any]:
+  """Returns the model (`load.Loaded`), its tokenizer (bytes for a preset, None where absent), and its layout.
+
+  Args:
+    name: of the model.
+    seed: of a preset's weights.
+    dtype: of parameters and activations; None leaves them as they are stored.
+    everywhere: a copy on each device of all processes, which share the rows; else one device of this process.
+  """
   import jax
 
   from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer
   from opd_jax.sharding import mesh_layout
   from opd_jax.storage import load
 
-  layout = mesh_layout(devices=(jax.local_devices()[0],))
+  one = (jax.local_devices()[0],)
+  layout = mesh_layout(data=-1) if everywhere else mesh_layout(devices=one)
   types = {} if dtype is None else {'param_dtype': dtype, 'dtype': dtype}
   with console.progress_bar('reading') as progress:
     loaded = load.model(name, layout, seed=seed, progress=progress, **types)

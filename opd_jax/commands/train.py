@@ -30,24 +30,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='begin without looking at tokenizers and judges',
   )
-  add(
-    '--coordinator',
-    metavar='HOST:PORT',
-    help='of process 0, where several processes make one run',
-  )
-  add('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
-  add('--process', type=int, metavar='I', help='which of them this is')
+  flags.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  import jax
-
-  if args.coordinator is not None:
-    jax.distributed.initialize(
-      args.coordinator,
-      num_processes=args.processes,
-      process_id=args.process,
-    )
+  flags.join(args)
   from opd_jax import host
   from opd_jax.configuration import build
 

@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd_jax.data.problems import Problem, Reader, Task, Verdict, Verifier, verdict_of
+from opd_jax.data.problems import (
+  Problem,
+  Reader,
+  Task,
+  Verdict,
+  Verifier,
+  is_thread_safe,
+  thread_safe,
+  verdict_of,
+)
 from opd_jax.data.sources import Raw, Source
 
 LONGEST = 1000  # rows after which the order of the tasks repeats: weights count to a thousandth
@@ -49,6 +58,10 @@ class Interleaved(Source):
   def name(self, number: int) -> str:
     place = self._at(number)
     return self._sources[place.task].name(place.number)
+
+  def id(self, number: int) -> str:
+    place = self._at(number)
+    return f'{place.task}: {self._sources[place.task].id(place.number)}'
 
   def __getitem__(self, number: int) -> Raw:
     place = self._at(number)
@@ -149,4 +162,5 @@ def _verifier(tasks: Mapping[str, Task], name: str) -> Verifier:
       )
     return verdict_of(tasks[problem.route], problem, text)
 
-  return verify
+  verifiers = [task.verify for task in tasks.values() if task.verify]
+  return thread_safe(verify) if all(map(is_thread_safe, verifiers)) else verify

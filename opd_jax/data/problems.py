@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Problem(NamedTuple):
   demonstration: str | tuple[Message, ...] | None = None  # an answer or turns to imitate
   route: str = ''  # names one of several teachers and verifiers
   name: str = ''  # file and number, for errors
+  id: str = ''  # the same on every machine, so that outcomes can be paired
   extra: Mapping[str, str] = {}  # further columns, e.g. a hint that only the teacher sees
 
 
@@ -35,10 +36,27 @@ class Verdict(NamedTuple):
   reward: float  # NaN where the response cannot be verified
   feedback: str = ''  # what is wrong, in words
   outcome: str = ''  # one of OUTCOMES; '' follows from the reward
+  second: str = ''  # what a second verifier says, one of OUTCOMES; '' where none was asked
 
 
 Reader = Callable[[Raw], Problem | None]  # None: the row is not wanted
 Verifier = Callable[[Problem, str], float | Verdict]  # problem and response -> reward
+AnyVerifier = TypeVar('AnyVerifier', bound=Verifier)
+
+THREADS = 4  # responses that are verified at the same time, by a verifier that is marked for it
+
+
+def thread_safe(verify: AnyVerifier) -> AnyVerifier:
+  """Marks a verifier that several threads may call: where it waits for a process, others go on.
+
+  A verifier that sets alarms (SIGALRM) must not be marked: they work in the main thread only.
+  """
+  vars(verify)['thread_safe'] = True
+  return verify
+
+
+def is_thread_safe(verify: Verifier | None) -> bool:
+  return getattr(verify, 'thread_safe', False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,22 +84,36 @@ class Task:
 
 def verdict_of(task: Task, problem: Problem, text: str) -> Verdict:
   """Runs the task's verifier on a response; the reward is NaN where the task has none."""
-  if task.verify is None:
-    return Verdict(math.nan)
-  result: Any = task.verify(problem, text)
+  return (
+    Verdict(math.nan)
+    if task.verify is None
+    else judged(task.verify, problem, text, of=f'task {task.name}')
+  )
+
+
+def judged(verify: Verifier, problem: Problem, text: str, *, of: str) -> Verdict:
+  """A verifier's verdict with its outcome named.
+
+  Args:
+    verify: whose verdict it is.
+    problem, text: what it sees.
+    of: whose verifier it is, for errors.
+  """
+  result: Any = verify(problem, text)
   verdict = result if isinstance(result, Verdict) else Verdict(result)
   if not isinstance(verdict.reward, numbers.Real | np.bool_) or math.isinf(verdict.reward):
     raise ValueError(
-      f'task {task.name}: its verifier returned {str(result)[:80]} for {problem.name or "a problem"}. '
+      f'{of}: its verifier returned {str(result)[:80]} for {problem.name or "a problem"}. '
       'Return a finite number, NaN where the response cannot be verified, or a Verdict.'
     )
   reward, outcome = float(verdict.reward), verdict.outcome
   if not outcome and not math.isnan(reward):
     outcome = 'correct' if reward > 0 else 'wrong'
-  if outcome not in ('', *OUTCOMES):
-    raise ValueError(
-      f'task {task.name}: its verifier returned the outcome {outcome!r}; it is one of {", ".join(OUTCOMES)}.'
-    )
+  for word in (outcome, verdict.second):
+    if word not in ('', *OUTCOMES):
+      raise ValueError(
+        f'{of}: its verifier returned the outcome {word!r}; it is one of {", ".join(OUTCOMES)}.'
+      )
   return verdict._replace(reward=reward, outcome=outcome)
 
 

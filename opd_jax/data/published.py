@@ -39,6 +39,24 @@ def deepmath(
   return read
 
 
+def gsm8k(*, suffix: str = BOXED) -> Reader:
+  """GSM8K (openai/gsm8k): question, answer; the number stands behind #### at the end of the answer.
+
+  Args:
+    suffix: appended to the question.
+  """
+
+  def read(row: Raw) -> Problem:
+    _, mark, number = text_in(row, 'answer').rpartition('####')
+    if not mark or not number.strip():
+      raise ValueError('its answer has no number behind ####')
+    return Problem(
+      question(text_in(row, 'question') + suffix), answer=number.strip(), route='maths'
+    )
+
+  return read
+
+
 def openthoughts(*, suffix: str = '') -> Reader:
   """OpenThoughts-114k: system, conversations of {from: user|assistant, value}; its first answer is imitated."""
   names = {'user': 'user', 'human': 'user', 'assistant': 'assistant', 'gpt': 'assistant'}
@@ -115,32 +133,47 @@ def toolalpaca() -> Reader:
   return read
 
 
-def toolalpaca_evaluation(path: str) -> Source:
+PUBLISHED = 'all', '68'  # splits of ToolAlpaca's own files
+OTHER = (
+  "toolalpaca_evaluation: the split '97' is not in ToolAlpaca's files: 68 of its rows are those of the split '68', 29 "
+  'were written for it. Read its own file: experiments/evaluations/toolalpaca_97.gin.'
+)
+
+
+def toolalpaca_evaluation(path: str, *, split: str = 'all') -> Source:
   """ToolAlpaca's evaluation file as published, a row for each instruction, with the columns that `toolalpaca` reads.
 
-  The simulated file has 100 instructions, the real one 114. Papers also report subsets of 68 and 97 of them; scores of
-  different sets do not compare.
+  The simulated file has 100 instructions, the real one 114. Scores of different sets do not compare.
 
   Args:
     path: of eval_simulated.json or eval_real.json.
+    split: 'all', or '68': the instructions of eval_simulated.json whose golden calls are JSON without a placeholder.
+      SDFT, SDPO and OPD+ report those.
   """
-  return _ToolAlpaca(path)
+  if split not in PUBLISHED:
+    raise ValueError(
+      OTHER
+      if split == '97'
+      else f'toolalpaca_evaluation: the splits are {", ".join(PUBLISHED)}; got {split!r}.'
+    )
+  return _ToolAlpaca(path, split)
 
 
 class _ToolAlpaca(Source):
-  def __init__(self, path: str):
-    self.path = path
+  def __init__(self, path: str, split: str):
+    self.path, self.split = path, split
 
   @functools.cached_property
   def _rows(self) -> list[tuple[str, Raw]]:
     try:
       apis = json.loads(Path(self.path).read_text(encoding='utf-8'))
-      return [
+      rows = [
         (f'{api["Name"]}, instruction {number}', _tool_row(api, instruction, answer))
         for api in apis
         for number, (instruction, answer) in enumerate(
           zip(api['Instructions'], api['Golden_Answers'], strict=True), start=1
         )
+        if self.split == 'all' or _can_be_made(answer)
       ]
     except FileNotFoundError as error:
       raise ValueError(f'{self.path}: there is no such file.') from error
@@ -148,6 +181,12 @@ class _ToolAlpaca(Source):
       raise ValueError(
         f'{self.path}: this is no evaluation file of ToolAlpaca ({type(error).__name__}: {error}).'
       ) from error
+    if self.split != 'all' and len(rows) != int(self.split):
+      raise ValueError(
+        f'{self.path}: the split {self.split!r} is one of eval_simulated.json, where {self.split} instructions have '
+        f'golden calls without a placeholder; here {len(rows)} have.'
+      )
+    return rows
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -157,6 +196,20 @@ class _ToolAlpaca(Source):
 
   def name(self, number: int) -> str:
     return f'{self.path}, {self._rows[number][0]}'
+
+  def id(self, number: int) -> str:
+    return f'{Path(self.path).name}, {self._rows[number][0]}'
+
+
+def _can_be_made(golden: Any) -> bool:
+  """Whether golden calls are JSON, and none has a placeholder like ${id from search}."""
+  try:
+    return all(
+      isinstance(json.loads(call['Action_Input']), dict) and '$' not in call['Action_Input']
+      for call in golden
+    )
+  except json.JSONDecodeError:
+    return False
 
 
 def _tool_row(api: Raw, instruction: str, answer: Any) -> Raw:

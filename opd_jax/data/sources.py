@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ class Source:
     raise NotImplementedError
 
   def name(self, number: int) -> str:
+    """Where a person finds the row."""
     raise NotImplementedError
+
+  def id(self, number: int) -> str:
+    """The row's name without folders: the same on every machine that has the file."""
+    return self.name(number)
 
 
 class JsonLines(Source):
@@ -47,6 +53,9 @@ class JsonLines(Source):
   def name(self, number: int) -> str:
     return f'{self.path}, line {self._offsets[number][1]}'
 
+  def id(self, number: int) -> str:
+    return f'{Path(self.path).name}, line {self._offsets[number][1]}'
+
   def __getitem__(self, number: int) -> Raw:
     with open(self.path, 'rb') as stream:
       stream.seek(self._offsets[number][0])
@@ -54,10 +63,16 @@ class JsonLines(Source):
 
 
 class Table(Source):
-  """A `datasets` table: Parquet files here, or a data set by its hub id."""
+  """A `datasets` table: Parquet files here, or a data set by its hub id.
 
-  def __init__(self, name: str, *load: Any, **options: Any):
-    self._name, self._load, self._options = name, load, options
+  Args:
+    name: of files or of the data set.
+    load, options: for `datasets.load_dataset`.
+    advice: what to do where it cannot be read.
+  """
+
+  def __init__(self, name: str, *load: Any, advice: str = '', **options: Any):
+    self._name, self._load, self._options, self._advice = name, load, options, advice
 
   @functools.cached_property
   def _table(self) -> Any:
@@ -71,7 +86,7 @@ class Table(Source):
       return datasets.load_dataset(*self._load, **self._options)
     except (FileNotFoundError, ValueError, OSError) as error:
       raise ValueError(
-        f'data: {self._name} cannot be read: {str(error).splitlines()[0]}'
+        f'data: {self._name} cannot be read: {(str(error) or repr(error)).splitlines()[0]}{self._advice}'
       ) from error
 
   def __len__(self) -> int:
@@ -79,6 +94,9 @@ class Table(Source):
 
   def name(self, number: int) -> str:
     return f'{self._name}, row {number}'
+
+  def id(self, number: int) -> str:
+    return f'{Path(self._name).name}, row {number}'
 
   def __getitem__(self, number: int) -> Raw:
     return self._table[int(number)]
@@ -94,11 +112,25 @@ def parquet(files: str) -> Source:
   return Table(files, 'parquet', data_files=files, split='train')
 
 
+def arrow(files: str) -> Source:
+  """Arrow files as `datasets` keeps them (`save_to_disk`), as a path or a pattern."""
+  return Table(files, 'arrow', data_files=files, split='train')
+
+
 def hub(
   name: str, *, config: str | None = None, split: str = 'train', revision: str | None = None
 ) -> Source:
-  """A data set of the hub, downloaded once."""
-  return Table(name, name, config, split=split, revision=revision)
+  """A data set of the hub, downloaded once.
+
+  Args:
+    name: its id; or a folder with a copy of it, README.md included.
+    config, split, revision: which part of it.
+  """
+  advice = (
+    '. Check the name and the network; without one, name a folder with a copy of the data set instead, its '
+    'README.md included.'
+  )
+  return Table(name, name, config, split=split, revision=revision, advice=advice)
 
 
 def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:

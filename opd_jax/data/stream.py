@@ -39,7 +39,9 @@ class _Reading:
     except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
       what = f'it has no {error}' if isinstance(error, KeyError) else str(error)
       return _Left(f'{name}: {what}')
-    return _Left(None) if problem is None else problem._replace(name=name)
+    if problem is None:
+      return _Left(None)
+    return problem._replace(name=name, id=self.task.source.id(number))
 
 
 class Stream(Iterator[Problem]):

@@ -14,7 +14,7 @@ from opd_jax.data.problems import Problem, Task
 from opd_jax.data.stream import first
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
-from opd_jax.evaluation.pass_at_k import pass_at_k
+from opd_jax.evaluation import summary
 from opd_jax.inference import sampler
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.sampler import Model, Sampling
@@ -36,7 +36,8 @@ class Evaluation:
     task: whose first problems are taken.
     name: in metrics, `eval/<name>/…`; None takes the task's.
     problems: how many of them.
-    samples: responses to each; avg@k is the mean over all of them.
+    samples: responses to each; avg@k is the share of correct ones among all of them.
+    ks: which pass@k are reported; None takes 4, 8, 16, … and all samples.
     every: steps between two evaluations; there is one before the first step, and one after each stage. 0: no others.
     budget: most tokens of a response.
     decoding: rules of the responses; the default draws from the model itself.
@@ -48,6 +49,7 @@ class Evaluation:
   name: str | None = None
   problems: int = 64
   samples: int = 1
+  ks: Sequence[int] | None = None
   every: int = 50
   budget: int = 256
   decoding: Decoding = Decoding()
@@ -67,6 +69,16 @@ class Evaluation:
         raise ValueError(
           f'Evaluation {self.label}: {field} must be a whole number of at least {least}, got {value!r}.'
         )
+    for k in self.counts:
+      if not isinstance(k, int) or not 1 <= k <= self.samples:
+        raise ValueError(
+          f'Evaluation {self.label}: ks are whole numbers from 1 to its {self.samples} samples, got {k!r}.'
+        )
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """The k of its pass@k."""
+    return summary.counts_of(self.samples) if self.ks is None else tuple(self.ks)
 
   @property
   def label(self) -> str:
@@ -95,6 +107,16 @@ class Outcome(NamedTuple):
   responses: Responses
 
 
+def problems_of(evaluation: Evaluation) -> list[Problem]:
+  """The problems of an evaluation, all that it asks for."""
+  problems = first(evaluation.task, evaluation.problems)
+  if len(problems) < evaluation.problems:
+    raise ValueError(
+      f'evaluation {evaluation.label}: {evaluation.problems} problems are asked for, the task has {len(problems)}.'
+    )
+  return problems
+
+
 class Evaluator:
   """An evaluation with its problems at hand."""
 
@@ -102,12 +124,17 @@ class Evaluator:
     self.evaluation, self.tokenizer = evaluation, tokenizer
     name = zlib.crc32(evaluation.label.encode())  # evaluations do not share their random streams
     self.key = jax.random.fold_in(jax.random.fold_in(key, STREAM), name)
-    self.problems: list[Problem] = first(evaluation.task, evaluation.problems)
-    if len(self.problems) < evaluation.problems:
-      raise ValueError(
-        f'evaluation {evaluation.label}: {evaluation.problems} problems are asked for, the task has '
-        f'{len(self.problems)}.'
-      )
+    self.problems = problems_of(evaluation)
+
+  def check_room(self, positions: int) -> None:
+    """Refuses, by its name, a problem whose prompt is longer than a model's position table."""
+    for problem in self.problems:
+      length = len(self.evaluation.template.render(self.tokenizer, problem.messages))
+      if length > positions:
+        raise ValueError(
+          f'evaluation {self.evaluation.label}: the prompt of {problem.name} has {length} tokens, the model has '
+          f'{positions} positions. Take a model with more of them, or leave the problem out of the file.'
+        )
 
   def run(self, model: Model) -> Outcome:
     """Samples, verifies, and counts."""
@@ -131,18 +158,12 @@ class Evaluator:
     return batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
 
   def _metrics(self, responses: Responses) -> dict[str, Any]:
-    rollout, prefix = responses.rollout, f'eval/{self.evaluation.label}'
-    cut = np.isin(rollout.ended_by, [ENDINGS.index('budget'), ENDINGS.index('context')])
-    metrics = {
-      f'{prefix}/length': float(rollout.lengths.mean()),
-      f'{prefix}/truncated': float(cut.mean()),
-    }
-    if np.isfinite(rollout.reward).any():
-      metrics[f'{prefix}/avg@{self.evaluation.samples}'] = float(np.nanmean(rollout.reward))
-    if (samples := self.evaluation.samples) > 1 and np.isfinite(rollout.reward).all():
-      right = (rollout.reward > 0).reshape(-1, samples).sum(axis=1)
-      metrics[f'{prefix}/pass@{samples}'] = float(pass_at_k(samples, right, samples).mean())
-    if not self.evaluation.decoding.rules and rollout.mask.any():
+    known, rollout, prefix = self.evaluation, responses.rollout, f'eval/{self.evaluation.label}'
+    rows = self.outcomes(responses, step=0, seed=0)
+    means = summary.by_problem(rows, samples=known.samples, ks=known.counts)
+    metrics = {f'{prefix}/{name}': float(values.mean()) for name, values in means.items()}
+    metrics |= {f'{prefix}/{name}': value for name, value in summary.shares(rows).items()}
+    if not known.decoding.rules and rollout.mask.any():
       # Of text drawn from the model itself, -log p averages to its entropy.
       metrics[f'{prefix}/entropy'] = float(-rollout.logp[rollout.mask].mean())
     return metrics
@@ -187,9 +208,10 @@ class Evaluator:
       {
         'step': step,
         'evaluation': self.evaluation.label,
-        'problem': problem.name,
+        'problem': problem.id,
         'sample': row % samples,
         'outcome': responses.outcomes[row],
+        **({'second': responses.second[row]} if responses.second[row] else {}),
         'reward': float(rollout.reward[row]),
         'length': int(rollout.lengths[row]),
         'ended_by': ENDINGS[int(rollout.ended_by[row])],

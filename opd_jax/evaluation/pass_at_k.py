@@ -1,5 +1,7 @@
 """Floor 4. Numbers of an evaluation with several samples to a problem, and how sure they are."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -27,9 +29,15 @@ def pass_at_k(
 
 
 def interval(values: Float[AnyArray, ' problems'], *, seed: int = 0) -> tuple[float, float]:
-  """A 95 % bootstrap interval of the mean over problems; what another draw of samples would change is part of it."""
-  values = np.asarray(values, np.float64)
+  """A 95 % bootstrap interval of the mean over problems; what another draw of samples would change is part of it.
+
+  Problems of equal value are drawn together, so many of them cost no more than few. One problem has no spread: NaN.
+  """
+  levels, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+  problems = int(counts.sum())
+  if problems < 2:
+    return math.nan, math.nan
   rng = np.random.default_rng(seed)
-  means = values[rng.integers(len(values), size=(REPLICATES, len(values)))].mean(axis=1)
+  means = rng.multinomial(problems, counts / problems, REPLICATES) @ levels / problems
   low, high = np.quantile(means, (0.025, 0.975))
   return float(low), float(high)

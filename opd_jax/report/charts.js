@@ -40,14 +40,19 @@ function linesOf(name) {
   const weight = Number(byId('smoothing').value);
   const series = seriesOf(name);
   if (!series.some(({ points: [, values] }) => Array.isArray(values[0]))) {
-    return series.map(({ run, number, points: [x, y] }) => ({
+    const isAveraged = byId('seeds')?.checked;
+    const alone = series.filter(({ run }) => !isAveraged || run.cell === null);
+    const cells = new Set(series.map(({ run }) => run.cell).filter((cell) => isAveraged && cell));
+    const lines = alone.map(({ run, number, points: [x, y] }) => ({
       number,
       label: run.name,
       x,
       raw: y,
-      y: smoothed(y, weight),
       band: bandOf(run, name),
     }));
+    for (const cell of cells)
+      lines.push(averageOf(cell, series.filter(({ run }) => run.cell === cell)));
+    return lines.map((line) => ({ ...line, y: smoothed(line.raw, weight) }));
   }
   return series.flatMap(({ run, number, points: [steps, lists] }) =>
     [...new Set([0, lists.length - 1])].map((at, place) => ({
@@ -59,6 +64,20 @@ function linesOf(name) {
       faint: place === 0 && lists.length > 1,
     })),
   );
+}
+
+// The mean over the seeds of a cell at steps that all of them have, and a band from the lowest to the highest.
+function averageOf(cell, series) {
+  const tables = series.map(({ points: [x, y] }) => new Map(x.map((step, at) => [step, y[at]])));
+  const x = series[0].points[0].filter((step) => tables.every((table) => table.get(step) != null));
+  const values = x.map((step) => tables.map((table) => table.get(step)));
+  return {
+    number: series[0].number,
+    label: `${cell}, ${series.length} seeds`,
+    x,
+    raw: values.map((each) => each.reduce((sum, value) => sum + value, 0) / each.length),
+    band: x.map((step, at) => [step, Math.min(...values[at]), Math.max(...values[at])]),
+  };
 }
 
 function bandOf(run, name) {

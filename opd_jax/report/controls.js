@@ -1,4 +1,4 @@
-// What a pointer does to tokens, the controls of the viewer, and the beginning of it all.
+// What a pointer and keys do to tokens, the controls of the viewer, and the beginning of it all.
 
 // --- what a pointer does ----------------------------------------------------------------------------
 
@@ -27,13 +27,71 @@ function startPointer() {
     const token = tokenAt(event);
     const before = pinned;
     unpin();
-    if (!token || token === before) return;
-    pinned = token;
-    token.classList.add('pinned');
-    tell(token);
+    if (token && token !== before) pin(token);
   });
-  addEventListener('keydown', (event) => event.key === 'Escape' && unpin());
-  addEventListener('scroll', unpin, { passive: true });
+  addEventListener('scroll', follows, { passive: true });
+}
+
+function pin(token) {
+  unpin();
+  pinned = token;
+  token.classList.add('pinned');
+  tell(token);
+}
+
+// A token that keys have chosen is kept while it scrolls into view; what a pointer chose is let go.
+function follows() {
+  const box = pinned?.getBoundingClientRect();
+  const isSeen = box && box.bottom > 0 && box.top < innerHeight;
+  if (isSeen && pinned.parentElement === document.activeElement) tell(pinned);
+  else unpin();
+}
+
+// --- what keys do: tab goes from response to response, arrows from token to token --------------------
+
+function startKeys() {
+  byId('responses').addEventListener('focusin', ({ target }) => {
+    const isNew = target.matches('.tokens:focus-visible') && pinned?.parentElement !== target;
+    if (isNew && target.firstChild) pin(target.firstChild);
+  });
+  byId('responses').addEventListener('focusout', ({ target }) => {
+    if (pinned?.parentElement === target) unpin();
+  });
+  addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') unpin();
+    const box = event.target.closest?.('.tokens');
+    const token = box?.firstChild && keyed(box, event.key);
+    if (!token) return;
+    event.preventDefault();
+    token.scrollIntoView({ block: 'nearest' });
+    pin(token);
+  });
+}
+
+// The token that a key leads to; at the edge of a response it stays where it is.
+function keyed(box, key) {
+  const here = pinned?.parentElement === box ? pinned : null;
+  if (key === 'Home') return box.firstChild;
+  if (key === 'End') return box.lastChild;
+  if (!/^Arrow/.test(key)) return null;
+  if (!here) return box.firstChild;
+  if (key === 'ArrowRight') return here.nextSibling ?? here;
+  if (key === 'ArrowLeft') return here.previousSibling ?? here;
+  return onNextLine(here, key === 'ArrowDown' ? 'nextSibling' : 'previousSibling');
+}
+
+// Of the line below or above, the token that begins nearest.
+function onNextLine(here, next) {
+  let line = null;
+  let best = here;
+  const apart = (token) => Math.abs(token.offsetLeft - here.offsetLeft);
+  for (let token = here[next]; token; token = token[next]) {
+    if (token.offsetTop === here.offsetTop) continue;
+    line ??= token.offsetTop;
+    if (token.offsetTop !== line) break;
+    if (best === here || apart(token) < apart(best)) best = token;
+  }
+  return best;
 }
 
 // --- controls ---------------------------------------------------------------------------------------
@@ -95,6 +153,7 @@ function startViewer() {
     load();
   });
   startPointer();
+  startKeys();
   load();
 }
 

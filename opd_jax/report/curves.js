@@ -105,6 +105,13 @@ function startCurves(index) {
     remember('log', event.target.checked ? '1' : '');
     redraw();
   });
+  if (byId('seeds')) {
+    byId('seeds').checked = view.get('seeds') === '1';
+    byId('seeds').addEventListener('change', (event) => {
+      remember('seeds', event.target.checked ? '1' : '');
+      redraw();
+    });
+  }
   addEventListener('resize', redraw);
   label();
   opened.set('curves', drawFirst);

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from opd_jax.evaluation import summary
+from opd_jax.evaluation.pass_at_k import interval
 from opd_jax.methods import discover
 from opd_jax.training import recorder
 
-CONFIDENT = 1.96  # standard errors of a 95 % interval
 METHOD = re.compile(r'@(?:[\w./]+[./])?(\w+)\(\)')  # as gin refers to what it calls
 
 
@@ -175,19 +178,16 @@ def _flush(part: str) -> str:
 def intervals_of(
   outcomes: Iterable[Mapping[str, Any]],
 ) -> dict[str, list[tuple[int, float, float]]]:
-  """95 % intervals of accuracies, from the spread of their problems: samples of one problem are no fresh evidence."""
-  rewards: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+  """95 % bootstrap intervals of avg@k over problems: samples of one problem are no fresh evidence."""
+  credits: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
   for row in outcomes:
-    if isinstance(row.get('reward'), int | float):
-      rewards[row['evaluation'], row['step']][row['problem']].append(row['reward'])
+    if (count := summary.credit(row)) is not None:
+      credits[row['evaluation'], row['step']][row['problem']].append(count)
   found: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-  for (label, step), problems in sorted(rewards.items()):
-    means = [sum(each) / len(each) for each in problems.values()]
-    mean, count = sum(means) / len(means), len(means)
-    if count > 1:
-      spread = sum((each - mean) ** 2 for each in means) / (count - 1)
-      half = CONFIDENT * math.sqrt(spread / count)
-      found[f'eval/{label}'].append((step, mean - half, mean + half))
+  for (label, step), problems in sorted(credits.items()):
+    low, high = interval(np.array([np.mean(each) for each in problems.values()]))
+    if math.isfinite(low):
+      found[f'eval/{label}'].append((step, low, high))
   return dict(found)
 
 

@@ -36,6 +36,7 @@ def page(runs: Sequence[Run], studies: Sequence[Study], *, title: str) -> str:
     studies=[(study, _plots(study.claims)) for study in studies],
     style=style,
     script=script,
+    has_seeds=any(each['cell'] for each in index_of(runs)),
     hashes=[_hash(text) for text in (style, script)],
     chunks=_chunks(runs),
   )
@@ -60,14 +61,29 @@ def _chunks(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def index_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
   """What the scripts read before anybody asks for rollouts."""
+  cells = cells_of([Path(run.folder) for run in runs])
   return [
     {
       'name': run.name,
       'metrics': {key: list(zip(*points, strict=True)) for key, points in run.metrics.items()},
       'intervals': run.intervals,
       'recorded': [(each.step, each.stage, each.rows) for each in run.recorded],
+      'cell': cell,
     }
-    for run in runs
+    for run, cell in zip(runs, cells, strict=True)
+  ]
+
+
+def cells_of(folders: Sequence[Path]) -> list[str | None]:
+  """Whose seed a run is, as a study lays them out: folders with a number for a name, several in one folder.
+
+  >>> cells_of([Path('study/opd/0.001/1'), Path('study/opd/0.001/2'), Path('study/gkd/0.001/1'), Path('run')])
+  ['opd/0.001', 'opd/0.001', None, None]
+  """
+  above = [folder.parent if folder.name.isdigit() else None for folder in folders]
+  name = lambda parent: '/'.join(parent.parts[-2:])
+  return [
+    name(parent) if parent is not None and above.count(parent) > 1 else None for parent in above
   ]
 
 

@@ -92,7 +92,8 @@ const owners = new WeakMap(); // an element with tokens -> the row
 const visible = (piece) => piece.replaceAll('\n', '↵\n').replaceAll('\t', '⇥');
 
 function tokensOf(row, { kind, bound, limit, differs }) {
-  const box = el('div', { class: 'tokens' });
+  const label = `response ${row.row + 1}; arrow keys go through its tokens`;
+  const box = el('div', { class: 'tokens', tabindex: 0, role: 'group', 'aria-label': label });
   owners.set(box, row);
   for (let at = 0; at < Math.min(row.length, limit); at += 1) {
     const piece = row.pieces[row.ids[at]] ?? `<${row.ids[at]}>`;

@@ -2,12 +2,11 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from opd_jax.evaluation import summary
 from opd_jax.studies.study import Measure
 from opd_jax.training import recorder
 
@@ -36,15 +35,8 @@ def by_problem(workdir: Path, measure: Measure) -> dict[str, float] | None:
   step = max((row['step'] for row in rows), default=0)
   counted = defaultdict[str, list[float]](list)
   for row in rows:
-    if row['step'] == step and (count := _counted(row)) is not None:
+    if row['step'] == step and (count := summary.credit(row)) is not None:
       counted[str(row['problem'])].append(count)
   if not counted or '' in counted:
     return None
   return {name: measure.scale * float(np.mean(values)) for name, values in counted.items()}
-
-
-def _counted(row: Mapping[str, Any]) -> float | None:
-  """What a response counts: its reward, else whether it is correct."""
-  if 'reward' in row:
-    return row['reward']
-  return float(row['outcome'] == 'correct')

@@ -72,7 +72,7 @@ def record_of(
       'step': step,
       'stage': stage,
       'row': row,
-      'problem': responses.problems[row].name,
+      'problem': responses.problems[row].id,
       'prompt': responses.problems[row].messages[-1]['content'],
       'reward': _short([responses.rollout.reward[row]])[0],
       'length': int(length),

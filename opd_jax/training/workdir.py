@@ -13,11 +13,18 @@ from typing import Any
 from opd_jax.processes import first_does
 
 LOCK = '.lock'
-REFUSAL = 'train: another run is at work in {folder}: {owner}. Wait for it, stop it, or choose another --workdir.'
+REFUSAL = (
+  'another run is at work in {folder}: {owner}. Wait for it, stop it, or choose another --workdir.'
+)
 
 
-def prepare(workdir: Path) -> None:
-  """A folder that can be written."""
+def prepare(workdir: Path, *, command: str = 'train') -> None:
+  """A folder that can be written.
+
+  Args:
+    workdir: the folder.
+    command: whose errors they are.
+  """
 
   def probe() -> None:
     try:
@@ -26,19 +33,23 @@ def prepare(workdir: Path) -> None:
       (workdir / '.writable').unlink()
     except OSError as error:
       raise ValueError(
-        f'train: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
+        f'{command}: {workdir} cannot be written ({error.strerror}). Choose another --workdir.'
       ) from error
 
   first_does(probe)
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, *, command: str = 'train') -> Iterator[None]:
   """One run in a folder: another is refused in all its processes, and told whose the folder is.
 
   The first process of a run holds the lock; the kernel unlocks when it ends.
+
+  Args:
+    workdir: the folder.
+    command: who is refused.
   """
-  opened = first_does(lambda: lock(workdir / LOCK, REFUSAL))
+  opened = first_does(lambda: lock(workdir / LOCK, f'{command}: {REFUSAL}'))
   try:
     yield
   finally:

@@ -44,7 +44,7 @@ def before_writing(runtime: StageRuntime, batch: PromptBatch, position: RunPosit
   unwritten = writing.given(
     batch.prompts, [TaughtTokens([], [])] * len(empty), width=1, version=position.step
   )
-  return runtime.scenes(Responses(batch.problems, unwritten, empty, empty, empty), position)
+  return runtime.scenes(Responses(batch.problems, unwritten, empty, empty, empty, empty), position)
 
 
 def teacher_writer(

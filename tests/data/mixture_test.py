@@ -77,7 +77,10 @@ def test_a_task_without_a_verifier_gets_no_reward(tmp_path):
   told = lambda problem, text: problems.Verdict(0.5, 'half')
   mixed = mixture({'a': listed(tmp_path, 'a', 2, verify=told), 'b': listed(tmp_path, 'b', 2)})
   verdict = lambda route: problems.verdict_of(mixed, Problem((), route=route), '')
-  assert verdict('a') == (0.5, 'half', 'correct') and verdict('b').reward != verdict('b').reward
+  assert (
+    verdict('a') == problems.Verdict(0.5, 'half', 'correct')
+    and verdict('b').reward != verdict('b').reward
+  )
   assert mixture({'b': listed(tmp_path, 'b', 2)}).verify is None
 
 

@@ -1,12 +1,15 @@
 """Streams: every row once an epoch, resumed where they were, bad rows named by file and number."""
 
+import dataclasses
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from opd_jax.data import problems, published, sources, stream
-from opd_jax.data.problems import Task
+from opd_jax.data import mixture, problems, published, sources, stream
+from opd_jax.data.problems import Task, Verdict
 from opd_jax.data.stream import Stream
 from opd_jax.data.tiny_worlds import calls, sums
 
@@ -88,13 +91,11 @@ def test_answers_may_be_numbers_and_further_columns_travel_along(tmp_path):
 def test_a_verdict_is_a_number_with_feedback_where_there_is_any(tmp_path):
   problem = problems.Problem((), name='row 3')
   judged = lambda verify: problems.verdict_of(task(tmp_path, GOOD, verify=verify), problem, 'text')
-  assert judged(lambda problem, text: True) == (1.0, '', 'correct')
-  assert judged(lambda problem, text: np.float32(0.5)) == (0.5, '', 'correct')
-  assert judged(lambda problem, text: np.bool_(True)) == (1.0, '', 'correct')
-  assert judged(lambda problem, text: problems.Verdict(0, 'wrong sign')) == (
-    0.0,
-    'wrong sign',
-    'wrong',
+  assert judged(lambda problem, text: True) == Verdict(1.0, outcome='correct')
+  assert judged(lambda problem, text: np.float32(0.5)) == Verdict(0.5, outcome='correct')
+  assert judged(lambda problem, text: np.bool_(True)) == Verdict(1.0, outcome='correct')
+  assert judged(lambda problem, text: problems.Verdict(0, 'wrong sign')) == Verdict(
+    0.0, 'wrong sign', 'wrong'
   )
   assert np.isnan(judged(None).reward) and np.isnan(judged(lambda problem, text: np.nan).reward)
   for bad in (None, 'right', np.inf, [1.0], problems.Verdict(None)):
@@ -147,9 +148,23 @@ def test_parquet_rows_are_the_same_rows(tmp_path):
   )
   lines = task(tmp_path, GOOD)
   one, other = (
-    [p._replace(name='') for p in Stream(each, seed=1).take(9)] for each in (table, lines)
+    [p._replace(name='', id='') for p in Stream(each, seed=1).take(9)] for each in (table, lines)
   )
-  assert one == other and stream.first(table, 1)[0].name.endswith('rows.parquet, row 0')
+  first = stream.first(table, 1)[0]
+  assert one == other and first.name == f'{tmp_path}/rows.parquet, row 0'
+  assert first.id == 'rows.parquet, row 0'
+
+
+def test_a_problem_has_the_same_id_wherever_its_file_lies(tmp_path):
+  ids = []
+  for folder in (tmp_path / 'here', tmp_path / 'there'):
+    folder.mkdir()
+    known = task(folder, GOOD)
+    both = mixture.mixture({'a': known, 'b': dataclasses.replace(known, name='u')})
+    assert stream.first(known, 1)[0].name == f'{folder}/rows.jsonl, line 1'
+    ids.append([problem.id for each in (known, both) for problem in stream.first(each, 3)])
+  assert ids[0] == ids[1] and ids[0][:3] == [f'rows.jsonl, line {n}' for n in (1, 2, 3)]
+  assert ids[0][3:5] == ['a: rows.jsonl, line 1', 'b: rows.jsonl, line 1']
 
 
 def test_a_conversation_is_a_prompt_and_what_follows(tmp_path):
@@ -265,3 +280,78 @@ def test_toolalpacas_evaluation_file_gives_a_row_for_each_instruction(tmp_path):
     len(published.toolalpaca_evaluation(str(file)))
   with pytest.raises(ValueError, match='there is no such file'):
     len(published.toolalpaca_evaluation(str(tmp_path / 'none.json')))
+
+
+def tool_file(tmp_path, *inputs: str) -> str:
+  """A file of ToolAlpaca with an instruction for each golden input."""
+  calls = [[{'Action': 'today', 'Action_Input': each}] for each in inputs]
+  api = {
+    'Name': 'Dates', 'Description': 'days', 'NLDocumentation': 'today: the day', 'Golden_Answers': calls,
+    'Instructions': [f'{number}?' for number in range(len(inputs))],
+  }  # fmt: skip
+  (tmp_path / 'tools.json').write_text(json.dumps([api]))
+  return str(tmp_path / 'tools.json')
+
+
+def test_a_split_of_toolalpaca_is_chosen_by_its_rule_and_checked_by_its_number(tmp_path):
+  cannot = ['{"id": ${id from search}}', '{"name": "${string}"}', '{"a": ', '"text"']
+  source = published.toolalpaca_evaluation(tool_file(tmp_path, *cannot, *68 * ['{}']), split='68')
+  assert len(source) == 68 and source[0]['instruction'] == '4?'
+  assert source.id(0) == 'tools.json, Dates, instruction 5'
+  few = published.toolalpaca_evaluation(tool_file(tmp_path, *67 * ['{}'], cannot[0]), split='68')
+  with pytest.raises(ValueError, match=r'one of eval_simulated\.json.* here 67 have'):
+    len(few)
+  with pytest.raises(ValueError, match=r"'97' is not in ToolAlpaca's files.*toolalpaca_97\.gin"):
+    published.toolalpaca_evaluation('x.json', split='97')
+  with pytest.raises(ValueError, match=r"the splits are all, 68; got 'real'"):
+    published.toolalpaca_evaluation('x.json', split='real')
+
+
+def test_the_real_file_has_the_published_numbers_of_rows():
+  """Per API as papers list the 68 (counts only; the file itself stays where it is)."""
+  file = Path(__file__).parents[3] / 'shared/data/toolalpaca_eval_simulated.json'
+  if not file.exists():
+    pytest.skip(f'{file} is not here')
+  source = published.toolalpaca_evaluation(str(file), split='68')
+  assert Counter(row['name'] for row in map(source.__getitem__, range(len(source)))) == {
+    'Axolotl': 10, 'Auth0': 9, 'A Bíblia Digital': 9, 'Améthyste': 7, 'Abstract Public Holidays': 7,
+    'Apache Superset': 7, 'AbuseIPDB': 6, '1Forge': 6, 'Lob.com': 5, 'AniAPI': 2,
+  }  # fmt: skip
+  assert len(published.toolalpaca_evaluation(str(file))) == 100
+
+
+GSM = [
+  {'question': 'Two and two?', 'answer': '2+2=<<2+2=4>>4\n#### 4'},
+  {'question': 'A dear car?', 'answer': 'It is #1.\n#### 12,500'},
+]
+
+
+def test_gsm8k_is_read_through_the_hubs_loader_from_a_folder_of_its_shape(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  folder = tmp_path / 'gsm8k'
+  (folder / 'main').mkdir(parents=True)
+  datasets.Dataset.from_list(GSM).to_parquet(str(folder / 'main/test-00000-of-00001.parquet'))
+  (folder / 'README.md').write_text(
+    '---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: main/test-*\n---\n'
+  )
+  source = sources.hub(str(folder), config='main', split='test')
+  rows = stream.first(Task(name='gsm8k', source=source, read=published.gsm8k()), 2)
+  assert [row.answer for row in rows] == ['4', '12,500'] and rows[1].id == 'gsm8k, row 1'
+  assert rows[0].messages[0]['content'].startswith('Two and two?\nPlease reason step by step')
+  lines = sources.json_lines(written(tmp_path, [*GSM, {'question': 'a', 'answer': '5'}]))
+  with pytest.raises(ValueError, match=r'line 3: its answer has no number behind ####'):
+    stream.first(Task(name='gsm8k', source=lines, read=published.gsm8k()), 3)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_advice():
+  pytest.importorskip('datasets')
+  with pytest.raises(ValueError, match=r'data: openai/gsm8k cannot be read: .*network') as error:
+    len(sources.hub('openai/gsm8k', config='main', split='test'))
+  assert '\n' not in str(error.value) and 'name a folder with a copy' in str(error.value)
+
+
+def test_arrow_files_are_the_same_rows(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  datasets.Dataset.from_list(GSM).save_to_disk(str(tmp_path / 'kept'))
+  source = sources.arrow(str(tmp_path / 'kept/*.arrow'))
+  assert [source[n] for n in range(len(source))] == GSM and source.id(1) == '*.arrow, row 1'

@@ -1,6 +1,7 @@
 """An evaluation takes a model and needs no stage: its numbers depend on nothing that a stage says."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tiny_runs as runs
 
 from opd_jax import judges
+from opd_jax.data.problems import Verdict
 from opd_jax.data.templates import Template
 from opd_jax.data.tiny_worlds import sums
 from opd_jax.evaluation.evaluator import Evaluation, Evaluator
@@ -33,7 +35,9 @@ def test_an_evaluation_needs_no_stage_and_its_key_is_the_experiments():
   assert outcomes[0].metrics == outcomes[1].metrics
   assert outcomes[0].responses.texts == outcomes[1].responses.texts != outcomes[2].responses.texts
   names = {name.removeprefix('eval/sums/') for name in outcomes[0].metrics}
-  assert names == {'avg@2', 'pass@2', 'length', 'truncated', 'entropy'}
+  assert names == {
+    'avg@2', 'pass@2', 'reward', 'length', 'truncated', 'unparsed', 'timed_out', 'entropy'
+  }  # fmt: skip
 
 
 def test_a_stage_does_not_change_what_is_measured(tmp_path):
@@ -69,7 +73,7 @@ def test_several_evaluations_share_a_row_and_record_every_outcome(tmp_path):
     'step', 'evaluation', 'problem', 'sample', 'outcome', 'reward', 'length', 'ended_by', 'seed'
   }  # fmt: skip
   assert [row['sample'] for row in outcomes[:4]] == [0, 1, 0, 1]
-  mean = np.mean([row['reward'] for row in outcomes[:8]])
+  mean = np.mean([row['outcome'] == 'correct' for row in outcomes[:8]])
   assert rows[0]['eval/sums/avg@2'] == pytest.approx(mean)
 
 
@@ -135,7 +139,34 @@ def test_a_judge_reads_the_template_of_the_evaluation_unless_it_names_its_own(tm
     assert measured(tmp_path, judge, suffixed)[0] == pytest.approx(same, rel=1e-5)
 
 
+def test_partial_credit_is_a_reward_and_an_outcome_counts():
+  """avg@k is what `opd evaluate` counts; with rewards of 0 and 1 both are the same."""
+  verdicts = itertools.cycle([Verdict(0.25), Verdict(0.5, outcome='wrong'), Verdict(0.0), 1.0])
+  partial = dataclasses.replace(HELDOUT.task, verify=lambda problem, text: next(verdicts))
+  evaluator = Evaluator(
+    dataclasses.replace(HELDOUT, task=partial, ks=(1, 2)), sums.tokenizer(), jax.random.key(0)
+  )
+  metrics = evaluator.run(model()).metrics
+  told = [metrics[f'eval/sums/{name}'] for name in ('avg@2', 'pass@1', 'pass@2', 'reward')]
+  assert told == [0.5, 0.5, 1.0, 0.4375]
+
+
+def test_a_second_verifier_is_in_metrics_and_outcomes():
+  verdicts = itertools.cycle([Verdict(1.0, second='wrong'), Verdict(0.0, second='unparsed')])
+  twice = dataclasses.replace(HELDOUT.task, verify=lambda problem, text: next(verdicts))
+  evaluator = Evaluator(
+    dataclasses.replace(HELDOUT, task=twice), sums.tokenizer(), jax.random.key(0)
+  )
+  found = evaluator.run(model())
+  assert found.metrics['eval/sums/disagreed'] == 0.5
+  rows = evaluator.outcomes(found.responses, step=0, seed=0)
+  assert [row['second'] for row in rows[:2]] == ['wrong', 'unparsed']
+
+
 def test_refusals():
+  for ks in ((3,), (0,)):
+    with pytest.raises(ValueError, match='ks are whole numbers from 1 to its 2 samples, got'):
+      dataclasses.replace(HELDOUT, ks=ks)
   with pytest.raises(ValueError, match='every must be a whole number of at least 0, got -1'):
     dataclasses.replace(HELDOUT, every=-1)
   with pytest.raises(ValueError, match='the task has 5'):

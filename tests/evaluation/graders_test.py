@@ -1,16 +1,21 @@
 """Graders against answers by hand, and against what makes them hang."""
 
+import threading
 import time
 
 import graded_answers as answers
 import pytest
 
-from opd_jax.data.problems import Problem, Task, Verdict, verdict_of
+from opd_jax import responses
+from opd_jax.data.mixture import mixture
+from opd_jax.data.problems import Problem, Task, Verdict, is_thread_safe, thread_safe, verdict_of
 from opd_jax.data.sources import Source
+from opd_jax.evaluation import summary
+from opd_jax.evaluation.graders.both import both
 from opd_jax.evaluation.graders.integers import integers
 from opd_jax.evaluation.graders.maths import maths
 from opd_jax.evaluation.graders.tool_calls import tool_calls
-from opd_jax.evaluation.graders.worker import Worker
+from opd_jax.evaluation.graders.worker import Pool, Worker
 
 
 def asked(gold: str) -> Problem:
@@ -62,7 +67,9 @@ def test_maths_does_not_hang(monkeypatch):
   assert maths(asked('1'), r'\boxed{1}').outcome == 'correct'
 
 
-def test_a_worker_that_hangs_or_dies_is_replaced(tmp_path, monkeypatch):
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+  """A module of a worker that sleeps or dies where it is told to."""
   (tmp_path / 'worker_of_a_test.py').write_text(
     'import os, sys, time\n'
     'print("0", flush=True)\n'
@@ -72,7 +79,11 @@ def test_a_worker_that_hangs_or_dies_is_replaced(tmp_path, monkeypatch):
     '  print(line, end="", flush=True)\n'
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  worker = Worker('worker_of_a_test')
+  return 'worker_of_a_test'
+
+
+def test_a_worker_that_hangs_or_dies_is_replaced(stub):
+  worker = Worker(stub)
   assert worker.ask(['a'], seconds=30.0) == ['a']
   first = worker.process
   assert worker.ask('sleep', seconds=0.2) is None
@@ -82,9 +93,88 @@ def test_a_worker_that_hangs_or_dies_is_replaced(tmp_path, monkeypatch):
   worker.stop()
 
 
+def a_task(verify) -> Task:
+  return Task(name='t', source=Source(), read=lambda row: None, verify=verify)
+
+
+def test_hanging_answers_do_not_add_up(stub):
+  """Six of half a second each by four workers: two rounds, not six; the others' verdicts stay in their places."""
+  pool = Pool(stub, 4)
+
+  @thread_safe
+  def verify(problem, text):
+    reply = pool.ask(text, seconds=0.5)
+    return Verdict(float(reply == problem.answer), outcome='' if reply else 'timed out')
+
+  texts = ['sleep', 'a', 'sleep', 'sleep', 'b', 'sleep', 'sleep', 'sleep']
+  problems = [asked(text if text == 'a' else 'other') for text in texts]
+  begin = time.monotonic()
+  verdicts = responses.verdicts_of(a_task(verify), problems, texts)
+  assert time.monotonic() - begin < 2.5
+  wanted = {'sleep': 'timed out', 'a': 'correct', 'b': 'wrong'}
+  assert [verdict.outcome for verdict in verdicts] == [wanted[text] for text in texts]
+
+
+def test_a_worker_that_nobody_needs_is_never_made(stub):
+  pool = Pool(stub, 4)
+  for text in 'abc':
+    assert pool.ask(text, seconds=30.0) == text
+  assert sum(worker.process is not None for worker in pool.free.queue) == 1
+
+
+def test_only_verifiers_that_are_marked_are_called_by_threads():
+  threads = set()
+
+  def verify(problem, text):
+    threads.add(threading.current_thread())
+    return 1.0
+
+  task = a_task(verify)
+  assert responses.verdicts_of(task, 3 * [asked('')], 3 * ['']) == 3 * [Verdict(1.0, '', 'correct')]
+  assert threads == {threading.main_thread()}
+  marked = both(first=integers, second=maths)
+  assert all(map(is_thread_safe, (integers, maths, tool_calls, marked)))
+  assert is_thread_safe(mixture({'a': a_task(integers), 'b': a_task(marked)}).verify)
+  assert not is_thread_safe(both(first=integers, second=verify))
+  assert not is_thread_safe(mixture({'a': task, 'b': a_task(integers)}).verify)
+  with pytest.raises(ValueError, match='is no whole number'):
+    responses.verdicts_of(a_task(integers), 9 * [asked('x')], 9 * ['1'])
+
+
+@pytest.mark.parametrize(
+  'text, outcome, second, disagrees',
+  [
+    (r'\boxed{42}', 'correct', 'correct', False),
+    (r'\boxed{\frac{84}{2}}', 'unparsed', 'correct', True),
+    (r'\boxed{6 \cdot 7}', 'unparsed', 'correct', True),
+    (r'\boxed{41}', 'wrong', 'wrong', False),
+    (r'\boxed{\frac{41}{1}}', 'unparsed', 'wrong', False),
+    (r'\boxed{42.}', 'correct', 'wrong', True),
+    ('no idea', 'unparsed', 'unparsed', False),
+  ],
+)
+def test_two_graders_and_where_they_differ(text, outcome, second, disagrees):
+  """The first decides; not to parse an answer and to call it wrong is no disagreement."""
+  pytest.importorskip('math_verify')
+  verdict = verdict_of(a_task(both(first=integers, second=maths)), asked('42'), text)
+  assert (verdict.outcome, verdict.second) == (outcome, second)
+  assert verdict.reward == float(outcome == 'correct')
+  assert summary.disagreed(verdict._asdict()) == disagrees
+  swapped = both(first=maths, second=integers)(asked('42'), text)
+  assert (swapped.outcome, swapped.second) == (second, outcome)
+
+
+def test_a_second_grader_is_checked_like_the_first():
+  late = lambda problem, text: Verdict(0.0, outcome='timed out')
+  verdict = both(first=integers, second=late)(asked('1'), '1')
+  assert verdict.second == 'timed out' and not summary.disagreed(verdict._asdict())
+  odd = both(first=integers, second=lambda problem, text: Verdict(1.0, outcome='good'))
+  with pytest.raises(ValueError, match=r"both, second: .* the outcome 'good'"):
+    odd(asked('1'), '1')
+
+
 def test_an_outcome_follows_from_the_reward_unless_a_verifier_names_one():
-  task = lambda verify: Task(name='t', source=Source(), read=lambda row: None, verify=verify)
-  outcome = lambda result: verdict_of(task(lambda problem, text: result), asked('1'), '').outcome
+  outcome = lambda result: verdict_of(a_task(lambda problem, text: result), asked('1'), '').outcome
   assert [outcome(x) for x in (1.0, 0.0, float('nan'))] == ['correct', 'wrong', '']
   assert outcome(Verdict(0.0, outcome='unparsed')) == 'unparsed'
   with pytest.raises(ValueError, match=r"the outcome 'good'; it is one of correct"):
@@ -128,3 +218,8 @@ def test_calls_of_tools(text, outcome):
 def test_nested_arguments_can_match():
   gold = '[{"Action": "a-b", "Action_Input": "{\\"x\\": {\\"y\\": [1, 2]}}"}]'
   assert tool_calls(asked(gold), CALL.format('a-b', '{"x": {"y": ["1", 2]}}')).outcome == 'correct'
+
+
+def test_a_golden_call_that_no_json_can_match_is_not_the_responses_fault():
+  gold = '[{"Action": "find", "Action_Input": "{\\"n\\": ${n from list}}"}]'
+  assert tool_calls(asked(gold), CALL.format('find', '{"n": 5}')).outcome == 'wrong'

@@ -11,6 +11,7 @@ from opd_jax.studies.ledger import DONE, Ledger
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
 MEASURE = Measure(name='accuracy', key='eval/sums/avg@1', scale=100.0, smallest=3.0)
+OUTCOME = {1.0: 'correct', 0.0: 'wrong'}
 LOW, HIGH = [10.0, 20.0, 30.0, 40.0, 50.0], [30.0, 41.0, 49.0, 61.0, 70.0]
 
 
@@ -40,7 +41,7 @@ def folder_with(tmp_path, contrasts, outcomes=None, printed=(), **values):
 
 def write_outcomes(where, rewards):
   rows = [
-    {'evaluation': name, 'step': step, 'problem': f'p{i}', 'sample': 0, 'reward': reward}
+    {'evaluation': name, 'step': step, 'problem': f'p{i}', 'sample': 0, 'outcome': OUTCOME[reward]}
     for name, step in (('sums', 0), ('sums', 9), ('other', 9))
     for i, reward in enumerate(rewards if (name, step) == ('sums', 9) else [0.0] * len(rewards))
   ]
@@ -146,4 +147,7 @@ def test_the_last_evaluation_of_its_own_name_is_read_problem_by_problem(tmp_path
   row = {'evaluation': 'sums', 'step': 9, 'problem': 'a', 'sample': 0}
   rows = [row | {'outcome': 'correct'}, row | {'outcome': 'unparsed'}]
   (tmp_path / 'outcomes.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in rows))
+  assert measures.by_problem(tmp_path, MEASURE) == {'a': 50}
+  half = [{**each, 'reward': 0.5} for each in rows]  # partial credit is in `reward`, not in avg@k
+  (tmp_path / 'outcomes.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in half))
   assert measures.by_problem(tmp_path, MEASURE) == {'a': 50}

@@ -1,5 +1,6 @@
 """Two real processes over gloo make one run: the same numbers as one process with as many devices, and it resumes."""
 
+import json
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_runs as runs
 
+from opd_jax import cli
 from opd_jax.sharding import mesh_layout
 from opd_jax.training import recorder
 from opd_jax.training.workdir import locked
@@ -29,6 +31,7 @@ RUN = """
 import signal
 from pathlib import Path
 import tiny_runs as runs
+from opd_jax import cli
 from opd_jax.sharding import mesh_layout
 from opd_jax.training import loop
 
@@ -54,6 +57,18 @@ try:
     raise SystemExit('nobody refused')
 except ValueError as error:
   print(f'process {number}: {error}')
+"""
+
+
+EVALUATED = """
+import json
+from opd_jax import cli, responses
+from opd_jax.data.problems import Problem, Task
+from opd_jax.data.sources import Source
+
+task = Task(name='t', source=Source(), read=lambda row: None, verify=lambda problem, text: number - 0.0)
+assert [verdict.outcome for verdict in responses.verdicts_of(task, 2 * [Problem(())], ['', ''])] == ['wrong', 'wrong']
+assert cli.main(['evaluate', *json.loads(sys.argv[4])]) == 0
 """
 
 
@@ -120,3 +135,23 @@ def test_two_processes_run_as_one_does_and_stop_together(tmp_path):
     for name in ('two', 'one')
   ]
   assert kept[0] == kept[1] == [(1, row) for row in range(8)]
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path):
+  """The same outcomes, also after a cut; where the two judge differently, the first one's verdict holds."""
+  rows = [{'problem': f'What is {n} + 1?', 'answer': str(n + 1)} for n in range(3)]
+  (tmp_path / 'sums.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  bindings = {'samples': 2, 'budget': 4, 'slots': 1, 'problems': 3}
+  bound = [f'evaluator.Evaluation.{name} = {value}' for name, value in bindings.items()]
+  bound.append(f"PROBLEMS = '{tmp_path}/sums.jsonl'")
+  file = Path(__file__).parents[2] / 'experiments/evaluations/aime24.gin'
+  words = ['tiny', '--gin_file', str(file), *(word for each in bound for word in ('--gin_bindings', each))]  # fmt: skip
+  to = lambda name: [*words, '--workdir', str(tmp_path / name)]
+  assert cli.main(['evaluate', *to('one')]) == 0
+  outcomes = [tmp_path / name / 'outcomes.jsonl' for name in ('one', 'two')]
+  for _ in range(2):
+    said = two(EVALUATED, tmp_path, json.dumps(to('two')), seconds=120)
+    assert ['aime24' in each for each in said] == [True, False]
+    one, other = (each.read_text() for each in outcomes)
+    assert one == other and len(one.splitlines()) == 6
+    outcomes[1].write_text(other[: len(other) - 20])

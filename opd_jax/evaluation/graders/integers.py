@@ -2,7 +2,7 @@ r"""Floor 4. Answers that are whole numbers, as in AIME: the last \boxed one, el
 
 import re
 
-from opd_jax.data.problems import Problem, Verdict
+from opd_jax.data.problems import Problem, Verdict, thread_safe
 from opd_jax.evaluation.graders.answers import boxed, spoken
 
 GROUPED = r'\d{1,3}(?:(?:,|\\,|\{,\})\d{3})+|\d+'
@@ -14,6 +14,7 @@ AROUND = re.compile(
 DIGITS = 40  # no benchmark has longer answers, and a million digits take Python a while
 
 
+@thread_safe
 def integers(problem: Problem, response: str) -> Verdict:
   r"""1 where the answer is the number.
 

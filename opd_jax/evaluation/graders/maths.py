@@ -1,4 +1,4 @@
-r"""Floor 4. Answers that are mathematics, compared by math-verify in a process of its own.
+r"""Floor 4. Answers that are mathematics, compared by math-verify in processes of its own.
 
 math-verify stops itself with SIGALRM, which works in main threads only and not inside long C calls. So a worker that
 does not answer in time is killed, and another one begins.
@@ -7,19 +7,20 @@ does not answer in time is killed, and another one begins.
 import functools
 import importlib.util
 
-from opd_jax.data.problems import Problem, Verdict
+from opd_jax.data.problems import THREADS, Problem, Verdict, thread_safe
 from opd_jax.evaluation.graders.answers import spoken
-from opd_jax.evaluation.graders.worker import Worker
+from opd_jax.evaluation.graders.worker import Pool
 
 LAST = 20_000  # characters of a response: an answer stands at its end
 SECONDS = 5.0
-_WORKER = Worker('opd_jax.evaluation.graders.maths_worker')
+_WORKERS = Pool('opd_jax.evaluation.graders.maths_worker', THREADS)
 
 
+@thread_safe
 def maths(problem: Problem, response: str) -> Verdict:
   """1 where math-verify takes the response's answer for the problem's."""
   _check_installed()
-  reply = _WORKER.ask([problem.answer, spoken(response)[-LAST:]], seconds=SECONDS)
+  reply = _WORKERS.ask([problem.answer, spoken(response)[-LAST:]], seconds=SECONDS)
   if reply is None:
     return Verdict(0.0, 'The answer could not be compared in time.', 'timed out')
   if reply == 'no answer':

@@ -6,7 +6,7 @@ from collections import Counter
 from decimal import Decimal
 from typing import Any
 
-from opd_jax.data.problems import Problem, Verdict
+from opd_jax.data.problems import Problem, Verdict, thread_safe
 from opd_jax.evaluation.graders.answers import spoken
 
 ACTION = re.compile(r'^[ \t]*Action:[ \t]*([\w.-]+)', flags=re.MULTILINE)
@@ -14,6 +14,7 @@ NUMBER = re.compile(r'-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,3})?')  # 01234 is an
 INPUT = re.compile(r'^[ \t]*Action Input:[ \t]*(?=\{)', flags=re.MULTILINE)
 
 
+@thread_safe
 def tool_calls(problem: Problem, response: str) -> Verdict:
   """1 where the response makes the golden calls: the same functions as often, and the same arguments, merged.
 
@@ -29,14 +30,17 @@ def tool_calls(problem: Problem, response: str) -> Verdict:
   actions = ACTION.findall(text)
   try:
     inputs = _merged([decoder.raw_decode(text, match.end())[0] for match in INPUT.finditer(text)])
-    same = inputs == _merged([json.loads(call['Action_Input']) for call in golden])
   except (ValueError, RecursionError):
     return Verdict(0.0, 'An Action Input is no JSON object.', 'unparsed')
   if not actions:
     return Verdict(0.0, 'The response has no line with an Action.', 'unparsed')
   if Counter(actions) != Counter(call['Action'] for call in golden):
     return Verdict(0.0, f'Other tools are called for: not {", ".join(actions)}.', 'wrong')
-  if not same:
+  try:
+    wanted = _merged([json.loads(call['Action_Input']) for call in golden])
+  except ValueError:
+    return Verdict(0.0, 'The golden call has a placeholder that no JSON can match.', 'wrong')
+  if inputs != wanted:
     return Verdict(0.0, 'The arguments differ.', 'wrong')
   return Verdict(1.0, outcome='correct')
 

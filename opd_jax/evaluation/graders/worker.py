@@ -2,10 +2,10 @@
 
 import atexit
 import json
+import queue
 import selectors
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -13,32 +13,31 @@ BEGIN = 60.0  # seconds that a new process may take before its first reply
 
 
 class Worker:
-  """One process, made when it is first asked. Threads take turns.
+  """One process, made when it is first asked. One thread asks at a time.
 
   Args:
     module: is run with `python -m`; it prints a line when it is ready, then a reply for each line that it reads.
   """
 
   def __init__(self, module: str):
-    self.module, self.lock = module, threading.Lock()
+    self.module = module
     self.process: subprocess.Popen[bytes] | None = None
     atexit.register(self.stop)
 
   def ask(self, question: Any, *, seconds: float) -> Any:
     """The reply, or None where there was none in time, or where the process died of the question."""
-    with self.lock:
-      process = self._ready()
-      assert process.stdin is not None
-      try:
-        process.stdin.write(json.dumps(question).encode() + b'\n')
-        process.stdin.flush()
-        line = _line(process, seconds)
-      except BrokenPipeError:
-        line = None
-      if line is None:
-        self.stop()
-        return None
-      return json.loads(line)
+    process = self._ready()
+    assert process.stdin is not None
+    try:
+      process.stdin.write(json.dumps(question).encode() + b'\n')
+      process.stdin.flush()
+      line = _line(process, seconds)
+    except BrokenPipeError:
+      line = None
+    if line is None:
+      self.stop()
+      return None
+    return json.loads(line)
 
   def stop(self) -> None:
     """Kills the process, if there is one."""
@@ -58,6 +57,30 @@ class Worker:
         self.stop()
         raise RuntimeError(f'{" ".join(command)} did not begin within {BEGIN:.0f} s.')
     return self.process
+
+
+class Pool:
+  """Workers of one module. A question goes to the one that was asked last among those that are free.
+
+  So questions that take long do not add up, and processes that nobody needs are never made.
+
+  Args:
+    module: of the workers.
+    size: how many there are at most; further threads wait.
+  """
+
+  def __init__(self, module: str, size: int):
+    self.free: queue.LifoQueue[Worker] = queue.LifoQueue()
+    for _ in range(size):
+      self.free.put(Worker(module))
+
+  def ask(self, question: Any, *, seconds: float) -> Any:
+    """What a worker replies, see `Worker.ask`."""
+    worker = self.free.get()
+    try:
+      return worker.ask(question, seconds=seconds)
+    finally:
+      self.free.put(worker)
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
