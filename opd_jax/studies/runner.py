@@ -63,19 +63,25 @@ class Runner:
     total = sum(self.ledger.total().values())
     try:
       with interrupts() as asked:
+        done = self._fill(jobs)
         while not asked():
-          self._reap(say)
-          survey = self.ledger.survey()
-          for run in [run for run in survey.ready if run not in self.working]:
-            if len(self.working) < jobs:
-              self._begin(run)
+          if self._reap(say):
+            done = self._fill(jobs)
           if not self.working:
             return True
-          progress(len(survey.done), total, ', '.join(map(str, self.working)))
+          progress(done, total, ', '.join(map(str, self.working)))
           time.sleep(PAUSE)
       return False
     finally:
       self._stop()
+
+  def _fill(self, jobs: int) -> int:
+    """Begins what is ready while there is room; returns how many runs are done."""
+    survey = self.ledger.survey()
+    for run in [run for run in survey.ready if run not in self.working]:
+      if len(self.working) < jobs:
+        self._begin(run)
+    return len(survey.done)
 
   def command(self, run: Run) -> list[str]:
     """The training command of a run."""
@@ -111,7 +117,9 @@ class Runner:
         return worker
     return workers.Worker(lock=self.lock, environment=self.environment, command=self.worker)
 
-  def _reap(self, say: Callable[[str], None]) -> None:
+  def _reap(self, say: Callable[[str], None]) -> bool:
+    """Files the runs that have ended; says whether there was one."""
+    before = len(self.working)
     for run, task in list(self.working.items()):
       if (status := task.worker.status()) is None:
         continue
@@ -124,6 +132,7 @@ class Runner:
         why = {'run': str(run), 'why': str(error)}
         folder.write_atomically(self.ledger.folder(run) / FAILED, why)
         say(f'{run} failed: {error}')
+    return len(self.working) < before
 
   def _check(self, run: Run, status: int, said: int) -> None:
     where = self.ledger.folder(run)
