@@ -1,6 +1,6 @@
 """What each method adds to the suite: seconds of its formula, of the laws and of its certificates; lines of its file.
 
-    python benchmarks/method_seconds.py [METHOD …]
+    python benchmarks/method_seconds.py
 
 One run of pytest in one process, in which programs are compiled once: what several methods share is paid by the first.
 """
@@ -25,16 +25,15 @@ TESTS = 'tests/methods', 'tests/contract_test.py', 'tests/certify_test.py'
 DURATION = re.compile(r'^([\d.]+)s (?:call|setup|teardown) +(\S.*)$', re.MULTILINE)
 
 
-def measured(names: list[str]) -> str:
+def measured() -> str:
   """What pytest prints."""
-  chosen = ['-k', ' or '.join(names)] if names else []
   run = subprocess.run(
-    [
-      sys.executable, '-m', 'pytest', '-p', 'no:xdist', '-o', 'addopts=', '-q', '-vv',
-      '--durations=0', *chosen, *TESTS,
-    ],
-    cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, '-m', 'pytest', '-p', 'no:xdist', '-vvv', '--durations=0', *TESTS],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
   if run.returncode:
     raise SystemExit(run.stdout[-4000:] + run.stderr[-2000:])
   return run.stdout
@@ -50,9 +49,9 @@ def seconds_of(printed: str) -> Counter[tuple[str, str]]:
   return spent
 
 
-def main(names: list[str]) -> None:
-  spent = seconds_of(measured(names))
-  methods = [entry.name for entry in discover() if not names or entry.name in names]
+def main() -> None:
+  spent = seconds_of(measured())
+  methods = [entry.name for entry in discover()]
   lines = {
     name: len((ROOT / 'opd_jax' / 'methods' / f'{name}.py').read_text().splitlines())
     for name in methods
@@ -71,4 +70,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  main()
