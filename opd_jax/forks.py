@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.types import AnyArray
@@ -19,7 +20,7 @@ class Forks(NamedTuple):
   """Where rows fork off. In evidence they are the last F rows of the batch, in this order."""
 
   row: Int[AnyArray, ' F']  # that it leaves; -1: nowhere, and the fork is an empty row
-  at: Int[AnyArray, ' F']  # position of the response at which it leaves it
+  at: Int[AnyArray, ' F']  # token of the response that is the first to differ; see `check_places`
   first: Int[AnyArray, ' F']  # its token there, drawn by nobody (log-probs NaN); -1: the writer's
   writer: Int[AnyArray, ' F']  # STUDENT or TEACHER: who goes on from there
 
@@ -44,6 +45,32 @@ class Forking:
       raise ValueError(
         f"Forking: tokens must be at least 1 and writers of 'student' and 'teacher'; got {self.tokens}, {self.writers}."
       )
+
+
+def check_places(
+  forks: Forks, lengths: Int[np.ndarray, ' B'], stopped: Bool[np.ndarray, ' B'], *, where: str
+) -> None:
+  """Refuses forks that leave a response behind its end: a method would count them, and nobody could write them.
+
+  Args:
+    forks: on this host.
+    lengths: of the responses. A fork may go on behind the last token of one that was cut off.
+    stopped: whether a response ended by itself; then its last token is the last that a fork may replace.
+    where: what planned them, for the message.
+  """
+  row, at = np.asarray(forks.row), np.asarray(forks.at)
+  known = (row >= -1) & (row < len(lengths))
+  inside = np.maximum(np.where(known, row, 0), 0)
+  last = lengths[inside] - stopped[inside]
+  wrong = ~known | ((row >= 0) & ((at < 0) | (at > last)))
+  if not wrong.any():
+    return
+  number = int(np.argmax(wrong))
+  there = f'which has {lengths[inside[number]]} tokens' if known[number] else f'of {len(lengths)}'
+  raise ValueError(
+    f'{where}: fork {number} of {len(row)} leaves row {row[number]}, {there}, at token {at[number]}. A fork that does '
+    'not exist has row -1: plan it where the mask says so, e.g. jnp.where(evidence.mask[row, at], row, -1).'
+  )
 
 
 def without_forks(mask: Bool[AnyArray, 'B R'], forks: Forks | None) -> Bool[AnyArray, 'B R']:

@@ -1,6 +1,6 @@
 """Floor 3. What a method looks at, found by tracing it on blank evidence: no method has to list it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -105,31 +105,54 @@ def reads_of(method: Method, widths: Mapping[str, int] | None = None) -> list[Re
     return [(term.coefficient, dict(term.inputs)) for term in weighted[0]]
 
   program = jax.make_jaxpr(traced)(evidence).jaxpr
+  reads, begin = [], 0
+  for term, coefficient, inputs in weighted[0]:
+    end = begin + len(jax.tree.leaves((coefficient, dict(inputs))))
+    shapes = {name: jnp.shape(value) for name, value in inputs.items()}
+    reads.append(Read(term, shapes, _reaching(program, evidence, program.outvars[begin:end])))
+    begin = end
+  return reads
+
+
+def read_besides(method: Method) -> frozenset[tuple[str, ...]]:
+  """The leaves of the evidence that decide where forks leave, or are remembered; named as in `Read`."""
+  looks: list[tuple[Callable[[Evidence], Any], Evidence]] = []
+  if method.forks is not None:
+    looks.append((method.forks.plan, _blank(method, 4, {})))
+  if method.remember is not None:
+    looks.append((method.remember, blank_evidence(method)))
+  leaves = frozenset[tuple[str, ...]]()
+  for function, evidence in looks:
+    program = jax.make_jaxpr(function)(evidence).jaxpr
+    leaves |= _reaching(program, evidence, program.outvars)
+  return leaves
+
+
+def _reaching(
+  program: Any, evidence: Evidence, results: Iterable[Any]
+) -> frozenset[tuple[str, ...]]:
+  """The leaves of the evidence that some results of a program depend on, by their first three names."""
   names = [
     tuple(str(getattr(part, 'name', getattr(part, 'key', part))) for part in path[:3])
     for path, _ in jax.tree_util.tree_leaves_with_path(evidence)
   ]
-  reads, begin = [], 0
-  for term, coefficient, inputs in weighted[0]:
-    end = begin + len(jax.tree.leaves((coefficient, dict(inputs))))
-    live = _live(program, program.outvars[begin:end])
-    leaves = {name for name, at in zip(names, program.invars, strict=True) if at in live}
-    shapes = {name: jnp.shape(value) for name, value in inputs.items()}
-    reads.append(Read(term, shapes, frozenset(leaves)))
-    begin = end
-  return reads
+  live = _live(program, results)
+  return frozenset(name for name, at in zip(names, program.invars, strict=True) if at in live)
 
 
 def judges_read(method: Method) -> frozenset[str]:
   """The judges that the method makes use of: their scores reach its coefficients, or its terms compare with them.
 
-  Found by tracing `weigh` once, so no method has to list them; a read of what was not asked for raises here.
+  So do those that decide where forks leave, or are remembered. Found by tracing, so no method has to list them; a read
+  of what was not asked for raises here.
   """
   names = {name for term in method.needs.measures.values() for name in requests_of(term)}
-  for term, _, leaves in reads_of(method):
-    names |= {term.of} if isinstance(term, DivergenceTerm) else set()
-    names |= {leaf[1] for leaf in leaves if leaf[0] == 'scores' and leaf[2] != 'known'}
-  return frozenset(names)
+  reads = reads_of(method)
+  names |= {each.term.of for each in reads if isinstance(each.term, DivergenceTerm)}
+  leaves = read_besides(method).union(*[each.leaves for each in reads])
+  return frozenset(
+    names | {leaf[1] for leaf in leaves if leaf[0] == 'scores' and leaf[2] != 'known'}
+  )
 
 
 def rollout_read(method: Method) -> frozenset[str]:

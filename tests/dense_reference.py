@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax.losses.rest_rules import OutsideMass
-from opd_jax.losses.terms import Candidates, HiddenDistance, OnToken, WeightedTerm
+from opd_jax.losses.terms import (
+  Candidates,
+  ClippedCandidates,
+  HiddenDistance,
+  OnToken,
+  WeightedTerm,
+)
 from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 
 
@@ -26,6 +32,8 @@ def values(hidden, head, response, targets: Mapping[str, Target], terms: Sequenc
       ids = inputs['ids']
       inside = (ids >= 0) & (ids < head.shape[1])
       value = -jnp.where(inside, inputs['weights'] * pick(jnp.where(inside, ids, 0)), 0.0).sum(-1)
+    elif isinstance(term, ClippedCandidates):
+      value = _clipped(term, pick, inputs, head.shape[1])
     else:
       value = _divergence(term, logits, targets[term.of])
       if term.ratio is not None:
@@ -33,6 +41,17 @@ def values(hidden, head, response, targets: Mapping[str, Target], terms: Sequenc
         value = value * jax.lax.stop_gradient(ratio)
     found.append(value)
   return found
+
+
+def _clipped(term, pick, inputs, size: int):
+  """PPO's loss of every candidate that is in the vocabulary."""
+  ids, advantage, clip = inputs['ids'], inputs['advantages'], term.clip
+  inside = (ids >= 0) & (ids < size)
+  ratio = jnp.exp(pick(jnp.where(inside, ids, 0)) - inputs['behaviour_logps'])
+  held = jnp.clip(ratio, 1 - clip.low, 1 + clip.high)
+  cost = jnp.maximum(-ratio * advantage, -held * advantage)
+  cost = jnp.where(advantage < 0, jnp.minimum(cost, -clip.dual * advantage), cost)
+  return jnp.where(inside, cost, 0.0).sum(-1)
 
 
 def loss(hidden, head, response, targets: Mapping[str, Target], terms: Sequence[WeightedTerm]):

@@ -33,6 +33,7 @@ from opd_jax.losses.terms import (
   K2,
   K3,
   Candidates,
+  ClippedCandidates,
   ClippedRatio,
   DivergenceTerm,
   HiddenDistance,
@@ -98,6 +99,7 @@ CASES = {
   'intersection': on(ReverseKL(), BEST & OWN, Renormalised()),
   'columns': on(ForwardKL(), Columns((3, 17, 39)), Tail()),
   'composed': on(ForwardKL(), (BEST | Columns((3, 17))) & (OWN | TeacherTopK(2)), Tail()),
+  'clipped candidates': ClippedCandidates(clip=ClippedRatio(low=0.1, high=0.3, dual=3.0)),
 }
 NAMES = tuple(CASES)
 
@@ -128,6 +130,8 @@ def weighted(term, seed: int = 0) -> WeightedTerm:
     'hidden': number(B, R, D),
     'ids': jnp.asarray(rng.randint(-1, V + 1, (B, R, C)), jnp.int32),
     'weights': number(B, R, C),
+    'advantages': number(B, R, C),
+    'behaviour_logps': -2.0 * jnp.abs(number(B, R, C)) - 5.0,
   }
   return term(coefficient, **{name: inputs[name] for name in term.inputs_wanted})
 

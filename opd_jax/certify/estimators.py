@@ -31,6 +31,7 @@ from opd_jax.losses.terms import (
   K2,
   K3,
   Candidates,
+  ClippedCandidates,
   ClippedRatio,
   DivergenceTerm,
   HiddenDistance,
@@ -106,7 +107,7 @@ def checked_terms() -> tuple[tuple[str, Term], ...]:
   ratio = TruncatedRatio(max=1.5)
   plain: tuple[Term, ...] = (
     PolicyGradient(), Likelihood(), ClippedRatio(dual=3.0), ImportanceRatio(), K2(), K3(),
-    HiddenDistance(), Candidates(),
+    HiddenDistance(), Candidates(), ClippedCandidates(clip=ClippedRatio(dual=3.0)),
   )  # fmt: skip
   divergences = (
     *(full(divergence=each) for each in ALL_DIVERGENCES),

@@ -31,6 +31,8 @@ def _inputs(number) -> dict[str, Any]:
     'hidden': number(ROWS, LENGTH, WIDTH),
     'ids': ids,
     'weights': number(*ids.shape),
+    'advantages': number(*ids.shape),
+    'behaviour_logps': jnp.full(ids.shape, -1.6),
   }
 
 

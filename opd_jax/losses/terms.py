@@ -199,14 +199,41 @@ class DivergenceTerm(Term):
     return ', '.join(parts)
 
 
+class AtIds(Term):
+  """A term of the log-probabilities of some ids, [B, R, C]; one outside the vocabulary counts nothing."""
+
+  def value(self, logp: Float[Array, '*N C'], inputs: Inputs) -> Float[Array, '*N']:
+    raise NotImplementedError
+
+
 @static
-class Candidates(Term):
+class Candidates(AtIds):
   """-Σ_c weights_c · log p(ids_c): soft targets, or a policy gradient over several candidates of a position.
 
-  Inputs: ids and weights, [B, R, C]; an id outside the vocabulary counts nothing.
+  Inputs: ids and weights, [B, R, C].
   """
 
   reads: ClassVar[tuple[str, ...]] = ('ids', 'weights')
+
+  def value(self, logp, inputs):
+    return -(inputs['weights'] * logp).sum(axis=-1)
+
+
+@static
+class ClippedCandidates(AtIds):
+  """`ClippedRatio` for each of several candidates of a position, which has a ratio of its own; their sum.
+
+  Inputs: ids, advantages and behaviour_logps, [B, R, C].
+  """
+
+  clip: ClippedRatio = ClippedRatio()
+
+  reads: ClassVar[tuple[str, ...]] = ('ids', 'advantages', 'behaviour_logps')
+
+  def value(self, logp, inputs):
+    behaviour = inputs['behaviour_logps']
+    one = {'advantage': inputs['advantages'], 'behaviour_logp': behaviour}
+    return self.clip.value(logp, one).sum(axis=-1)
 
 
 @static

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from opd_jax.losses.divergences import ForwardKL, ReverseKL
 from opd_jax.losses.rest_rules import OutsideMass
-from opd_jax.losses.terms import Candidates, DivergenceTerm, HiddenDistance, OnToken, Term
+from opd_jax.losses.terms import AtIds, DivergenceTerm, HiddenDistance, OnToken, Term
 from opd_jax.losses.vocab_shard import Target, TileView, VocabShard
 from opd_jax.types import AnyArray
 
@@ -65,12 +65,15 @@ def _on_token(term: OnToken, logp, inputs, coefficient, response, sums: _Sums):
   return value
 
 
-def _on_candidates(columns: VocabShard, log_p, inputs, coefficient, sums: _Sums):
-  ids, weights = inputs['ids'], inputs['weights'].astype(log_p.dtype)
-  weights = jnp.where((ids >= 0) & (ids < columns.whole), weights, 0.0)
-  gradient = jnp.where((coefficient != 0)[:, None], -coefficient[:, None] * weights, 0.0)
-  sums.sparse.append((ids, gradient))
-  return -(weights * columns.pick(log_p, ids)).sum(axis=-1)
+def _at_ids(term: AtIds, columns: VocabShard, log_p, inputs, coefficient, sums: _Sums):
+  ids = inputs['ids']
+  valid = (ids >= 0) & (ids < columns.whole)
+  inside = lambda x: jnp.where(valid, x.astype(log_p.dtype), 0.0)
+  others = {name: inside(x) for name, x in inputs.items() if name != 'ids'}
+  value, pull = jax.vjp(lambda logp: term.value(logp, others), inside(columns.pick(log_p, ids)))
+  gradient = pull(coefficient.astype(value.dtype))[0]
+  sums.sparse.append((ids, jnp.where(valid & (coefficient != 0)[:, None], gradient, 0.0)))
+  return value
 
 
 def _on_hidden(term: HiddenDistance, hidden, inputs, coefficient):
@@ -173,8 +176,8 @@ def read(piece, head, heads, *, terms: Sequence[Term], columns: VocabShard, diag
     for term, (_, coefficient, inputs) in zip(terms, weighted_terms, strict=True):
       if isinstance(term, OnToken):
         values.append(_on_token(term, logp, inputs, coefficient, response, sums[1.0][1]))
-      elif isinstance(term, Candidates):
-        values.append(_on_candidates(columns, log_p, inputs, coefficient, sums[1.0][1]))
+      elif isinstance(term, AtIds):
+        values.append(_at_ids(term, columns, log_p, inputs, coefficient, sums[1.0][1]))
       elif isinstance(term, HiddenDistance):
         value, gradient = _on_hidden(term, hidden, inputs, coefficient)
         d_hidden = d_hidden + gradient

@@ -19,6 +19,33 @@ VARIANTS = {
 }
 
 
+def _ahead(confidence: Float[AnyArray, 'B R'], mask: Bool[AnyArray, 'B R'], row, at):
+  """Confidence one token behind `at`, and whether there is such a token."""
+  behind = jnp.minimum(at + 1, mask.shape[1] - 1)
+  return confidence[row, behind], mask[row, behind] & (at + 1 < mask.shape[1])
+
+
+def lookahead(evidence: Evidence, forks: Forks, *, k: int, eps: float) -> Float[Array, 'B R']:
+  """What the forks, `k` of a point, add to the advantage of the tokens in whose place they leave."""
+  mask, confidence = evidence.mask, jnp.exp(evidence.teacher.top_k.logp[..., 0])
+  own, count = len(mask) - len(forks.row), len(forks.row) // k
+  told, known = _ahead(confidence, mask, own + jnp.arange(len(forks.row)), jnp.asarray(forks.at))
+  row, at, first = (jnp.asarray(x).reshape(count, k) for x in forks[:3])
+  row, at = row[:, 0], at[:, 0]
+  mine, there = _ahead(confidence, mask, row, at)
+  same = first == evidence.rollout.response[row, at][:, None]
+  new = ~same.any(axis=1) & there
+  among = jnp.concatenate([known.reshape(count, k), new[:, None]], axis=1)
+  # One number for one prefix: row and fork differ by rounding, which the deviation of equal rivals would blow up.
+  told = jnp.where(same, mine[:, None], told.reshape(count, k))
+  told = jnp.concatenate([told, mine[:, None]], axis=1)
+  n = jnp.maximum(among.sum(axis=1), 1)
+  mean = jnp.where(among, told, 0.0).sum(axis=1) / n
+  spread = jnp.sqrt(jnp.where(among, (told - mean[:, None]) ** 2, 0.0).sum(axis=1) / n)
+  better = jnp.where(there & (row >= 0), (mine - mean) / (spread + eps), 0.0)
+  return jnp.zeros(mask.shape, told.dtype).at[jnp.maximum(row, 0), at].add(better)
+
+
 def lgr(
   *, gamma: float = 1.0, k: int = 8, threshold: float = 0.2, points: int = 8, eps: float = 1e-6
 ) -> Method:
@@ -57,34 +84,10 @@ def lgr(
       writer=jnp.full(first.size, TEACHER, jnp.int32),
     )
 
-  def ahead(confidence: Float[AnyArray, 'B R'], mask: Bool[AnyArray, 'B R'], row, at):
-    """Confidence one token behind `at`, and whether there is such a token."""
-    behind = jnp.minimum(at + 1, mask.shape[1] - 1)
-    return confidence[row, behind], mask[row, behind] & (at + 1 < mask.shape[1])
-
-  def lookahead(evidence: Evidence, forks: Forks) -> Float[Array, 'B R']:
-    mask, confidence = evidence.mask, jnp.exp(evidence.teacher.top_k.logp[..., 0])
-    own, count = len(mask) - len(forks.row), len(forks.row) // k
-    told, known = ahead(confidence, mask, own + jnp.arange(len(forks.row)), jnp.asarray(forks.at))
-    row, at, first = (jnp.asarray(x).reshape(count, k) for x in forks[:3])
-    row, at = row[:, 0], at[:, 0]
-    mine, there = ahead(confidence, mask, row, at)
-    same = first == evidence.rollout.response[row, at][:, None]
-    new = ~same.any(axis=1) & there
-    among = jnp.concatenate([known.reshape(count, k), new[:, None]], axis=1)
-    # One number for one prefix: row and fork differ by rounding, which the deviation of equal rivals would blow up.
-    told = jnp.where(same, mine[:, None], told.reshape(count, k))
-    told = jnp.concatenate([told, mine[:, None]], axis=1)
-    n = jnp.maximum(among.sum(axis=1), 1)
-    mean = jnp.where(among, told, 0.0).sum(axis=1) / n
-    spread = jnp.sqrt(jnp.where(among, (told - mean[:, None]) ** 2, 0.0).sum(axis=1) / n)
-    better = jnp.where(there & (row >= 0), (mine - mean) / (spread + eps), 0.0)
-    return jnp.zeros(mask.shape, told.dtype).at[jnp.maximum(row, 0), at].add(better)
-
   def weigh(evidence: Evidence) -> WeightedTerms:
     advantage = advantages.log_ratio(evidence.teacher.logp, evidence.student.logp)
     if evidence.forks is not None:
-      advantage = advantage + gamma * lookahead(evidence, evidence.forks)
+      advantage = advantage + gamma * lookahead(evidence, evidence.forks, k=k, eps=eps)
     counts = per_token(without_forks(evidence.mask, evidence.forks))
     return (PolicyGradient()(counts * advantage),)
 

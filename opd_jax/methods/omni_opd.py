@@ -48,6 +48,19 @@ def chunks_of(evidence: Evidence, forks: Forks, *, size: int, count: int) -> Chu
   return Chunks(row[::count], where[::count], mine[::count], alike.reshape(-1, count))
 
 
+def estimates(
+  evidence: Evidence, chunks: Chunks, *, alpha: float, baseline: bool
+) -> Float[Array, ' K']:
+  """π of every chunk."""
+  logp = evidence.student.logp[chunks.row[:, None], chunks.where]
+  size = jnp.maximum(chunks.inside.sum(axis=1), 1)
+  likely = jnp.exp(jnp.where(chunks.inside, logp, 0.0).sum(axis=1) / size)
+  found = (chunks.alike.sum(axis=1) + alpha * likely) / (chunks.alike.shape[1] + alpha)
+  real = chunks.row >= 0
+  mean = jnp.where(real, found, 0.0).sum() / jnp.maximum(real.sum(), 1)
+  return found - mean if baseline else found
+
+
 def omni_opd(
   *,
   anchors: int = 10,
@@ -95,21 +108,13 @@ def omni_opd(
       writer=jnp.full(size, TEACHER, jnp.int32),
     )
 
-  def estimates(evidence: Evidence, chunks: Chunks) -> Float[Array, ' K']:
-    logp = evidence.student.logp[chunks.row[:, None], chunks.where]
-    size = jnp.maximum(chunks.inside.sum(axis=1), 1)
-    likely = jnp.exp(jnp.where(chunks.inside, logp, 0.0).sum(axis=1) / size)
-    found = (chunks.alike.sum(axis=1) + alpha * likely) / (continuations + alpha)
-    real = chunks.row >= 0
-    mean = jnp.where(real, found, 0.0).sum() / jnp.maximum(real.sum(), 1)
-    return found - mean if baseline else found
-
   def weigh(evidence: Evidence) -> WeightedTerms:
     counts = per_token(without_forks(evidence.mask, evidence.forks))
     if evidence.forks is None:
       return (stay(beta * counts),)
     chunks = chunks_of(evidence, evidence.forks, size=chunk, count=continuations)
-    value = jnp.where(chunks.inside, estimates(evidence, chunks)[:, None], 0.0)
+    value = estimates(evidence, chunks, alpha=alpha, baseline=baseline)
+    value = jnp.where(chunks.inside, value[:, None], 0.0)
     place = jnp.maximum(chunks.row, 0)[:, None], chunks.where
     weight = jnp.zeros(counts.shape, value.dtype).at[place].add(value)
     outside = jnp.ones(counts.shape, bool).at[place].min(~chunks.inside)

@@ -4,7 +4,7 @@ from opd_jax.judges.build import check_request, width_of
 from opd_jax.judges.spec import Judge
 from opd_jax.losses.terms import DivergenceTerm, HiddenDistance
 from opd_jax.method import requests_of
-from opd_jax.method_reads import judges_read, reads_of, rollout_read, stale_terms
+from opd_jax.method_reads import judges_read, read_besides, reads_of, rollout_read, stale_terms
 from opd_jax.models.config import ModelConfig
 from opd_jax.training.experiment import Stage
 from opd_jax.types import ScoreRequest
@@ -77,7 +77,9 @@ def _reward(stage: Stage) -> None:
   """Rows may be unverified; a task without any verifier leaves a method without its rewards."""
   wanted = stage.method.needs.reward
   if wanted is None:
-    wanted = 'reward' in rollout_read(stage.method)
+    wanted = 'reward' in rollout_read(stage.method) or ('rollout', 'reward') in read_besides(
+      stage.method
+    )
   if wanted and stage.task.verify is None:
     raise ValueError(
       f'the method weighs responses by their reward, and the task {stage.task.name} has no verifier. Give it one '

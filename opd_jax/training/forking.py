@@ -1,28 +1,31 @@
 """Floor 5. Forks of a batch: written from inside its responses, scored, joined to its evidence as further rows."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from opd_jax import responses as batches
 from opd_jax.data.prompts import left_padded, unpadded
 from opd_jax.data.templates import TaughtTokens
-from opd_jax.forks import Forks
+from opd_jax.forks import Forks, check_places
 from opd_jax.inference import sampler
 from opd_jax.inference.buckets import bucket
 from opd_jax.judges.contexts import Scene
-from opd_jax.method import Evidence
+from opd_jax.method import Evidence, WeightedTerms
 from opd_jax.processes import to_host
 from opd_jax.responses import PromptBatch, Responses
 from opd_jax.rollouts import writing
-from opd_jax.training import moving, scoring, writers
+from opd_jax.training import gradient, moving, scoring, writers
+from opd_jax.training.gradient import Batch
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.scoring import Moment
-from opd_jax.types import NOBODY, STUDENT, TEACHER, Rollout, Weights
+from opd_jax.types import ENDINGS, NOBODY, STUDENT, TEACHER, Rollout, Weights
 
 FORKED = 2**31 - 4  # folded into the key of what forks write: no row has this number
 
@@ -37,6 +40,9 @@ def forked(
 ) -> Evidence:
   """Evidence of a batch and, behind its rows, of the forks that the method plans on it."""
   forks = Forks(*map(np.asarray, to_host(runtime.plan_forks(evidence))))
+  stopped = np.asarray(responses.rollout.ended_by) == ENDINGS.index('stop')
+  where = f'stage {runtime.stage.name}: the method ({runtime.stage.method.paper})'
+  check_places(forks, responses.rollout.lengths, stopped, where=where)
   rollout = write(runtime, weights, responses, scenes, forks, moment)
   parents = [scenes[row] for row in np.maximum(forks.row, 0).tolist()]
   scores = scoring.scores_of(runtime, weights, rollout, parents)
@@ -48,7 +54,37 @@ def forked(
     for name, each in evidence.scores.items()
   }
   rows = rows._replace(prompt=prompt)
-  return scoring.evidence_of(runtime, weights, rows, together, moment, forks)
+  return scoring.evidence_of(runtime, weights, rows, together, moment, forks, evidence.measures)
+
+
+def taught(runtime: StageRuntime, batch: Batch, forks: Forks | None) -> Batch:
+  """A weighed batch without forks that no term weighs: they would go through the update for nothing.
+
+  Some of them stay where numbers of rows are rounded up, so that few programs are compiled.
+  """
+  if forks is None:
+    return batch
+  layout, count = runtime.layout, runtime.stage.microbatches
+  weighs = to_host(_weighs(batch.terms))
+  own, most = len(weighs) - len(forks.row), len(forks.row)
+  wanted = int(weighs[own:].sum())
+  least = bucket(wanted, minimum=1, maximum=most) if wanted else 0
+  fits = lambda kept: gradient.dealable(own + kept, count, devices=layout.size('batch'))
+  kept = next(filter(fits, range(least, most)), most)
+  if kept == most:
+    return batch
+  chosen = np.sort(np.argsort(~weighs[own:], kind='stable')[:kept])
+  rows = np.concatenate([np.arange(own), own + chosen])
+  rollout = jax.tree.map(lambda x: np.asarray(x)[rows], batch.rollout)
+  size, columns = rollout.response.shape[1], rollout.prompt.tokens.shape[1]
+  cut = gradient.part(batch, rows, width=size, columns=columns, layout=layout)
+  return cut._replace(rollout=rollout)
+
+
+@jax.jit
+def _weighs(terms: WeightedTerms) -> Bool[Array, ' B']:
+  """The rows in which some term has a coefficient."""
+  return functools.reduce(jnp.logical_or, [(each.coefficient != 0).any(axis=1) for each in terms])
 
 
 def write(

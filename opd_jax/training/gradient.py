@@ -156,10 +156,20 @@ def part(batch: Batch, rows: Array, *, width: int, columns: int, layout: Layout)
   return Batch(rollout._replace(prompt=prompt), known, targets, terms)
 
 
+def _size(rows: int, count: int, *, devices: int) -> int:
+  """Rows of a microbatch."""
+  return math.ceil(rows / count / devices) * devices
+
+
+def dealable(rows: int, count: int, *, devices: int) -> bool:
+  """Whether so many rows can be dealt to microbatches."""
+  return rows % _size(rows, count, devices=devices) == 0
+
+
 def microbatches_of(rollout: Rollout, count: int, *, devices: int) -> list[np.ndarray]:
   """Rows of like length together: each microbatch is then as wide as its own longest row."""
   rows = len(rollout.response)
-  size = math.ceil(rows / count / devices) * devices
+  size = _size(rows, count, devices=devices)
   if rows % size:
     raise ValueError(
       f'update: {rows} rows cannot be dealt to {count} microbatches on {devices} devices: a microbatch would have '
@@ -244,12 +254,20 @@ def measured(
   config: ModelConfig,
   layout: Layout,
   microbatches: int = 1,
+  begin: int = 0,
 ) -> dict[str, np.ndarray]:
-  """Values of terms at every position, without a gradient: what a method reads before it weighs."""
+  """Values of terms at every position, without a gradient: what a method reads before it weighs.
+
+  Args:
+    begin: the first row that is looked at; those before it are zero.
+  """
   shape = batch.rollout.response.shape
   values = {name: np.zeros(shape, np.float32) for name in terms}
-  fixed = tuple(terms.items())
-  for rows, piece in parts_of(batch, microbatches, layout=layout):
+  fixed, here = tuple(terms.items()), np.arange(begin, shape[0])
+  devices = layout.size('batch')
+  while not dealable(len(here), microbatches, devices=devices):
+    here = np.append(here, here[-1])  # measured twice, to the same values
+  for rows, piece in parts_of(batch, microbatches, layout=layout, rows=here):
     found = _measured(params, piece, config=config, layout=layout, terms=fixed)
     for name, value in jax.device_get(found).items():
       values[name][rows, : value.shape[1]] = value

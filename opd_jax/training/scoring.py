@@ -15,7 +15,7 @@ from opd_jax.training import gradient
 from opd_jax.training.gradient import Batch
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.state import RunPosition
-from opd_jax.types import Rollout, Scores, Weights
+from opd_jax.types import AnyArray, Rollout, Scores, Weights
 
 
 class Moment(NamedTuple):
@@ -48,8 +48,13 @@ def evidence_of(
   scores: Mapping[str, Scores],
   moment: Moment,
   forks: Forks | None = None,
+  measures: Mapping[str, AnyArray] | None = None,
 ) -> Evidence:
-  """Evidence of some rows, with the terms that the method reads before it weighs."""
+  """Evidence of some rows, with the terms that the method reads before it weighs.
+
+  Args:
+    measures: values of these terms where they are known already, in the first rows.
+  """
   needs, position = runtime.stage.method.needs, moment.position
   evidence = Evidence.of(
     rollout,
@@ -63,15 +68,19 @@ def evidence_of(
   if not needs.measures:
     return evidence
   targets = targets_of(evidence, heads_of(runtime, weights, evidence))
-  measures = gradient.measured(
+  known = {} if measures is None else measures
+  found = gradient.measured(
     weights.student,
     Batch(rollout, evidence.mask, targets, ()),
     needs.measures,
     config=runtime.config,
     layout=runtime.layout,
     microbatches=runtime.stage.microbatches,
+    begin=max((len(each) for each in known.values()), default=0),
   )
-  return evidence._replace(measures=measures)
+  for name, values in known.items():
+    found[name][: len(values), : values.shape[1]] = values
+  return evidence._replace(measures=found)
 
 
 def _student_scores(runtime: StageRuntime, weights: Weights, rollout: Rollout) -> Scores:

@@ -92,11 +92,11 @@ def score(
 def weigh(
   runtime: StageRuntime, weights: Weights, evidence: Evidence
 ) -> tuple[Batch, dict[str, Any]]:
-  """The method's weighted terms, and what can be said of them."""
+  """The method's weighted terms, and what can be said of them. Forks that no term weighs are left out."""
   terms = runtime.weigh(evidence)
   targets = targets_of(evidence, scoring.heads_of(runtime, weights, evidence))
   batch = Batch(evidence.rollout, evidence.mask, targets, terms)
-  return batch, metrics.of_evidence(evidence, terms)
+  return forking.taught(runtime, batch, evidence.forks), metrics.of_evidence(evidence, terms)
 
 
 # --- update -----------------------------------------------------------------------------------------
@@ -164,6 +164,7 @@ def updates(
   """
   check_fresh(responses.rollout, version=position.step, may_be_older=runtime.corrects_age)
   stage, rows = runtime.stage, np.arange(len(responses.problems))
+  tokens = int(np.asarray(evidence.rollout.mask).sum())  # of forks, too
   parts = np.split(rows, stage.minibatches)  # neighbours answer one question: groups stay whole
   row: dict[str, Any] = {}
   for number in range(stage.updates * stage.minibatches):
@@ -183,7 +184,7 @@ def updates(
       row['grad_norm_max'] = max(
         row.get('grad_norm_max', row['grad_norm']), latest['grad_norm'], key=_size
       )
-  return state, {**row, 'tokens': int(np.asarray(batch.rollout.mask).sum())}
+  return state, {**row, 'tokens': tokens}
 
 
 def _size(number: float) -> float:

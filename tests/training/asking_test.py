@@ -8,16 +8,18 @@ import tiny_runs as runs
 
 from opd_jax import judges, rollouts
 from opd_jax.claims import Nothing
+from opd_jax.forks import Forking, Forks
 from opd_jax.losses.divergences import ReverseKL
 from opd_jax.losses.normalisers import per_token
 from opd_jax.losses.rest_rules import Tail
 from opd_jax.losses.supports import FULL, Support, TeacherTopK
 from opd_jax.losses.terms import DivergenceTerm, HiddenDistance, Likelihood, PolicyGradient
 from opd_jax.method import Method, Requirements, required_by
+from opd_jax.method_reads import judges_read
 from opd_jax.methods import opd, scope, seqkd
 from opd_jax.storage import load
 from opd_jax.training import preflight
-from opd_jax.types import ScoreRequest
+from opd_jax.types import STUDENT, ScoreRequest
 
 WHOLE = DivergenceTerm(divergence=ReverseKL(), support=FULL)
 TOP = DivergenceTerm(divergence=ReverseKL(), support=Support(entries=TeacherTopK(4), rest=Tail()))
@@ -127,6 +129,49 @@ def test_what_nobody_can_give_is_refused_before_anything_is_loaded(
     preflight.look_at_stages(known, lambda text: None)
   with pytest.raises(ValueError, match=f'stage distil: .*{words}'):
     runs.build_runtime(known, 1)
+
+
+def looked_at(look) -> Method:
+  """Its forks leave where a number of the evidence says; nothing else looks at it."""
+
+  def plan(evidence):
+    row = jnp.where(look(evidence).sum(axis=-1) > 0, jnp.arange(len(evidence.mask)), -1)
+    number = row.astype(jnp.int32)
+    return Forks(number, number * 0, number * 0 - 1, number * 0 + STUDENT)
+
+  return method_of(taught, forks=Forking(plan=plan, tokens=1, writers=('student',)))
+
+
+def remembers(look) -> Method:
+  """It remembers a number of the evidence; nothing else looks at it."""
+  return method_of(taught, memory=jnp.zeros(()), remember=lambda evidence: look(evidence).sum())
+
+
+def taught(evidence):
+  return (Likelihood()(per_token(evidence.rollout.mask)),)
+
+
+@pytest.mark.parametrize('made', [looked_at, remembers])
+def test_what_only_a_plan_of_forks_or_a_memory_looks_at_is_found_too(tmp_path, monkeypatch, made):
+  monkeypatch.setattr(load, 'model', lambda *args, **options: pytest.fail('weights were loaded'))
+  frozen = {'teacher': judges.frozen(runs.teacher_folder(tmp_path))}
+
+  def look(read, **changes):
+    distil = {'method': made(read), 'judges': frozen, **changes}
+    preflight.look_at_stages(runs.experiment(tmp_path, distil=distil), lambda text: None)
+
+  with pytest.raises(ValueError, match=r"reads the teacher's scores and there is no judge called"):
+    look(lambda evidence: evidence.teacher.logp, judges={})
+  with pytest.raises(ValueError, match=r"reads the judge 'reference', and there are only"):
+    look(lambda evidence: evidence.judge('reference').logp)
+  with pytest.raises(ValueError, match=r"reads 'entropy' of the student.*student=ScoreRequest\("):
+    look(lambda evidence: evidence.student.entropy)
+  silent = dataclasses.replace(runs.sums.sums(), verify=None)
+  with pytest.raises(ValueError, match=r'by their reward, and the task sums has no verifier'):
+    look(lambda evidence: evidence.rollout.reward[:, None], task=silent)
+  look(lambda evidence: evidence.teacher.logp)
+  assert judges_read(made(lambda evidence: evidence.student.logp)) == {'student'}
+  assert judges_read(made(lambda evidence: evidence.mask)) == set()
 
 
 GIVEN = {

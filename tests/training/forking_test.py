@@ -10,11 +10,13 @@ import tiny_runs as runs
 from opd_jax import forks, judges
 from opd_jax.forks import Forking, Forks
 from opd_jax.inference import scorer
+from opd_jax.losses.divergences import ReverseKL
 from opd_jax.losses.normalisers import per_token
-from opd_jax.losses.terms import Likelihood
-from opd_jax.method import Requirements
+from opd_jax.losses.supports import FULL
+from opd_jax.losses.terms import DivergenceTerm, Likelihood
+from opd_jax.method import Requirements, targets_of
 from opd_jax.methods import opd
-from opd_jax.training import forking, scoring, verbs
+from opd_jax.training import forking, gradient, scoring, verbs
 from opd_jax.training.state import RunPosition
 from opd_jax.types import STUDENT, TEACHER, ScoreRequest
 
@@ -120,6 +122,105 @@ def test_forks_without_a_coefficient_change_nothing_and_with_one_they_are_learnt
   plain = gradient_norm(0.0, forks=None)
   assert abs(gradient_norm(0.0) - plain) < 1e-5 * plain
   assert abs(gradient_norm(1.0) - plain) > 1e-2 * plain
+
+
+def gradient_of(runtime, state, evidence, batch):
+  """Of a batch as it is, and as it would be with all its forks."""
+  targets = targets_of(evidence, scoring.heads_of(runtime, state.weights, evidence))
+  whole = gradient.Batch(evidence.rollout, evidence.mask, targets, runtime.weigh(evidence))
+  settings = {'config': runtime.config, 'layout': runtime.layout, 'diagnose': 'teacher'}
+  return [gradient.gradient(state.params, each, **settings)[0] for each in (batch, whole)]
+
+
+def test_only_forks_that_some_term_weighs_go_through_the_update(batch):
+  """None of a method that only looks at them; those of one writer of three where only these are taught."""
+  folder, first, _, responses, _ = batch
+  plain, position = method(0.0), RunPosition()
+
+  def student_forks_only(evidence):
+    own, *rest = method(1.0).weigh(evidence)
+    if evidence.forks is None:
+      return (own,)
+    theirs = evidence.rollout.writer != STUDENT
+    return own, rest[0]._replace(coefficient=jnp.where(theirs, 0.0, rest[0].coefficient))
+
+  for weigh, some in ((plain.weigh, False), (student_forks_only, True)):
+    changed = dataclasses.replace(plain, weigh=weigh)
+    runtime, state = runs.at_work(folder, dict(first.stage.judges), method=changed)
+    evidence = verbs.score(runtime, state.weights, responses, position)
+    weighed, _ = verbs.weigh(runtime, state.weights, evidence)
+    rows, whole = len(responses.problems), len(evidence.mask)
+    there = int((np.asarray(evidence.forks.row)[::3] >= 0).sum()) if some else 0
+    assert there + rows <= len(weighed.rollout.mask) < whole / 2 + 1
+    assert len(weighed.rollout.mask) == len(weighed.terms[0].coefficient)
+    np.testing.assert_array_equal(weighed.rollout.response[:rows], evidence.rollout.response[:rows])
+    short, long = gradient_of(runtime, state, evidence, weighed)
+    assert runs.closeness(short.gradient, long.gradient) < 1e-5
+    np.testing.assert_allclose(short.loss, long.loss, rtol=1e-5)
+    assert verbs.updates(runtime, state, responses, evidence, weighed, position)[1][
+      'tokens'
+    ] == int(np.asarray(evidence.rollout.mask).sum())
+
+
+@pytest.mark.parametrize('microbatches', [1, 8])
+def test_terms_are_measured_once_of_every_row(batch, monkeypatch, microbatches):
+  folder, first, _, responses, _ = batch
+  term = DivergenceTerm(divergence=ReverseKL(), support=FULL)
+  changed = dataclasses.replace(method(0.0), needs=Requirements(measures={'gap': term}))
+  settings = {'method': changed, 'microbatches': microbatches}
+  runtime, state = runs.at_work(folder, dict(first.stage.judges), **settings)
+  seen, measured = [], gradient._measured
+  count = lambda params, piece, **options: (
+    seen.append(len(piece.rollout.mask)) or measured(params, piece, **options)
+  )
+  monkeypatch.setattr(gradient, '_measured', count)
+  evidence = verbs.score(runtime, state.weights, responses, RunPosition())
+  assert sum(seen) == len(evidence.mask)
+  again = scoring.evidence_of(
+    runtime, state.weights, evidence.rollout, evidence.scores, scoring.Moment(RunPosition(), None)
+  )
+  got, want = evidence.measures['gap'], again.measures['gap']
+  assert np.abs(want[len(responses.problems) :]).max() > 0.01
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_fork_behind_the_end_of_its_row_is_refused_by_name(batch):
+  folder, first, _, responses, _ = batch
+
+  def blind(evidence):
+    last = evidence.mask.shape[1] + 1
+    return plan(evidence)._replace(at=jnp.full(3 * len(evidence.mask), last, jnp.int32))
+
+  reckless = Forking(plan=blind, tokens=2, writers=('student', 'teacher'))
+  changed = dataclasses.replace(method(0.0), forks=reckless)
+  runtime, state = runs.at_work(folder, dict(first.stage.judges), method=changed)
+  words = r'stage distil: the method \(Thinking .*\): fork 0 of 24 leaves row 0, which has \d+ tok'
+  with pytest.raises(ValueError, match=words):
+    verbs.score(runtime, state.weights, responses, RunPosition())
+
+
+@pytest.mark.parametrize(
+  'row, at, stopped, words',
+  [
+    (0, 3, False, None),  # goes on behind a response that was cut off
+    (0, 2, True, None),  # in the place of its stop token
+    (0, 3, True, r'fork 1 of 2 leaves row 0, which has 3 tokens, at token 3'),
+    (0, 4, False, r'leaves row 0, which has 3 tokens, at token 4\. A fork that does not exist'),
+    (1, 0, False, None),
+    (1, 0, True, r'leaves row 1, which has 0 tokens'),
+    (0, -1, False, r'at token -1'),
+    (2, 0, False, r'leaves row 2, of 2, at token 0'),
+    (-1, 99, True, None),
+  ],
+)
+def test_where_a_fork_may_leave(row, at, stopped, words):
+  number = lambda *values: np.array(values, np.int32)
+  planned = Forks(number(-1, row), number(0, at), number(-1, -1), number(STUDENT, STUDENT))
+  check = lambda: forks.check_places(planned, number(3, 0), np.array([stopped] * 2), where='here')
+  if words is None:
+    return check()
+  with pytest.raises(ValueError, match=f'here: .*{words}'):
+    check()
 
 
 def test_a_run_with_forks_is_looked_at_before_step_0_and_trains(tmp_path):
