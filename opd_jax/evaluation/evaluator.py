@@ -37,6 +37,7 @@ class Evaluation:
     name: in metrics, `eval/<name>/…`; None takes the task's.
     problems: how many of them.
     samples: responses to each; avg@k is the mean over all of them.
+    at: further k of pass@k, below `samples`, which is always told.
     every: steps between two evaluations; there is one before the first step, and one after each stage. 0: no others.
     budget: most tokens of a response.
     decoding: rules of the responses; the default draws from the model itself.
@@ -48,6 +49,7 @@ class Evaluation:
   name: str | None = None
   problems: int = 64
   samples: int = 1
+  at: Sequence[int] = ()
   every: int = 50
   budget: int = 256
   decoding: Decoding = Decoding()
@@ -67,6 +69,12 @@ class Evaluation:
         raise ValueError(
           f'Evaluation {self.label}: {field} must be a whole number of at least {least}, got {value!r}.'
         )
+    object.__setattr__(self, 'at', tuple(self.at))
+    if not all(1 <= k < self.samples for k in self.at):
+      raise ValueError(
+        f'Evaluation {self.label}: at names k of pass@k from 1 to below samples, got {self.at} of '
+        f'{self.samples} samples. Correct them.'
+      )
 
   @property
   def label(self) -> str:
@@ -141,7 +149,8 @@ class Evaluator:
       metrics[f'{prefix}/avg@{self.evaluation.samples}'] = float(np.nanmean(rollout.reward))
     if (samples := self.evaluation.samples) > 1 and np.isfinite(rollout.reward).all():
       right = (rollout.reward > 0).reshape(-1, samples).sum(axis=1)
-      metrics[f'{prefix}/pass@{samples}'] = float(pass_at_k(samples, right, samples).mean())
+      for k in (*self.evaluation.at, samples):
+        metrics[f'{prefix}/pass@{k}'] = float(pass_at_k(samples, right, k).mean())
     if not self.evaluation.decoding.rules and rollout.mask.any():
       # Of text drawn from the model itself, -log p averages to its entropy.
       metrics[f'{prefix}/entropy'] = float(-rollout.logp[rollout.mask].mean())

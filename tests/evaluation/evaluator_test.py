@@ -36,6 +36,15 @@ def test_an_evaluation_needs_no_stage_and_its_key_is_the_experiments():
   assert names == {'avg@2', 'pass@2', 'length', 'truncated', 'entropy'}
 
 
+def test_further_k_of_pass_at_k_are_told():
+  asked = dataclasses.replace(HELDOUT, problems=2, samples=3, at=[1, 2])
+  metrics = Evaluator(asked, sums.tokenizer(), jax.random.key(0)).run(model()).metrics
+  told = [metrics[f'eval/sums/{name}'] for name in ('avg@3', 'pass@1', 'pass@2', 'pass@3')]
+  assert told[0] == pytest.approx(told[1]) and told[1] <= told[2] <= told[3]
+  with pytest.raises(ValueError, match='at names k of pass@k from 1 to below samples'):
+    dataclasses.replace(HELDOUT, at=(2,))
+
+
 def test_a_stage_does_not_change_what_is_measured(tmp_path):
   """Budget, template and key are the evaluation's own: the first row is the same whatever stage begins."""
   rows = []
