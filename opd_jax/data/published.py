@@ -141,7 +141,7 @@ def toolalpaca_training(path: str) -> Source:
   return _ToolAlpaca(path, 'training', _conversations)
 
 
-def _conversations(api: Raw) -> Iterator[tuple[str, list[Raw]]]:
+def _conversations(api: Raw) -> Iterator[tuple[str, Any]]:
   """What was asked, and the calls that followed: each step is [[function, arguments as JSON, text], observation]."""
   for instance in api['Instances']:
     if steps := instance.get('intermediate_steps'):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.storage import hub
@@ -21,8 +22,8 @@ class Published:
   stop_tokens: Sequence[str] | None = None
 
   @functools.cached_property
-  def tokenizer(self) -> HubTokenizer:
-    """The tokenizer itself."""
+  def tokenizer(self) -> Any:
+    """The `HubTokenizer` itself."""
     if self.source is None:
       raise ValueError(
         'tokenizer: nobody said of which model. Bind its source, or WEIGHTS where that names it, '

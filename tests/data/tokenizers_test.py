@@ -1,8 +1,10 @@
 """Tokenizers, and the proof that two of them speak of the same tokens."""
 
+import dataclasses
 import json
 
 import pytest
+import tiny_runs as runs
 import tokenizers
 import transformers
 
@@ -208,3 +210,10 @@ def test_the_name_of_a_published_tokenizer_is_read_when_it_is_asked(tmp_path):
   assert named.tokenizer.stop_tokens == {3} and named.tokenizer.folder == tmp_path
   with pytest.raises(ValueError, match='nobody said of which model'):
     nobodys.tokenizer  # noqa: B018
+
+
+def test_an_experiment_may_name_a_tokenizer_that_its_run_reads(tmp_path):
+  named = dataclasses.replace(runs.experiment(tmp_path), tokenizer=Published(str(tmp_path)))
+  published(tmp_path)
+  assert named.known_tokenizer is named.tokenizer.tokenizer
+  assert named.known_tokenizer.strings() == tuple(WORDS)

@@ -72,6 +72,11 @@ def test_teachers_and_students_are_the_papers(experiments):
       assert experiment.weights == STUDY.cell(name).after[0]
 
 
+def test_a_teacher_that_writes_has_fewer_rows_in_flight_than_a_student(experiments):
+  slots = {name: each.stages[0].sampling.slots for name, each in experiments.items()}
+  assert slots['8b-strong-seqkd'] == 128 and slots['8b-strong-opd'] == 256
+
+
 @pytest.mark.parametrize('start', ['4b-weak', '8b-strong'])
 def test_gkd_is_jensen_shannon_on_the_teachers_top_32_of_the_students_text(start, experiments):
   [stage] = experiments[f'{start}-gkd'].stages
