@@ -63,6 +63,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Mixtures of tasks', 'data.mixture', ('mixture',)),
   ('Templates', 'data.templates', ('Template',)),
   ('Tokenizers', 'data.tokenizers', ('CharacterTokenizer', 'ByteTokenizer', 'HubTokenizer')),
+  ('Tokenizers that are read when a run begins', 'storage.hub_tokenizer', ('Published',)),
 )
 HIDDEN = {'Compared', 'View', 'WeightedTerm', 'OutsideMass', 'named_parts', 'draw', 'value_of'}
 HIDDEN |= {'all_between', 'require'}  # what rules of other files are made with

@@ -1,11 +1,11 @@
-"""Floor 6. `opd study`: runs a study, goes on with one that was interrupted, and prints its table."""
+"""Floor 6. `opd study`: runs a study, goes on with one that was interrupted, prints its table, or its commands."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-from opd_jax.commands import console
+from opd_jax.commands import console, study_bill
 
 HELP = 'run a study: cells over seeds, and what they tell about its claims'
 EPILOG = """\
@@ -13,6 +13,7 @@ FILE is a Python file that sets STUDY. The same command goes on with a study tha
 Exit status 1: a run has failed; it is named, those that need it are skipped, and the others are done.
 
   opd study experiments/studies/science.py --workdir runs/science --jobs 2
+  opd study experiments/studies/aopd/paper.py --commands --chip h100 --mfu 0.4
 """
 HEAD = (
   'more', 'than', 'measure', 'seeds', 'difference', 'over problems too', 'sd', 'Holm p', 'detectable', 'seeds needed',
@@ -23,7 +24,9 @@ HEAD = (
 def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('file', metavar='FILE', help='a Python file that sets STUDY')
-  add('--workdir', required=True, metavar='DIR', help='runs, and the compilation cache they share')
+  add(
+    '--workdir', metavar='DIR', help='runs, and the compilation cache they share; runs/NAME of FILE'
+  )
   add(
     '--jobs',
     type=int,
@@ -32,6 +35,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help='runs at a time; several on one accelerator need XLA_PYTHON_CLIENT_PREALLOCATE=false',
   )
   add('--table', action='store_true', help='run nothing; print the table of what is there')
+  add(
+    '--commands',
+    action='store_true',
+    help='run nothing; print the command of every run and what it costs',
+  )
+  add('--chip', default='h100', metavar='NAME', help='whose hours --commands tells; h100')
+  add(
+    '--mfu',
+    type=float,
+    default=0.4,
+    metavar='X',
+    help='share of its peak that --commands reckons with; 0.4',
+  )
   add('--skip_preflight', action='store_true', help='of every run')
 
 
@@ -43,8 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
   if args.jobs < 1:
     raise ValueError(f'--jobs must be at least 1, got {args.jobs}.')
-  file, root = Path(args.file).resolve(), Path(args.workdir)
+  file = Path(args.file).resolve()
+  root = Path(args.workdir or f'runs/{file.stem}')
   ledger = Ledger(read_study(file), root)
+  if args.commands:
+    study_bill.show(ledger, file, chip=args.chip, mfu=args.mfu)
+    return 0
   if args.table:
     if not (root / folder.RECORD).exists():
       raise ValueError(f'{root} holds no study. Run it first: the same command without --table.')

@@ -117,7 +117,7 @@ def _write_student(experiment: Any, params: Any, folder: Path) -> None:
   from opd_jax.storage import orbax_folder
 
   first_does(lambda: shutil.rmtree(folder) if folder.exists() else None)
-  tokenizer = experiment.tokenizer
+  tokenizer = experiment.known_tokenizer
   companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
   orbax_folder.save(
     folder, experiment.model, params, strings=tokenizer.strings(), companions=companions

@@ -5,6 +5,7 @@ Each returns a `Reader` for `problems.Task.read`; a row without its columns is a
 
 import functools
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,41 @@ def toolalpaca_evaluation(path: str, *, split: str = 'all') -> Source:
       if split == '97'
       else f'toolalpaca_evaluation: the splits are {", ".join(PUBLISHED)}; got {split!r}.'
     )
-  return _ToolAlpaca(path, split)
+  asked = lambda api: zip(api['Instructions'], api['Golden_Answers'], strict=True)
+  return _ToolAlpaca(path, 'evaluation', asked, split)
+
+
+def toolalpaca_training(path: str) -> Source:
+  """ToolAlpaca's training file as published, a row for each conversation that called a tool.
+
+  It has no golden answers: the calls of the conversation stand in for them.
+
+  Args:
+    path: of train_data.json.
+  """
+  return _ToolAlpaca(path, 'training', _conversations, 'all')
+
+
+def _conversations(api: Raw) -> Iterator[tuple[str, Any]]:
+  """What was asked, and the calls that followed: each step is [[function, arguments as JSON, text], observation]."""
+  for instance in api['Instances']:
+    if steps := instance.get('intermediate_steps'):
+      calls = [{'Action': call[0], 'Action_Input': call[1]} for call, *_ in steps]
+      yield instance['input'], calls
 
 
 class _ToolAlpaca(Source):
-  def __init__(self, path: str, split: str):
-    self.path, self.split = path, split
+  """Args:
+  path: of the file.
+  kind: of the file, for errors.
+  asked: instructions and golden calls of a tool.
+  split: which of them.
+  """
+
+  def __init__(
+    self, path: str, kind: str, asked: Callable[[Raw], Iterable[tuple[str, Any]]], split: str
+  ):
+    self.path, self.split, self._kind, self._asked = path, split, kind, asked
 
   @functools.cached_property
   def _rows(self) -> list[tuple[str, Raw]]:
@@ -170,16 +200,14 @@ class _ToolAlpaca(Source):
       rows = [
         (f'{api["Name"]}, instruction {number}', _tool_row(api, instruction, answer))
         for api in apis
-        for number, (instruction, answer) in enumerate(
-          zip(api['Instructions'], api['Golden_Answers'], strict=True), start=1
-        )
+        for number, (instruction, answer) in enumerate(self._asked(api), start=1)
         if self.split == 'all' or _can_be_made(answer)
       ]
     except FileNotFoundError as error:
       raise ValueError(f'{self.path}: there is no such file.') from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
       raise ValueError(
-        f'{self.path}: this is no evaluation file of ToolAlpaca ({type(error).__name__}: {error}).'
+        f'{self.path}: this is no {self._kind} file of ToolAlpaca ({type(error).__name__}: {error}).'
       ) from error
     if self.split != 'all' and len(rows) != int(self.split):
       raise ValueError(

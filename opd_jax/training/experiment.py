@@ -17,6 +17,7 @@ from opd_jax.method import Method
 from opd_jax.models.config import ModelConfig
 from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import Layout
+from opd_jax.storage.hub_tokenizer import Published
 from opd_jax.training.alarms import Bounds
 from opd_jax.training.rollout_records import RolloutRecords
 
@@ -136,7 +137,7 @@ class Experiment:
     layout: where its parameters lie during training.
     stages: one after the other, on the same weights.
     weights: where these come from: a folder, a hub id, or None for random ones.
-    tokenizer: text <-> tokens, of the student and its judges.
+    tokenizer: text <-> tokens, of the student and its judges; or the name of a published one.
     sampling_layout: where the student lies while it writes; None: where it is trained.
     evaluations: what is measured on the way.
     geometry: whether evaluations also report how far the weights have moved (evaluation/geometry.py); costs singular
@@ -153,7 +154,7 @@ class Experiment:
   layout: Layout
   stages: Sequence[Stage] = ()
   weights: str | None = None
-  tokenizer: Tokenizer | None = None
+  tokenizer: Tokenizer | Published | None = None
   sampling_layout: Layout | None = None
   evaluations: Sequence[Evaluation] = ()
   geometry: bool = False
@@ -203,7 +204,7 @@ class Experiment:
       raise ValueError(
         'Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.HubTokenizer() with its folder.'
       )
-    return self.tokenizer
+    return self.tokenizer.tokenizer if isinstance(self.tokenizer, Published) else self.tokenizer
 
 
 def check_kinds(record: Any, **kinds: type) -> None:

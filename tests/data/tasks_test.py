@@ -355,3 +355,24 @@ def test_arrow_files_are_the_same_rows(tmp_path):
   datasets.Dataset.from_list(GSM).save_to_disk(str(tmp_path / 'kept'))
   source = sources.arrow(str(tmp_path / 'kept/*.arrow'))
   assert [source[n] for n in range(len(source))] == GSM and source.id(1) == '*.arrow, row 1'
+
+
+def test_toolalpacas_training_file_gives_a_row_for_each_conversation_that_called(tmp_path):
+  called = {
+    'input': 'a?',
+    'intermediate_steps': [[['today', '{"zone": 1}', 'Thought: …'], 'Monday']],
+  }
+  silent = {'input': 'b?', 'intermediate_steps': []}
+  api = {
+    'Name': 'Dates', 'Description': 'days', 'NLDocumentation': 'today: the day', 'Instructions': ['a?', 'b?'],
+    'Instances': [called, silent, {'input': 'c?'}],
+  }  # fmt: skip
+  file = tmp_path / 'train.json'
+  file.write_text(json.dumps([api]))
+  source = published.toolalpaca_training(str(file))
+  problem = published.toolalpaca()(source[0])
+  assert len(source) == 1 and problem is not None
+  assert json.loads(problem.answer) == [{'Action': 'today', 'Action_Input': '{"zone": 1}'}]
+  file.write_text(json.dumps([{**api, 'Instances': [{**called, 'intermediate_steps': [[[]]]}]}]))
+  with pytest.raises(ValueError, match=r'train.json: this is no training file of ToolAlpaca'):
+    len(published.toolalpaca_training(str(file)))

@@ -1,8 +1,10 @@
 """Tokenizers, and the proof that two of them speak of the same tokens."""
 
+import dataclasses
 import json
 
 import pytest
+import tiny_runs as runs
 import tokenizers
 import transformers
 
@@ -13,6 +15,7 @@ from opd_jax.data.tokenizers import (
   Tokenizer,
 )
 from opd_jax.data.vocabularies import compare
+from opd_jax.storage.hub_tokenizer import Published
 
 CHATML = (
   '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}'
@@ -198,3 +201,19 @@ def test_unlike_ends_can_be_allowed_on_purpose(tmp_path):
     student_rows=16,
     teacher_rows=16,
   ).check()
+
+
+def test_the_name_of_a_published_tokenizer_is_read_when_it_is_asked(tmp_path):
+  named, nobodys = Published(str(tmp_path), stop_tokens=('<think>',)), Published(None)
+  published(tmp_path)  # nothing was there to read before
+  assert named.tokenizer is named.tokenizer and named.tokenizer.encode('hello') == [7]
+  assert named.tokenizer.stop_tokens == {3} and named.tokenizer.folder == tmp_path
+  with pytest.raises(ValueError, match='nobody said of which model'):
+    nobodys.tokenizer  # noqa: B018
+
+
+def test_an_experiment_may_name_a_tokenizer_that_its_run_reads(tmp_path):
+  named = dataclasses.replace(runs.experiment(tmp_path), tokenizer=Published(str(tmp_path)))
+  published(tmp_path)
+  assert named.known_tokenizer is named.tokenizer.tokenizer
+  assert named.known_tokenizer.strings() == tuple(WORDS)

@@ -1,0 +1,125 @@
+"""Floor 6. What passes of a model compute and read, from shapes alone, and how long a device takes for that.
+
+FLOPs of matrix products and of attention, two for a multiplication with its addition. Left out: norms, softmax, the
+optimiser, and what the parts of a mesh send each other.
+"""
+
+from typing import NamedTuple
+
+from opd_jax.models.config import ModelConfig
+
+
+class Chip(NamedTuple):
+  """A device, as its maker describes it."""
+
+  flops: float  # a second, dense, bfloat16
+  bandwidth: float  # bytes a second
+
+
+CHIPS = {
+  'h100': Chip(989e12, 3.35e12),
+  'h200': Chip(989e12, 4.8e12),
+  'v5p': Chip(459e12, 2.765e12),
+  'v6e': Chip(918e12, 1.64e12),
+}
+OF_BANDWIDTH = 0.65  # what decoding reaches of it; measured on an H200: 65 to 68 %
+BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
+
+
+class Cost(NamedTuple):
+  """What passes compute, and what sampling reads."""
+
+  train: float = (
+    0.0  # FLOPs: forward, backward, and the forward again where activations are not kept
+  )
+  score: float = 0.0  # FLOPs of the judges, and of the student before it is updated
+  sample: float = 0.0  # FLOPs of whoever writes
+  read: float = 0.0  # bytes of weights and cache that decode steps read
+  tokens: float = 0.0  # of responses that are trained on
+  sampled: float = 0.0  # tokens that are written, those of evaluations included
+
+  def plus(self, other: 'Cost', times: float | int = 1) -> 'Cost':
+    return Cost(*(one + times * more for one, more in zip(self, other, strict=True)))
+
+  @property
+  def flops(self) -> float:
+    return self.train + self.score + self.sample
+
+  def device_hours(self, chip: Chip, mfu: float) -> float:
+    """Of one device, however many share the work: passes at `mfu` of its peak, decoding no faster than it reads.
+
+    Passes of 2e15 FLOPs and decoding of 1e15 take 4,000 and 2,000 s; reading 6.5e13 bytes for it would take 10,000 s:
+
+    >>> round(Cost(train=2e15, sample=1e15, read=6.5e13).device_hours(Chip(1e12, 1e10), mfu=0.5) * 3600)
+    14000
+    """
+    passes = (self.train + self.score) / (mfu * chip.flops)
+    reading = self.read / (OF_BANDWIDTH * chip.bandwidth)
+    return (passes + max(self.sample / (mfu * chip.flops), reading)) / 3600
+
+
+def weights_of(config: ModelConfig, *, active: bool = True) -> int:
+  """Entries of the matrices that a token is multiplied with; `active=False` counts experts that it does not meet, too.
+
+  Two layers of q 4,096, k and v 4,096, o 4,096, MLP 24,576, and a head of 20,480:
+
+  >>> from opd_jax.models import presets
+  >>> weights_of(presets.tiny())
+  94208
+  """
+  heads = config.width * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+  mlp = 3 * config.width * config.mlp_width
+  if (experts := config.experts) is not None:
+    count = experts.per_token if active else experts.count
+    mlp = 3 * config.width * experts.width * count + config.width * experts.count
+  return config.num_layers * (heads + mlp) + config.width * config.vocab_size
+
+
+def forward(config: ModelConfig, tokens: int) -> float:
+  """FLOPs for one response: 2 for each weight and token; token t attends to t tokens, 4 for each entry of a head.
+
+  2 x 94,208 x 3, and 4 x 2 layers x 4 heads x 16 x (1 + 2 + 3):
+
+  >>> from opd_jax.models import presets
+  >>> forward(presets.tiny(), 3)
+  568320.0
+  """
+  entries = config.num_layers * config.num_heads * config.head_dim
+  return 2.0 * weights_of(config) * tokens + 4.0 * entries * _attended(tokens)
+
+
+def training(config: ModelConfig, rows: float | int, tokens: int) -> Cost:
+  """An update on some rows: the backward pass is two forwards, and `remat='full'` runs the forward once more."""
+  passes = 4 if config.remat == 'full' else 3
+  return Cost(train=passes * rows * forward(config, tokens), tokens=rows * tokens)
+
+
+def scoring(config: ModelConfig, rows: float | int, tokens: int) -> Cost:
+  """A forward pass over some rows."""
+  return Cost(score=rows * forward(config, tokens))
+
+
+def writing(config: ModelConfig, rows: float | int, tokens: int, *, slots: int) -> Cost:
+  """Sampling of some rows: a decode step reads all weights once for the rows in flight, and the cache of each of them.
+
+  Rows in flight are those of all devices: where groups of devices hold the weights several times, more is read.
+
+  Two rows of 3 tokens, both in flight: three steps of 94,208 weights, and 2 x 2 layers x 2 heads x 16 of cache for each
+  of 2 x (1 + 2 + 3) tokens, in float32:
+
+  >>> from opd_jax.models import presets
+  >>> writing(presets.tiny(), 2, 3, slots=64).read == 4 * (3 * 94208 + 12 * 128)
+  True
+  """
+  if not rows:
+    return Cost()
+  steps = rows * tokens / min(slots, rows)
+  cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  read = steps * weights_of(config, active=False) + rows * cached * _attended(tokens)
+  return Cost(
+    sample=rows * forward(config, tokens), read=BYTES[config.dtype] * read, sampled=rows * tokens
+  )
+
+
+def _attended(tokens: int) -> float:
+  return tokens * (tokens + 1) / 2
