@@ -1,13 +1,14 @@
 """The AOPD paper (arXiv:2605.06387) at its own size: Tables 1 to 3 and what Figures 2 to 11 vary, from Qwen3's weights.
 
 Command  opd study experiments/studies/aopd/paper.py --workdir runs/aopd_paper --commands
-Cost     118 runs, at most 1.5e22 FLOP or 26,000 hours of one H100 at an MFU of 0.4, as --commands counts them; a run
+Cost     118 runs, at most 1.5e22 FLOP or 26,300 hours of one H100 at an MFU of 0.4, as --commands counts them; a run
          on sixteen of them holds 4 to 11 GiB on each, and besides the teacher, caches and activations
 
 The paper gives: models, data, batches (128 for the warm-up, 512 after it), steps, the rate of 1e-5, K = 32 for AOPD and
 GKD, δ = 0. It does not give, and these are our choices: the version of OpenThoughts (the third: the first has too few
 rows for 3,000 batches), the warm-up's rate (5e-5), optimiser (AdamW, no decay, gradients clipped at 1), lengths (16,384
-tokens of mathematics, 1,024 of tool calls), temperature (1 in training, 0.6 and top-p 0.95 in evaluation), thinking
+tokens of mathematics, 1,024 of tool calls), temperature (1 in training, 0.6 and top-p 0.95 where mathematics is
+evaluated, none where tools are), what is a batch of 512 (512 questions, one response each), thinking
 (on for mathematics, off for tools), ExOPD's strength (1.25, its own paper's), the numbers of δ and β between their ends
 (below), the entropy gate's threshold (0.8 nats, EOPD's), the tool teacher (Qwen3-32B), and where the ablations begin
 (the strong 8B student: the value that the text repeats for forward KL, 53.4, is that student's). One warm-up serves
@@ -33,7 +34,7 @@ METHODS = {
   for name in ('sft', 'seqkd', 'opd', 'exopd', 'eopd', 'aopd')
 }
 METHODS['gkd'] = 'experiments/studies/aopd/gkd_top_k.gin'
-# A teacher of 32B that writes needs 4 GiB of cache for a row of 16,384 tokens, twice what an 8B student needs.
+# A teacher of 32B that writes needs 4 GiB of cache for a row of 16,384 tokens, nearly twice what an 8B student needs.
 MORE = {'seqkd': ('sampler.Sampling.slots = 128',)}
 COMPARED = ('seqkd', 'opd', 'exopd', 'gkd', 'aopd')
 AT_TOOLS = ('opd', 'exopd', 'gkd', 'aopd')
