@@ -20,7 +20,6 @@ VARIANTS = {
   'intersection': {'of': 'both'},
   'union': {'of': 'either'},
   'clipped': {'clip': ClippedRatio(dual=3.0)},
-  'clipped intersection': {'clip': ClippedRatio(dual=3.0), 'of': 'both'},
 }
 
 
@@ -50,16 +49,15 @@ def rethinking_opd(
       loss = -Σ_t Σ_{v ∈ S} w_v (log q(v) - log p(v)) ρ_v / tokens,      w = p / Σ_S p,      ρ_v = p(v) / sg p(v)
 
   arXiv:2604.13016, S the student's best k = 16. The weights are divided by the mass on S, the log-probabilities are
-  not. As released, S, w and the advantages are those of the weighed student, and the loss of each candidate is clipped
-  by its own ratio: `clipped`. Departs: without `clip` all are of the present student in every update, so a ratio is 1;
-  in the first update of a batch the gradient is the same.
+  not. As released, S, w and the advantages are those of the weighed student, and each candidate's ratio is clipped:
+  `clipped`. Departs: without `clip` all are of the present student, so a ratio is 1; in the first update of a batch the
+  gradient is the same.
 
   Args:
     k: candidates of either side.
     of: whose best: 'student', 'teacher', 'both' or 'either'.
     weight: w, of the 'student' or the 'teacher'; 'none' weighs all alike, by one.
-    clip: of every candidate's ratio, 0.2 and a dual of 3 as released; for 'student' and 'both', since the student is
-      scored at its own best only.
+    clip: of every candidate's ratio, for 'student' and 'both': the student is scored at its own best only.
   """
   support = Support(entries=best(k, of=of), rest=PerCandidate(weight=weight))
   term = DivergenceTerm(divergence=ReverseKL(), support=support)
