@@ -8,7 +8,7 @@ from opd_jax import configuration
 from opd_jax.models.config import ModelConfig
 from opd_jax.planning import cost
 from opd_jax.planning.flops import Chip, Cost
-from opd_jax.studies import folder
+from opd_jax.studies import folder, training_command
 from opd_jax.studies.ledger import STUDENT, Ledger, Never, NotYet, Run
 from opd_jax.studies.study import Cell
 from opd_jax.training.experiment import Experiment
@@ -44,20 +44,17 @@ def orders(ledger: Ledger, file: Path) -> Iterator[Order]:
 
 def _words(ledger: Ledger, run: Run, files: list[str]) -> tuple[str, ...]:
   """The training command as the runner would start it: its checkpoints are those that the runner would go on with."""
-  bindings = list(run.cell.bindings)
-  for name in run.cell.after:
-    before = _run_of(ledger, ledger.study.cell(name), run.seed)
-    student = _folder(ledger, before) / STUDENT
-    bindings = [text.replace(f'{{{name}}}', str(student)) for text in bindings]
-  if run.cell.rates:
-    bindings.append(f'RATE = {run.rate or _unchosen(run.cell)}')
-  bindings.append(f'experiment.Experiment.seed = {run.seed}')
-  return (
-    *('opd', 'train'),
-    *(word for path in files for word in ('--gin_file', path)),
-    *(word for text in bindings for word in ('--gin_bindings', text)),
-    *('--workdir', str(_folder(ledger, run))),
+  before = {name: _run_of(ledger, ledger.study.cell(name), run.seed) for name in run.cell.after}
+  rate = repr(run.rate) if run.rate else _unchosen(run.cell) if run.cell.rates else None
+  words = training_command.words(
+    run.cell,
+    run.seed,
+    files=files,
+    students={name: _folder(ledger, one) / STUDENT for name, one in before.items()},
+    rate=rate,
+    workdir=_folder(ledger, run),
   )
+  return ('opd', *words)
 
 
 def _run_of(ledger: Ledger, cell: Cell, seed: int) -> Run:

@@ -1,18 +1,17 @@
 """Floor 6. Runs a study: workers make its runs, each with the training command, and can be killed at any moment."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd_jax.studies import folder, measures, workers
+from opd_jax.studies import folder, measures, training_command, workers
 from opd_jax.studies.ledger import DONE, FAILED, PROVENANCE, STUDENT, Ledger, Run
 from opd_jax.training import recorder
 from opd_jax.training.workdir import interrupts
 
-LOG, REFUSAL, TRAIN = 'log.txt', 'opd train: ', 'train'
+LOG, REFUSAL = 'log.txt', 'opd train: '
 PAUSE = 0.1  # seconds between two looks at the workers
 
 
@@ -85,19 +84,16 @@ class Runner:
 
   def command(self, run: Run) -> list[str]:
     """The training command of a run."""
-    cell, bindings = run.cell, list(run.cell.bindings)
-    for name, student in self.ledger.students(run).items():
-      bindings = [text.replace(f'{{{name}}}', str(student.resolve())) for text in bindings]
-    if run.rate is not None:
-      bindings.append(f'RATE = {run.rate!r}')
-    bindings.append(f'experiment.Experiment.seed = {run.seed}')
-    files = map(str, folder.gin_paths(cell.files, self.file))
-    return [
-      *(sys.executable, '-m', 'opd_jax.cli', TRAIN),
-      *(word for file in files for word in ('--gin_file', file)),
-      *(word for text in bindings for word in ('--gin_bindings', text)),
-      *('--workdir', str(self.ledger.folder(run).resolve()), *self.flags),
-    ]
+    students = self.ledger.students(run)
+    words = training_command.words(
+      run.cell,
+      run.seed,
+      files=[str(path) for path in folder.gin_paths(run.cell.files, self.file)],
+      students={name: student.resolve() for name, student in students.items()},
+      rate=None if run.rate is None else repr(run.rate),
+      workdir=self.ledger.folder(run).resolve(),
+    )
+    return ['opd', *words, *self.flags]
 
   def _begin(self, run: Run) -> None:
     where = self.ledger.folder(run)
@@ -107,7 +103,7 @@ class Runner:
     (where / LOG).touch()
     began = time.monotonic()
     worker = self._free()
-    worker.begin(command[command.index(TRAIN) :], where / LOG)
+    worker.begin(command[1:], where / LOG)
     self.working[run] = _Task(worker, command, began, resumed, said)
 
   def _free(self) -> workers.Worker:

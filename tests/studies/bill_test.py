@@ -32,7 +32,7 @@ def test_a_command_is_the_one_that_the_runner_starts(tmp_path, monkeypatch):
     (tmp_path / 'runs' / where / DONE).write_text('{}')
   [trial, _] = ledger.trials(ledger.study.cell('opd'))
   [order] = [order for order in bill.orders(ledger, TOY) if order.run == trial]
-  there = Runner(ledger, TOY, lock=0, origin={}).command(trial)[3:]
+  there = Runner(ledger, TOY, lock=0, origin={}).command(trial)[1:]
   assert order.words[0] == 'opd' and list(order.words[1:]) == [
     word.removeprefix(f'{ROOT}/') for word in there
   ]

@@ -80,7 +80,7 @@ def test_the_training_command_of_a_run(tmp_path):
     (tmp_path / 'runs' / where / DONE).write_text('{}')
   runner = Runner(ledger, TOY, lock=0, origin={}, flags=('--skip_preflight',))
   words = runner.command(ledger.trials(ledger.study.cell('opd'))[1])
-  assert words[1:4] == ['-m', 'opd_jax.cli', 'train'] and words[-1] == '--skip_preflight'
+  assert words[:2] == ['opd', 'train'] and words[-1] == '--skip_preflight'
   files = [word for word in words if word.endswith('.gin')]
   assert [Path(file).name for file in files] == ['small.gin', 'sums.gin', 'opd.gin', 'teacher.gin']
   assert all(Path(file).is_absolute() for file in files)
