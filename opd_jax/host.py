@@ -1,13 +1,16 @@
 """Floor 0. What this process asks of the machine it runs on."""
 
 import ctypes
+import gc
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import jax
 
 TRIM, PAD, MMAP, MOST_MMAPS, ARENAS = -1, -2, -3, -4, -8  # numbers of glibc's malloc.h
 LARGE = 1 << 30
+MAPPINGS = 20_000  # of memory; every program holds about eight, and Linux allows a process 65,530
 
 
 def keep_memory() -> bool:
@@ -36,3 +39,11 @@ def only_cpu() -> bool:
     not importlib.metadata.entry_points(group='jax_plugins')
     and importlib.util.find_spec('libtpu') is None
   )
+
+
+def make_room() -> None:
+  """Lets compiled programs go where this process holds so many that the kernel would soon refuse it memory."""
+  mappings = Path('/proc/self/maps')
+  if mappings.exists() and mappings.read_text().count('\n') > MAPPINGS:
+    jax.clear_caches()
+    gc.collect()

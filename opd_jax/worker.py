@@ -9,11 +9,8 @@ import json
 import os
 import sys
 import traceback
-from pathlib import Path
 
-from opd_jax import cli
-
-MAPPINGS = 20_000  # of memory; every program holds about eight, and Linux allows a process 65,530
+from opd_jax import cli, host
 
 
 def main() -> None:
@@ -26,7 +23,8 @@ def main() -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
       print(_status(task['words']), file=answers, flush=True)
-      _make_room()
+      host.make_room()
+      gc.collect()
   except (KeyboardInterrupt, BrokenPipeError):
     os._exit(1)  # nobody listens any more
 
@@ -44,16 +42,6 @@ def _status(words: list[str]) -> int:
   finally:
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def _make_room() -> None:
-  """Lets go what the run left behind, and all programs where they are too many."""
-  import jax  # not before a task has asked for a device
-
-  mappings = Path('/proc/self/maps')
-  if mappings.exists() and mappings.read_text().count('\n') > MAPPINGS:
-    jax.clear_caches()
-  gc.collect()
 
 
 if __name__ == '__main__':

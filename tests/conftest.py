@@ -1,7 +1,6 @@
 """Eight simulated devices, the same on every machine; what several test files share."""
 
 import functools
-import gc
 import os
 import tempfile
 from pathlib import Path
@@ -23,11 +22,10 @@ jax.config.update('jax_num_cpu_devices', 8)
 import numpy as np
 import pytest
 
+from opd_jax import host
 from opd_jax.models import presets, transformer
 from opd_jax.models.config import Experts, RopeScaling
 from opd_jax.sharding import mesh_layout
-
-MAPPINGS = 20_000
 
 FAMILIES = {
   'qwen3': presets.tiny,
@@ -74,10 +72,7 @@ def pytest_addoption(parser):
 def room():
   """Every compiled program holds mappings of memory, of which Linux allows a process 65,530; the suite makes more."""
   yield
-  mappings = Path('/proc/self/maps')
-  if mappings.exists() and mappings.read_text().count('\n') > MAPPINGS:
-    jax.clear_caches()
-    gc.collect()
+  host.make_room()
 
 
 @pytest.fixture(params=FAMILIES)

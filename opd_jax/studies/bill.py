@@ -104,9 +104,6 @@ def prices(ledger: Ledger, file: Path, *, chip: Chip, mfu: float) -> dict[str, P
 
 def experiment_of(cell: Cell, file: Path) -> Experiment:
   """As its gin files describe it; a student that is yet to be trained has the name of its cell."""
-  bindings = list(cell.bindings)
-  for name in cell.after:
-    bindings = [text.replace(f'{{{name}}}', name) for text in bindings]
-  return configuration.build([str(path) for path in folder.gin_paths(cell.files, file)], bindings)[
-    0
-  ]
+  files = [str(path) for path in folder.gin_paths(cell.files, file)]
+  bindings = training_command.bindings_of(cell, {name: name for name in cell.after})
+  return configuration.build(files, bindings)[0]

@@ -6,6 +6,14 @@ from pathlib import Path
 from opd_jax.studies.study import Cell
 
 
+def bindings_of(cell: Cell, students: Mapping[str, Path | str]) -> list[str]:
+  """The bindings of a cell, with students in the place of the cells that leave them."""
+  bindings = list(cell.bindings)
+  for name, student in students.items():
+    bindings = [text.replace(f'{{{name}}}', str(student)) for text in bindings]
+  return bindings
+
+
 def words(
   cell: Cell,
   seed: int,
@@ -24,9 +32,7 @@ def words(
     rate: as gin reads it; None leaves what the files say.
     workdir: of the run.
   """
-  bindings = list(cell.bindings)
-  for name, student in students.items():
-    bindings = [text.replace(f'{{{name}}}', str(student)) for text in bindings]
+  bindings = bindings_of(cell, students)
   if rate is not None:
     bindings.append(f'RATE = {rate}')
   bindings.append(f'experiment.Experiment.seed = {seed}')
