@@ -12,7 +12,8 @@ from pathlib import Path
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
-WORLD, TEACHER = 'experiments/studies/world.gin', 'experiments/judges/teacher.gin'
+START, WORLD = 'experiments/studies/start.gin', 'experiments/studies/world.gin'
+TEACHER = 'experiments/judges/teacher.gin'
 METHODS = sorted(path.stem for path in (Path(__file__).parent.parent / 'methods').glob('*.gin'))
 RATES = (1e-4, 3e-4, 1e-3)
 MORE = {
@@ -48,15 +49,8 @@ SIDES = {
 }
 
 
-def sft(name: str, steps: int, *more: str, seed: int) -> Cell:
-  bindings = ('BUDGET = 80', 'TASK = @mixture.mixture()', f'STEPS = {steps}', 'RATE = 3e-3', *more)
-  return Cell(
-    name=name,
-    files=(WORLD, 'experiments/methods/sft.gin'),
-    bindings=bindings,
-    seed=seed,
-    seconds=120.0,
-  )
+def sft(name: str, *bindings: str, seed: int) -> Cell:
+  return Cell(name=name, files=(START,), bindings=bindings, seed=seed, seconds=60.0)
 
 
 def distilled(name: str, method: str, *more: str) -> Cell:
@@ -85,14 +79,14 @@ NAMES = [name for name in METHODS if name not in ('sft', 'opd')]
 STUDY = Study(
   paper='The catalogue: every method of the library against OPD and against its control',
   cells=(
-    sft('teacher', 600, seed=0),
-    sft('student', 225, 'optimisers.adamw.steps = None', seed=2),
+    sft('teacher', 'STEPS = 600', 'optimisers.adamw.steps = %STEPS', seed=0),
+    sft('student', 'STEPS = 225', seed=2),
     distilled('opd', 'opd'),
     *(distilled(name, name) for name in NAMES),
     *(distilled(f'{name}-random', name, text) for name, text in CONTROLS.items()),
     *sides(),
   ),
-  seeds=(11, 12, 13, 14, 15, 16),
+  seeds=(1, 2, 3, 4, 5, 6),
   tuning_seeds=(31, 32),
   measures=(
     Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0, smallest=3.0),

@@ -49,6 +49,7 @@ class Runner:
     self.origin, self.flags = origin, flags
     self.working: dict[Run, _Task] = {}
     self.idle: list[workers.Worker] = []
+    self.shares: list[list[int] | None] = []  # of the cores, that no worker has
     cache = {
       'JAX_COMPILATION_CACHE_DIR': str(ledger.root.resolve() / 'cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -60,6 +61,7 @@ class Runner:
   ) -> bool:
     """To the end of what can be done (True), or until somebody asks it to stop (False)."""
     total = sum(self.ledger.total().values())
+    self.shares = workers.shares(jobs)
     try:
       with interrupts() as asked:
         done = self._fill(jobs)
@@ -111,7 +113,13 @@ class Runner:
     while self.idle:
       if (worker := self.idle.pop()).is_alive():
         return worker
-    return workers.Worker(lock=self.lock, environment=self.environment, command=self.worker)
+      self.shares.append(worker.cores)
+    return workers.Worker(
+      lock=self.lock,
+      environment=self.environment,
+      command=self.worker,
+      cores=self.shares.pop(),
+    )
 
   def _reap(self, say: Callable[[str], None]) -> bool:
     """Files the runs that have ended; says whether there was one."""

@@ -2,13 +2,22 @@
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 COMMAND = [sys.executable, '-m', 'opd_jax.worker']
+
+
+def shares(jobs: int) -> list[list[int] | None]:
+  """Cores for each of so many workers: XLA's threads of two would wait for each other. None where they are too few."""
+  if not hasattr(os, 'sched_getaffinity'):
+    return [None] * jobs  # not Linux
+  cores = sorted(os.sched_getaffinity(0))
+  return [cores[i::jobs] if jobs <= len(cores) else None for i in range(jobs)]
 
 
 class Worker:
@@ -18,9 +27,18 @@ class Worker:
     lock: a descriptor that the process inherits.
     environment: of the process.
     command: what it is started with.
+    cores: that it may use; None: all.
   """
 
-  def __init__(self, *, lock: int, environment: Mapping[str, str], command: list[str]):
+  def __init__(
+    self,
+    *,
+    lock: int,
+    environment: Mapping[str, str],
+    command: list[str],
+    cores: Sequence[int] | None,
+  ):
+    self.cores = cores
     self.process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
@@ -28,6 +46,8 @@ class Worker:
       env=dict(environment),
       pass_fds=(lock,),
     )
+    if cores is not None:  # before it has threads of its own, which inherit this
+      os.sched_setaffinity(self.process.pid, cores)
 
   def begin(self, words: list[str], log: Path) -> None:
     """Lets it run `opd` with these words; what that prints is appended to the log."""

@@ -86,7 +86,7 @@ def test_a_cost_that_nobody_can_count_is_said_and_not_summed(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-  'file, runs', [(PAPER, 118), (TINY, 289)], ids=lambda value: str(value)[-8:]
+  'file, runs', [(PAPER, 118), (TINY, 463)], ids=lambda value: str(value)[-8:]
 )
 def test_a_script_of_all_commands_is_printed_and_nothing_is_run(file, runs, tmp_path, capsys):
   lines = printed(capsys, file, '--commands', '--workdir', tmp_path / 'x')
