@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 
 FOLDER = Path(__file__).parent
-TIMEOUT = 300  # seconds for one cell
+TIMEOUT = 600  # seconds for one cell
 
 
 def executed(path: Path) -> nbformat.NotebookNode:

@@ -17,6 +17,8 @@ from opd_jax.inference.decoding import Decoding, Greedy
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.models import transformer
 from opd_jax.sharding import mesh_layout
+from opd_jax.training.evaluations import Evaluations
+from opd_jax.training.runtime import build_runtime
 
 HELDOUT = Evaluation(
   task=sums.sums(split='heldout'), problems=4, samples=2, every=2, budget=12, slots=4
@@ -50,6 +52,13 @@ def test_a_stage_does_not_change_what_is_measured(tmp_path):
     row = runs.metrics_of(tmp_path / str(number))[0]
     rows.append({name: value for name, value in row.items() if name.startswith('eval/')})
   assert rows[0] == rows[1] == rows[2] and 'eval/sums/reverse_kl' in rows[0]
+  known = runs.experiment(tmp_path, evaluations=(HELDOUT,))
+  recorder = runs.recorder.Recorder(tmp_path, begin=-1, is_writer=False)
+  first, second = (
+    Evaluations(known, build_runtime(known, number), recorder, None).evaluators[0]
+    for number in (0, 1)
+  )
+  assert first.key == second.key
 
 
 def test_several_evaluations_share_a_row_and_record_every_outcome(tmp_path):
