@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 COMMAND = [sys.executable, '-m', 'opd_jax.worker']
@@ -36,7 +36,7 @@ class Worker:
     lock: int,
     environment: Mapping[str, str],
     command: list[str],
-    cores: Sequence[int] | None,
+    cores: list[int] | None,
   ):
     self.cores = cores
     self.process = subprocess.Popen(
