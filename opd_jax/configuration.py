@@ -19,16 +19,11 @@ REGISTRATION = 'from __gin__ import dynamic_registration'
 FLAG = '--gin_bindings'
 REQUIRED = '%gin.REQUIRED'
 SHIPPED = {'MODEL': 'models', 'METHOD': 'methods', 'TASK': 'data', 'TOKENIZER': 'data'}
+HOME = Path(__file__).parents[1]  # holds experiments/ where the repository is installed from
 MISTAKES = (
-  ValueError,
-  AttributeError,
-  TypeError,
-  SyntaxError,
-  ImportError,
-  NameError,
-  KeyError,
-  tokenize.TokenError,
-)
+  ValueError, AttributeError,
+  TypeError, SyntaxError, ImportError, NameError, KeyError, tokenize.TokenError,
+)  # fmt: skip
 
 Root = TypeVar('Root')
 Selector = tuple[str, str]  # scope and full name of a function
@@ -83,7 +78,7 @@ def read_files(
 ) -> Iterator[GinFile]:
   """Each file once, after the files that it includes: a base that is read again would take back what was set over it.
 
-  An include is looked for from the working directory and from every folder above its includer.
+  An include is looked for from the working directory, from every folder above its includer, and from ours.
   """
   seen = set() if seen is None else seen
   for name in names:
@@ -101,7 +96,7 @@ def read_files(
 
 
 def _located(name: str | Path, includer: Path | None) -> Path:
-  folders = [Path(), *(includer.resolve().parents if includer else ())]
+  folders = [Path(), *(includer.resolve().parents if includer else ()), HOME]
   path = next((folder / name for folder in folders if (folder / name).is_file()), None)
   if path is None:
     by = f', included by {includer}' if includer else ''

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,24 @@ def seed(text: str) -> int:
   if not text.isdigit() or int(text) >= 2**32:
     raise argparse.ArgumentTypeError(f'a seed is a whole number from 0 to {2**32 - 1}, got {text}')
   return int(text)
+
+
+def count(text: str) -> int:
+  """Parses a whole number above 0."""
+  if not text.isdigit() or not int(text):
+    raise argparse.ArgumentTypeError(f'a whole number above 0 is expected, got {text}')
+  return int(text)
+
+
+def positive(text: str) -> float:
+  """Parses a number above 0."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f'a number above 0 is expected, got {text}')
+  return value
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -149,14 +149,15 @@ def _kind(value: Any) -> str:
 def from_columns(
   *,
   problem: str = 'problem',
-  answer: str = 'answer',
+  answer: str | None = 'answer',
   demonstration: str | None = None,
   extra: Sequence[str] = (),
 ) -> Reader:
   """A reader of rows with plain columns. Questions must be text; answers may be numbers.
 
   Args:
-    problem, answer: names of the columns.
+    problem: column of the question.
+    answer: column of what a verifier compares with; None where there is none.
     demonstration: column of a response to imitate; None where there is none.
     extra: columns that travel with the problem under their names, text or numbers.
   """
@@ -164,7 +165,7 @@ def from_columns(
   def read(row: Raw) -> Problem:
     return Problem(
       messages=question(text_in(row, problem)),
-      answer=answer_in(row, answer),
+      answer='' if answer is None else answer_in(row, answer),
       demonstration=None if demonstration is None else text_in(row, demonstration),
       extra={column: answer_in(row, column) for column in extra},
     )

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,53 @@ class Table(Source):
 
   def __getitem__(self, number: int) -> Raw:
     return self._table[int(number)]
+
+
+class Part(Source):
+  """Some rows of a source, under their own names."""
+
+  def __init__(self, source: Source, rows: Callable[[int], np.ndarray]):
+    self._source, self._choose = source, rows
+
+  @functools.cached_property
+  def _rows(self) -> np.ndarray:
+    return self._choose(len(self._source))
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, number: int) -> Raw:
+    return self._source[int(self._rows[number])]
+
+  def name(self, number: int) -> str:
+    return self._source.name(int(self._rows[number]))
+
+  def id(self, number: int) -> str:
+    return self._source.id(int(self._rows[number]))
+
+
+def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed: int = 0) -> Source:
+  """The rows that are trained on, or those that are held out: no row is both.
+
+  Args:
+    source: all rows.
+    held_out: whether these are the ones held out.
+    fraction: of all rows that is held out, at least one.
+    seed: of the choice, which depends on nothing else but the number of rows.
+  """
+  if not 0 < fraction < 1:
+    raise ValueError(f'sources: fraction must lie between 0 and 1, got {fraction}.')
+
+  def rows(count: int) -> np.ndarray:
+    if count < 2:
+      raise ValueError(
+        f'data: of {count} row none can be held out beside one to train on. Add rows.'
+      )
+    held = max(1, round(fraction * count))
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[:held] if held_out else order[held:])
+
+  return Part(source, rows)
 
 
 def json_lines(path: str) -> Source:

@@ -1,5 +1,6 @@
 """Floor 2. One name for any model: a preset, one of our folders, a published folder or a hub id."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,23 @@ def config_of(source: str) -> ModelConfig:
   if orbax_folder.is_native(folder):
     return orbax_folder.read_config(folder)
   return huggingface_config.read(folder)
+
+
+def config(
+  source: str, *, param_dtype: str = 'float32', dtype: str = 'bfloat16', remat: str = 'none'
+) -> ModelConfig:
+  """The settings of a student, read from its folder.
+
+  Args:
+    source: a folder, hub id or preset.
+    param_dtype: of the masters.
+    dtype: what is computed in.
+    remat: what backward computes again: 'none', 'dots' or 'full'.
+  """
+  if not isinstance(source, str):
+    raise ValueError(f"model: a folder or hub id is wanted, got {source!r}. Bind WEIGHTS = '…'.")
+  types = {'param_dtype': param_dtype, 'dtype': dtype, 'remat': remat}
+  return dataclasses.replace(config_of(source), **types)
 
 
 def strings_of(source: str) -> tuple[str | None, ...] | None:

@@ -1,0 +1,218 @@
+"""Floor 6. `opd distil`: an experiment from a few flags. It is written as a gin file, and that file is what runs."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from opd_jax.commands import flags, train
+
+HELP = 'distil a teacher into a student on your own problems; writes the experiment as a gin file and runs it'
+EPILOG = """\
+  opd distil --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-1.7B --data problems.jsonl --verifier last_number \\
+             --method aopd --workdir runs/mine
+
+The same command resumes. Everything else that an experiment can be told stands in DIR/experiment.gin, where to go on:
+  opd train --gin_file DIR/experiment.gin --gin_bindings 'RATE = 3e-5' --workdir DIR-2
+"""
+FILE = 'experiment.gin'
+VERIFIERS = {
+  'exact': 'texts.exact',
+  'last_number': 'texts.last_number',
+  'choice': 'texts.choice',
+  'json_fields': 'texts.json_fields()',
+  'code_block': 'texts.code_block',
+  'integers': 'integers.integers',
+  'maths': 'maths.maths',
+}
+LAYOUTS = 'fsdp', 'tensor', 'fsdp_tensor', 'fsdp_tensor_writing'
+MOST_EVALUATED = 128
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add('--student', required=True, metavar='SRC', help='folder, hub id or preset (random weights)')
+  add('--teacher', metavar='SRC', help='folder, hub id or preset; sft needs none')
+  add('--data', required=True, metavar='FILE|ID', help='JSON lines, or a data set of the hub')
+  add('--workdir', required=True, metavar='DIR', help='the experiment, metrics, the student')
+  add('--method', default='opd', metavar='NAME', help='see `opd methods`; opd')
+  add('--question', default='problem', metavar='COLUMN', help='of the data; problem')
+  add('--answer', metavar='COLUMN', help='that a verifier compares with; answer, where it exists')
+  add('--demonstration', metavar='COLUMN', help='responses to imitate, for --warmup and sft')
+  add('--verifier', choices=VERIFIERS, help='gives rewards and accuracies; none')
+  add('--steps', type=flags.count, default=100, metavar='N', help='of the method; 100')
+  add('--warmup', type=flags.count, metavar='N', help='steps of SFT on the demonstrations before')
+  add('--prompts', type=flags.count, default=32, metavar='N', help='of a batch; 32')
+  add('--samples', type=flags.count, default=1, metavar='N', help='responses to a prompt; 1')
+  add('--budget', type=flags.count, default=512, metavar='N', help='tokens of a response; 512')
+  add('--rate', type=flags.positive, default=1e-5, metavar='X', help='learning rate; 1e-5')
+  add('--held_out', type=flags.positive, default=0.1, metavar='X', help='part evaluated; 0.1')
+  add('--every', type=flags.count, default=20, metavar='N', help='steps between evaluations; 20')
+  add('--microbatches', type=flags.count, default=1, metavar='N', help='passes of an update; 1')
+  add('--layout', choices=LAYOUTS, help='over all devices; default: one device')
+  add('--dtype', choices=('float32', 'bfloat16'), help='computed in; float32 on CPUs')
+  add('--seed', type=flags.seed, default=0, help='of everything random; 0')
+  add('--dry_run', action='store_true', help='write the experiment and check it; train nothing')
+  flags.add_processes(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  flags.join(args)
+  from opd_jax import host
+  from opd_jax.configuration import build
+  from opd_jax.processes import first_does
+  from opd_jax.training import workdir
+
+  host.keep_memory()
+  folder = Path(args.workdir).expanduser()
+  text = text_of(args)
+  workdir.prepare(folder, command='distil')
+  first_does(lambda: _write(folder / FILE, text))
+  experiment, operative = build([str(folder / FILE)], [])
+  print(f'--- {folder / FILE}\n{text}---')
+  if args.dry_run:
+    from opd_jax.training import preflight
+
+    preflight.look_at_stages(experiment, print)
+    print(train.header(experiment, skip_preflight=False))
+    print(f'go on with: opd train --gin_file {folder / FILE} --workdir {args.workdir}')
+    return
+  train.train(experiment, operative, workdir=folder, skip_preflight=False)
+
+
+def _write(file: Path, text: str) -> None:
+  """Refuses to replace an experiment that somebody has changed."""
+  if file.exists() and _settings(file.read_text()) != _settings(text):
+    raise ValueError(
+      f'{file} holds another experiment. Run it as it is: opd train --gin_file {file} --workdir {file.parent}; or '
+      'choose another --workdir.'
+    )
+  file.write_text(text)
+
+
+def _settings(text: str) -> list[str]:
+  return [line for line in text.splitlines() if not line.startswith('#')]
+
+
+def text_of(args: argparse.Namespace) -> str:
+  """The experiment that the flags mean."""
+  from opd_jax.methods import discover
+
+  names = [method.name for method in discover()]
+  if args.method not in names:
+    raise ValueError(f'no method is called {args.method!r}; there are {", ".join(names)}.')
+  if args.warmup is not None and args.demonstration is None:
+    raise ValueError('--warmup imitates responses of the data. Name their column: --demonstration.')
+  rows = _rows(args)
+  first: Any = rows[0]
+  answer = args.answer or ('answer' if 'answer' in first else None)
+  for flag, column in (
+    ('question', args.question),
+    ('answer', answer),
+    ('demonstration', args.demonstration),
+  ):
+    if column is not None and column not in first:
+      raise ValueError(
+        f'{args.data} has no column {column!r}; it has {", ".join(map(repr, first))}. Name one with --{flag}.'
+      )
+  if args.verifier is not None and answer is None:
+    raise ValueError(
+      f'--verifier {args.verifier} compares with an answer. Name its column: --answer.'
+    )
+  return '\n'.join([*_head(args), *_includes(args), '', *_bindings(args, answer, len(rows))]) + '\n'
+
+
+def _rows(args: argparse.Namespace) -> Any:
+  """The data, counted."""
+  from opd_jax.data import sources
+
+  if not 0 < args.held_out < 1:
+    raise ValueError(f'--held_out must lie between 0 and 1, got {args.held_out}.')
+  if Path(args.data).expanduser().is_file():
+    return sources.json_lines(_source(args.data))
+  if args.data.count('/') != 1 or args.data.startswith(('.', '/', '~')):
+    raise ValueError(f'--data {args.data} is no file here, and no id of a data set (owner/name).')
+  return sources.hub(args.data)
+
+
+def _source(name: str) -> str:
+  """A path as it is found from everywhere; other names as they are."""
+  path = Path(name).expanduser()
+  return str(path.resolve()) if path.exists() else name
+
+
+def _head(args: argparse.Namespace) -> list[str]:
+  command = ' '.join(map(shlex.quote, sys.argv[1:])) if sys.argv[0].endswith('opd') else 'distil …'
+  modules = ['opd_jax.data import tokenizers', 'opd_jax.data import sources']
+  modules += ['opd_jax.methods import sft', 'opd_jax.training import optimisers']
+  return [
+    f'# Written by: opd {command}',
+    f'# Run by:     opd train --gin_file {Path(args.workdir) / FILE} --workdir {args.workdir}',
+    'from __gin__ import dynamic_registration',
+    *(f'from {module}' for module in modules),
+    'from opd_jax.data import problems',
+    'from opd_jax.evaluation import evaluator',
+    'from opd_jax.evaluation.graders import integers',
+    'from opd_jax.evaluation.graders import maths',
+    'from opd_jax.evaluation.graders import texts',
+    'from opd_jax.storage import load',
+    'from opd_jax.training import experiment',
+  ]
+
+
+def _includes(args: argparse.Namespace) -> list[str]:
+  files = ['models/folder', 'data/jsonl', f'methods/{args.method}']
+  files += ['judges/teacher'] if args.teacher is not None else []
+  files += [f'layouts/{args.layout}'] if args.layout is not None else []
+  return [f"include 'experiments/{file}.gin'" for file in files]
+
+
+def _bindings(args: argparse.Namespace, answer: str | None, rows: int) -> list[str]:
+  held_out = max(1, round(args.held_out * rows))
+  lines = [
+    f'WEIGHTS = {_source(args.student)!r}',
+    *([f'TEACHER = {_source(args.teacher)!r}'] if args.teacher is not None else []),
+    f'DATA = {_source(args.data)!r}',
+    *_data(args, answer),
+    f'STEPS = {args.steps}',
+    f'PROMPTS = {args.prompts}',
+    f'SAMPLES = {args.samples}',
+    f'BUDGET = {args.budget}',
+    f'RATE = {args.rate!r}',
+    f'load.config.dtype = {args.dtype or _dtype()!r}',
+    f'sources.part.fraction = {args.held_out!r}',
+    f'evaluator.Evaluation.problems = {min(held_out, MOST_EVALUATED)}',
+    f'evaluator.Evaluation.every = {args.every}',
+    f'experiment.Stage.microbatches = {args.microbatches}',
+    f'experiment.Experiment.seed = {args.seed}',
+  ]
+  if args.warmup is not None:
+    lines += [
+      'experiment.Experiment.stages = [@warm/experiment.Stage(), @experiment.Stage()]',
+      "warm/experiment.Stage.name = 'warm'",
+      'warm/experiment.Stage.method = @sft.sft()',
+      f'warm/experiment.Stage.steps = {args.warmup}',
+    ]
+  return lines
+
+
+def _data(args: argparse.Namespace, answer: str | None) -> list[str]:
+  from opd_jax.storage import load
+
+  lines = [f'QUESTION = {args.question!r}', f'ANSWER = {answer!r}']
+  if args.demonstration is not None:
+    lines.append(f'DEMONSTRATION = {args.demonstration!r}')
+  if args.verifier is not None:
+    lines.append(f'VERIFIER = @{VERIFIERS[args.verifier]}')
+  if not Path(args.data).expanduser().is_file():
+    lines += ['SOURCE = @sources.hub()', 'sources.hub.name = %DATA']
+  if load.is_preset(args.student):  # it has none of its own
+    lines.append('TOKENIZER = @tokenizers.ByteTokenizer()')
+  return lines
+
+
+def _dtype() -> str:
+  import jax
+
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
