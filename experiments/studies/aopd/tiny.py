@@ -1,7 +1,7 @@
 """The AOPD paper (arXiv:2605.06387) at tiny size: its tables on *sums*, its ablations, and tools after maths.
 
 Command  opd study experiments/studies/aopd/tiny.py --workdir runs/aopd_tiny --jobs 2
-Cost     463 runs; about three quarters of an hour with two at a time on two cores
+Cost     463 runs; about an hour with two at a time on two cores
 
 Signs and orders are compared with the paper's, never levels. The paper's own values of δ are not known to us. K is
 2, 4, 8 of 59 tokens where the paper has 8, 16, 32 of 151,936. As in the paper all runs begin with one weak and one
