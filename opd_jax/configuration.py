@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import gin
 import gin.config
 
+from opd_jax import kinds
 from opd_jax.training.experiment import Experiment
 
 INCLUDE = re.compile(r"""^include\s+(['"])(.+?)\1.*$""", flags=re.MULTILINE)
@@ -18,6 +19,7 @@ IMPORT = re.compile(r'^(?:from|import) .*$', flags=re.MULTILINE)
 REGISTRATION = 'from __gin__ import dynamic_registration'
 FLAG = '--gin_bindings'
 REQUIRED = '%gin.REQUIRED'
+CALLED = re.compile(r"\n  In call to configurable '(\S+)' .*")  # gin's words behind ours
 SHIPPED = {'MODEL': 'models', 'METHOD': 'methods', 'TASK': 'data', 'TOKENIZER': 'data'}
 HOME = Path(__file__).parents[1]  # holds experiments/ where the repository is installed from
 MISTAKES = (
@@ -158,9 +160,11 @@ def _constructed(root: type[Root]) -> Root:
   """The record that gin was told of."""
   try:
     built = gin.get_configurable(root)()
+    kinds.check(built)
   except (*MISTAKES, RuntimeError) as error:
     _refuse_required(error)
-    raise ValueError(f'{root.__name__.lower()}: {str(error).strip()}') from error
+    reason = CALLED.sub('' if isinstance(error, ValueError) else r' (in a call of \1)', str(error))
+    raise ValueError(f'{root.__name__.lower()}: {reason.strip()}') from error
   _refuse_required(None)
   return built
 

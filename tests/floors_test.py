@@ -13,6 +13,7 @@ FLOORS = {
   'sharding': 0,
   'host': 0,
   'static': 0,
+  'kinds': 0,
   'ramps': 0,
   'processes': 0,
   'storage': 2,

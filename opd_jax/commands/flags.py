@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -94,14 +95,28 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def join(args: argparse.Namespace) -> None:
   """Makes one run of several processes, where the flags ask for it."""
-  if args.coordinator is not None:
-    import jax
+  if args.coordinator is None:
+    if args.processes is not None or args.process is not None:
+      raise ValueError(
+        '--processes and --process make one run of several processes only together with --coordinator HOST:PORT.'
+      )
+    return
+  if not re.fullmatch(r'[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+', args.coordinator):
+    raise ValueError(
+      f'--coordinator is HOST:PORT of process 0, e.g. 10.0.0.2:1234, got {args.coordinator!r}.'
+    )
+  import jax
 
+  try:
     jax.distributed.initialize(
       args.coordinator,
       num_processes=args.processes,
       process_id=args.process,
     )
+  except RuntimeError as error:
+    raise ValueError(
+      f'--coordinator {args.coordinator}: {str(error).splitlines()[0]} Is the port free, and do all processes run?'
+    ) from error
 
 
 def add_stored_dtype(parser: argparse.ArgumentParser) -> None:

@@ -99,7 +99,16 @@ def judged(verify: Verifier, problem: Problem, text: str, *, of: str) -> Verdict
     problem, text: what it sees.
     of: whose verifier it is, for errors.
   """
-  result: Any = verify(problem, text)
+  try:
+    result: Any = verify(problem, text)
+  except ValueError:
+    raise  # it says what is wrong
+  except Exception as error:
+    reason = str(error).splitlines()[0][:200] if str(error) else ''
+    raise ValueError(
+      f'{of}: its verifier failed on {problem.name or "a problem"} ({type(error).__name__}: {reason}). It is called '
+      'with a problem and a response; in gin, a function that makes a verifier is called: @texts.json_fields().'
+    ) from error
   verdict = result if isinstance(result, Verdict) else Verdict(result)
   if not isinstance(verdict.reward, numbers.Real | np.bool_) or math.isinf(verdict.reward):
     raise ValueError(

@@ -33,16 +33,25 @@ class JsonLines(Source):
   """The objects of a file, one a line. The file is scanned once; a row is parsed each time it is read."""
 
   def __init__(self, path: str):
-    self.path = path
+    if not isinstance(path, str) or not path:
+      raise ValueError(f'data: the path of a file is expected, got {path!r}.')
+    self.path = str(Path(path).expanduser())
 
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
     lines, at = [], 0
-    with open(self.path, 'rb') as stream:
-      for number, line in enumerate(stream, start=1):
-        if line.strip():
-          lines.append((at, number))
-        at += len(line)
+    try:
+      with open(self.path, 'rb') as stream:
+        for number, line in enumerate(stream, start=1):
+          if not lines and line.lstrip().startswith(b'['):
+            raise ValueError(
+              f'data: {self.path} is one JSON array; one object a line is expected. `jq -c .[] FILE` makes that of it.'
+            )
+          if line.strip():
+            lines.append((at, number))
+          at += len(line)
+    except OSError as error:
+      raise ValueError(f'data: {self.path} cannot be read ({error.strerror}).') from error
     if not lines:
       raise ValueError(f'data: {self.path} holds no rows.')
     return np.array(lines)

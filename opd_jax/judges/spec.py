@@ -99,6 +99,10 @@ class Judge:
       raise ValueError(
         "Judge: a judge that is the student has the student's layout; only one with weights of its own takes a layout."
       )
+    if self.dtype not in (None, 'float32', 'bfloat16', 'float16'):
+      raise ValueError(
+        f"Judge: dtype is 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}."
+      )
     if self.too_long not in ('refuse', 'unknown'):
       raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")
 

@@ -50,12 +50,18 @@ ROPE_LLAMA3 = {
 }
 
 
+def _advice(folder: Path) -> str:
+  """Where a person finds the model who has named the folder of a run."""
+  student = Path(folder) / 'student'
+  return f' The model of that run is {student}.' if student.is_dir() else ''
+
+
 def read(folder: Path) -> ModelConfig:
   """The `ModelConfig` of a folder's config.json."""
   file = folder / 'config.json'
   if not file.is_file():
     raise ValueError(
-      f'hub: {folder} has no config.json, so it is not a model folder of transformers.'
+      f'hub: {folder} has no config.json, so it is not a model folder of transformers.{_advice(folder)}'
     )
   try:
     return parse(json.loads(file.read_text()))

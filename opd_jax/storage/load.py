@@ -51,6 +51,8 @@ def is_preset(source: str) -> bool:
 
 def folder_of(source: str) -> Path:
   """The folder of a model that is no preset; a hub id is downloaded."""
+  if not isinstance(source, str) or not source.strip():
+    raise ValueError(f'model: the name of a folder, hub id or preset is expected, got {source!r}.')
   if '/' not in source and not Path(source).expanduser().exists():
     raise ValueError(
       f'model: {source!r} is neither a folder nor a preset. Presets: {", ".join(presets.every())}. '

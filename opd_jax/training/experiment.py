@@ -73,6 +73,8 @@ class Stage:
         raise ValueError(
           f'Stage {self.name}: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
         )
+    if not isinstance(self.name, str) or not self.name:
+      raise ValueError(f'Stage: its name is a text that is not empty, got {self.name!r}.')
     if self.prompts % self.minibatches:
       raise ValueError(
         f'Stage {self.name}: {self.prompts} prompts cannot be dealt to {self.minibatches} minibatches; choose numbers '
@@ -169,6 +171,10 @@ class Experiment:
   def __post_init__(self):
     check_kinds(self, model=ModelConfig, layout=Layout)
     for field, kind in (('stages', Stage), ('evaluations', Evaluation)):
+      if not isinstance(getattr(self, field), Sequence):
+        raise ValueError(
+          f'Experiment: {field} is a list, got one {type(getattr(self, field)).__name__}. Write [@…].'
+        )
       members = tuple(getattr(self, field))
       object.__setattr__(self, field, members)
       for member in members:
@@ -181,6 +187,10 @@ class Experiment:
     if self.geometry and not self.evaluations:
       raise ValueError(
         'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'
+      )
+    if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+      raise ValueError(
+        f'Experiment: seed is a whole number from 0 to {2**32 - 1}, got {self.seed!r}.'
       )
     labels = [stage.name for stage in self.stages], [each.label for each in self.evaluations]
     for what, names in zip(('stages', 'evaluations'), labels, strict=True):

@@ -1,6 +1,8 @@
 """Floor 5. Optimisers, as optax knows them, with the schedule and the clip that every run has."""
 
 import functools
+import math
+from typing import Any
 
 import optax
 
@@ -18,6 +20,17 @@ def warm_then(rate: float, *, warmup: int, steps: int | None, end: float) -> opt
   return optax.warmup_cosine_decay_schedule(
     0.0 if warmup else rate, rate, warmup, steps, end_value=end * rate
   )
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(**values: Any) -> None:
+  """Refuses what is no number above 0; a clip may be None."""
+  for name, value in values.items():
+    if not (_is_number(value) and value > 0) and not (name == 'clip' and value is None):
+      raise ValueError(f'optimisers: {name} must be a number above 0, got {value!r}.')
 
 
 @functools.cache
@@ -43,6 +56,15 @@ def adamw(
     clip: most the global norm of a gradient may be; None lets it.
     beta1, beta2, epsilon, weight_decay: of AdamW.
   """
+  _check(rate=rate, clip=clip, epsilon=epsilon)
+  for name, beta in (('beta1', beta1), ('beta2', beta2)):
+    if not _is_number(beta) or not 0 <= beta < 1:
+      raise ValueError(f'optimisers: {name} must lie in [0, 1), got {beta!r}.')
+  if not isinstance(warmup, int) or warmup < 0 or not _is_number(weight_decay) or weight_decay < 0:
+    raise ValueError(
+      f'optimisers: warmup is a whole number of steps and weight_decay a number, both from 0 on; got {warmup!r} and '
+      f'{weight_decay!r}.'
+    )
   schedule = warm_then(rate, warmup=warmup, steps=steps, end=end)
   moves = optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay)
   return moves if clip is None else optax.chain(optax.clip_by_global_norm(clip), moves)
@@ -53,5 +75,6 @@ def sgd(
   *, rate: float = 1e-2, momentum: float | None = None, clip: float | None = None
 ) -> optax.GradientTransformation:
   """Plain gradient descent, for studies of a gradient itself."""
+  _check(rate=rate, clip=clip)
   moves = optax.sgd(rate, momentum=momentum)
   return moves if clip is None else optax.chain(optax.clip_by_global_norm(clip), moves)

@@ -13,6 +13,7 @@ from typing import Any
 from opd_jax.processes import first_does
 
 LOCK = '.lock'
+OF_MODELS = 'config.json', 'opd.json', 'model.safetensors'
 REFUSAL = (
   'another run is at work in {folder}: {owner}. Wait for it, stop it, or choose another --workdir.'
 )
@@ -27,6 +28,8 @@ def prepare(workdir: Path, *, command: str = 'train') -> None:
   """
 
   def probe() -> None:
+    if any((workdir / name).exists() for name in OF_MODELS):
+      raise ValueError(f'{command}: {workdir} is the folder of a model. Choose another --workdir.')
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       (workdir / '.writable').write_text('')

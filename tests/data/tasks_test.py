@@ -124,7 +124,7 @@ def test_a_row_without_room_is_a_bad_row(tmp_path):
 def test_sources_that_give_nothing_are_refused(tmp_path):
   with pytest.raises(ValueError, match='holds no rows'):
     Stream(task(tmp_path, []))
-  with pytest.raises(OSError, match=r'nowhere\.jsonl'):
+  with pytest.raises(ValueError, match=r'nowhere\.jsonl cannot be read'):
     Stream(
       Task(
         name='t',

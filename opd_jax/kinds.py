@@ -1,0 +1,68 @@
+"""Floor 0. Checks that what gin has put into records is of the kind that their annotations name."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from beartype.roar import BeartypeException
+
+NUMBERS = BeartypeConf(is_pep484_tower=True)  # 1 is a float
+
+
+def check(record: Any, *, name: str | None = None) -> None:
+  """Refuses a record in which a field, or a field of a record inside, holds something of another kind.
+
+  Args:
+    record: a dataclass of ours.
+    name: of the record in the message; None takes its class's.
+  """
+  name = type(record).__name__ if name is None else name
+  hints = _hints(type(record))
+  for field in dataclasses.fields(record):
+    value, hint = getattr(record, field.name), hints.get(field.name, Any)
+    if not _is(value, hint):
+      raise ValueError(
+        f'{name}: {field.name} must be {_text(hint)}, got {str(value)[:80]!r}. In gin, texts have quotes, and what '
+        'makes a record or a function is called: @judges.frozen(), not @judges.frozen.'
+      )
+    for place, part in _records(value):
+      check(part, name=f'{name}.{field.name}{place}')
+
+
+def _hints(kind: type) -> dict[str, Any]:
+  try:
+    return typing.get_type_hints(kind)
+  except NameError:  # an annotation that only type checkers can resolve
+    return {}
+
+
+def _is(value: Any, hint: Any) -> bool:
+  try:
+    return is_bearable(value, hint, conf=NUMBERS)
+  except BeartypeException:  # a hint that has no meaning at run time
+    return True
+
+
+def _records(value: Any) -> list[tuple[str, Any]]:
+  """The records in a field, with where they stand in it."""
+  if isinstance(value, Mapping):
+    return [(f'[{key!r}]', part) for key, part in value.items() if _is_ours(part)]
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [(f'[{number}]', part) for number, part in enumerate(value) if _is_ours(part)]
+  return [('', value)] if _is_ours(value) else []
+
+
+def _is_ours(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and type(value).__module__.startswith('opd_jax.')
+
+
+def _text(hint: Any) -> str:
+  if isinstance(hint, type) and not typing.get_args(hint):
+    return f'a {hint.__name__}'
+  parts = typing.get_args(hint)
+  if parts and typing.get_origin(hint) not in (None,) and type(None) in parts:
+    return ' or '.join('None' if part is type(None) else _text(part) for part in parts)
+  return str(hint).replace('typing.', '').replace('collections.abc.', '')
