@@ -44,7 +44,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Who writes', 'rollouts', ('student', 'teacher', 'dataset', 'mixture', 'RolloutMix')),
   ('Judges', 'judges', JUDGES),
   ('Options of judges', 'judges.spec', ('Judge',)),
-  ('Contexts of judges', 'judges.contexts', ('solution',)),
+  ('Contexts of judges', 'judges.contexts', None),
   ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),
   ('Divergences', 'losses.divergences', None),
   ('Supports', 'losses.supports', None),

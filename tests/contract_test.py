@@ -90,6 +90,16 @@ def weighed(name: str, evidence: Evidence | None = None) -> list[np.ndarray]:
   return effect(one.weigh(one.evidence if evidence is None else evidence))
 
 
+def compared(one: Prepared) -> np.ndarray:
+  """Where a term compares with the teacher's distribution; everywhere, where no term does so."""
+  where = [
+    np.asarray(coefficient) != 0
+    for term, coefficient, _ in one.weigh(one.evidence)
+    if isinstance(term, DivergenceTerm) and term.of == 'teacher'
+  ]
+  return np.any(where, axis=0) if where else np.ones(RESPONSE.shape, bool)
+
+
 def moved(before, after) -> np.ndarray:
   """Where two effects differ, [B, R]."""
   gaps = [
@@ -232,6 +242,7 @@ def test_a_judge_is_heard_where_it_was_asked(name):
   sizes = (
     np.where(listening, sizes, 0.0) if listening.any() else sizes
   )  # some listen in some rows only
+  sizes = np.where(compared(prepared(name)), sizes, 0.0)
   row, at = np.unravel_index(sizes.argmax(), sizes.shape)
   changed = np.zeros(RESPONSE.shape, bool)
   for push in (

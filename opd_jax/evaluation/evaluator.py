@@ -18,9 +18,9 @@ from opd_jax.evaluation import summary
 from opd_jax.inference import sampler
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.sampler import Model, Sampling
-from opd_jax.judges import contexts
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
+from opd_jax.judges.scenes import scenes_of
 from opd_jax.processes import to_host
 from opd_jax.responses import Responses, trimmed
 from opd_jax.types import ENDINGS, ScoreRequest, Weights
@@ -189,7 +189,7 @@ class Evaluator:
     }:
       return {}
     rollout = trimmed(responses.rollout)
-    scenes = contexts.scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
+    scenes = scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
     judge = judge.of_evaluations(self.evaluation.template)
     scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
     counted = rollout.mask & np.asarray(scores.known)

@@ -1,112 +1,217 @@
-"""Floor 3. A context builds a judge's prompt for a row; None leaves the row without a judgement."""
+"""Floor 3. A context builds a judge's prompt for a row; None leaves the row without a judgement.
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+A context is a function of a `Scene`. Those here show what lies in the data (`solution`, `column`) or what other
+responses to the same question tell (`siblings`); `guarded` holds any of them to an answer that may not be shown.
+"""
 
-import numpy as np
+import dataclasses
+import re
+from collections.abc import Sequence
 
-from opd_jax.data.problems import Problem
+from opd_jax.data.problems import Problem, Reader, Task
+from opd_jax.data.sources import Raw
 from opd_jax.data.tokenizers import Message
-from opd_jax.responses import Responses
+from opd_jax.judges.scenes import Context, Scene, columns_of, name_of
+from opd_jax.static import static
 
 
-class Mate(NamedTuple):
-  """Another response to the same question."""
-
-  text: str
-  reward: float  # NaN where nobody checked
-  feedback: str
+def _reading(context: Context, columns: Sequence[str]) -> Context:
+  """Marks a context with the columns that it reads, so that a row without one is found where rows are read."""
+  vars(context)['columns'] = tuple(columns)
+  return context
 
 
-class Scene(NamedTuple):
-  """What a context may read: one row, and those that answer the same question."""
-
-  problem: Problem
-  text: str
-  reward: float  # NaN where nobody checked
-  feedback: str  # of the verifier
-  mates: tuple[Mate, ...]  # without the row itself
-  seed: tuple[int, int]  # of the run, and the row's number in it
-  step: int  # of the stage
-
-  @property
-  def rng(self) -> np.random.Generator:
-    """A new generator with the seed of this row: every access starts the same sequence."""
-    return np.random.default_rng(self.seed)
+# --- what lies in the data ------------------------------------------------------------------------
 
 
-Context = Callable[[Scene], Sequence[Message] | None]
-
-
-def scenes(
-  problems: Sequence[Problem],
-  texts: Sequence[str],
-  rewards: Sequence[float],
-  feedback: Sequence[str],
-  *,
-  groups: Sequence[int],
-  rows: Sequence[int],
-  seed: int,
-  step: int,
-) -> list[Scene]:
-  """The scene of every row of a batch.
-
-  Args:
-    problems, texts, rewards, feedback: a row each.
-    groups: rows that answer the same question share a number.
-    rows: the numbers of the rows in the whole run.
-    seed: of the run.
-    step: of the stage.
-  """
-  members: dict[int, list[int]] = {}
-  for number, group in enumerate(groups):
-    members.setdefault(int(group), []).append(number)
-
-  def mate(other: int) -> Mate:
-    return Mate(texts[other], float(rewards[other]), feedback[other])
-
-  return [
-    Scene(
-      problem=problems[number],
-      text=texts[number],
-      reward=float(rewards[number]),
-      feedback=feedback[number],
-      mates=tuple(mate(other) for other in members[int(groups[number])] if other != number),
-      seed=(seed, int(rows[number])),
-      step=step,
-    )
-    for number in range(len(problems))
-  ]
-
-
-def scenes_of(responses: Responses, *, seed: int, step: int) -> list[Scene]:
-  """The scene of every row of some responses; see `scenes`."""
-  rollout = responses.rollout
-  return scenes(
-    responses.problems,
-    responses.texts,
-    rollout.reward.tolist(),
-    responses.feedback,
-    groups=rollout.prompt.group.tolist(),
-    rows=rollout.prompt.row.tolist(),
-    seed=seed,
-    step=step,
-  )
-
-
-def solution(*, introduction: str = '\n\nA correct solution:\n') -> Context:
+def solution(*, introduction: str = '\n\nA correct solution:\n', closing: str = '') -> Context:
   """The problem with the data set's solution behind it; no judgement where a problem has none.
 
   Args:
     introduction: between the question and the solution.
+    closing: behind the solution, e.g. where it ends and what is to be done with it.
   """
 
   def context(scene: Scene) -> Sequence[Message] | None:
-    problem = scene.problem
-    if not isinstance(problem.demonstration, str) or not problem.demonstration:
+    text = scene.problem.demonstration
+    if not isinstance(text, str) or not text:
       return None
-    *before, last = problem.messages
-    shown = {**last, 'content': last['content'] + introduction + problem.demonstration}
-    return (*before, shown)
+    return _behind(scene.problem, introduction + text + closing)
 
   return context
+
+
+def column(
+  *, name: str, introduction: str = '\n\n', closing: str = '', instead_of: str | None = None
+) -> Context:
+  """The problem with a column of the data: a hint, a cue, or a short passage in place of a long document.
+
+  A row in which the column is empty has no judgement. A row without the column is a bad row of the data.
+
+  Args:
+    name: of the column; a reader takes it along, e.g. `from_columns(extra=('hint',))`.
+    introduction, closing: in front of what it holds, and behind it.
+    instead_of: the column whose text in the question it replaces; None puts it behind the question.
+  """
+
+  def context(scene: Scene) -> Sequence[Message] | None:
+    extra = scene.problem.extra
+    text = introduction + extra[name] + closing
+    if not extra[name].strip():
+      return None
+    if instead_of is None:
+      return _behind(scene.problem, text)
+    return _in_place_of(scene.problem, extra[instead_of], text, column=instead_of)
+
+  return _reading(context, [name] if instead_of is None else [name, instead_of])
+
+
+def _behind(problem: Problem, text: str) -> Sequence[Message]:
+  *before, last = problem.messages
+  return (*before, {**last, 'content': last['content'] + text})
+
+
+def _in_place_of(problem: Problem, old: str, new: str, *, column: str) -> Sequence[Message]:
+  found = sum(message['content'].count(old) for message in problem.messages) if old else 0
+  if found != 1:
+    raise ValueError(
+      f'the text of the column {column} must stand once in the question, it is there {found} times.'
+    )
+  return tuple(
+    {**message, 'content': message['content'].replace(old, new)} for message in problem.messages
+  )
+
+
+# --- what other responses tell --------------------------------------------------------------------
+
+
+@static
+class Wording:
+  """What stands in front of each part of a prompt of `siblings`, and at its end."""
+
+  success: str = '\n\nA correct solution:\n'
+  another: str = '\n\nAnother correct solution:\n'
+  failure: str = '\n\nA wrong solution, whose mistake is to be avoided:\n'
+  feedback: str = '\n\nYour earlier attempt failed. What was said of it:\n'
+  closing: str = '\n\nNow answer the question correctly.'
+
+
+def siblings(
+  *,
+  successes: int = 1,
+  failures: int = 0,
+  feedback: str = 'never',
+  strip_thinking: bool = True,
+  threshold: float = 0.5,
+  wording: Wording = Wording(),
+) -> Context:
+  """The problem with other responses to it and what the verifier said of the row; no judgement where there is nothing.
+
+  The row itself is never shown. The order is that of SDPO (arXiv:2601.20802) and MOPD (arXiv:2605.12652): question,
+  successes, failures, feedback. Which of several responses are shown is drawn with the row's own seed.
+
+  Args:
+    successes, failures: the most that are shown.
+    feedback: whether the verifier's words on the row are shown where the row failed: 'never', 'always', or 'without
+      success', only where no success is.
+    strip_thinking: leaves out what a response says before `</think>`.
+    threshold: the least reward of a success. A response that nobody verified is neither success nor failure.
+    wording: what is said between the parts.
+  """
+  if feedback not in ('never', 'without success', 'always') or min(successes, failures) < 0:
+    raise ValueError(
+      "siblings: feedback is 'never', 'without success' or 'always', successes and failures are not negative; got "
+      f'{feedback!r}, {successes}, {failures}.'
+    )
+  if not successes and not failures and feedback == 'never':
+    raise ValueError('siblings: nothing is to be shown; take successes, failures or feedback.')
+
+  def context(scene: Scene) -> Sequence[Message] | None:
+    order = scene.rng.permutation(len(scene.mates))
+    mates = [scene.mates[number] for number in order]
+    right = [mate.text for mate in mates if mate.reward >= threshold][:successes]
+    wrong = [mate.text for mate in mates if mate.reward < threshold][:failures]
+    headings = [wording.success, *[wording.another] * len(right)]
+    parts = list(zip(headings, right, strict=False)) + [(wording.failure, text) for text in wrong]
+    parts = [(heading, _spoken(text) if strip_thinking else text) for heading, text in parts]
+    wanted = feedback == 'always' or (feedback == 'without success' and not right)
+    if wanted and scene.feedback and scene.reward < threshold:
+      parts.append((wording.feedback, scene.feedback))
+    if not parts:
+      return None
+    text = ''.join(heading + text for heading, text in parts)
+    return _behind(scene.problem, text + wording.closing)
+
+  return context
+
+
+def _spoken(text: str) -> str:
+  """A response without what was thought before it."""
+  return text.rpartition('</think>')[2].strip()
+
+
+# --- around a context -----------------------------------------------------------------------------
+
+
+def guarded(*, context: Context, where_shown: str = 'refuse') -> Context:
+  """Another context, held to it that the problem's answer and its demonstration are not in what it shows.
+
+  It finds the answer as a word of its own, in either case of letters, more often than the question has it. An answer in
+  other words, e.g. 1/2 for 0.5, it does not find.
+
+  Args:
+    context: what is shown.
+    where_shown: 'refuse' stops the run at a row that shows its answer, and names it; 'unknown' leaves the row without a
+      judgement.
+  """
+  if where_shown not in ('refuse', 'unknown'):
+    raise ValueError(f"guarded: where_shown is 'refuse' or 'unknown', got {where_shown!r}.")
+
+  def held(scene: Scene) -> Sequence[Message] | None:
+    messages = context(scene)
+    if messages is None or (secret := _given_away(scene.problem, messages)) is None:
+      return messages
+    if where_shown == 'unknown':
+      return None
+    raise ValueError(
+      f'it shows the answer, {secret[:40]!r}. Take the answer out of what {name_of(context)} shows, or leave such rows '
+      "without a judgement: guarded.where_shown = 'unknown'."
+    )
+
+  return _reading(held, columns_of(context))
+
+
+def _given_away(problem: Problem, messages: Sequence[Message]) -> str | None:
+  """The answer or the demonstration, where more of it is shown than asked."""
+  whole = lambda those: '\n'.join(message['content'] for message in those).casefold()
+  asked, told = whole(problem.messages), whole(messages)
+  for secret in (problem.answer, problem.demonstration):
+    if isinstance(secret, str) and secret.strip():
+      word = re.compile(rf'(?<![\w.]){re.escape(secret.strip().casefold())}(?!\w|\.\d)')
+      if len(word.findall(told)) > len(word.findall(asked)):
+        return secret
+  return None
+
+
+def with_context(*, task: Task, context: Context) -> Task:
+  """A task whose questions are those that a judge with this context reads: to learn to read it, or to evaluate it.
+
+  Rows of which the context shows nothing are left out. Of other responses nothing is known here.
+
+  Args:
+    task: whose rows and verifier.
+    context: what each question shows.
+  """
+  return dataclasses.replace(task, read=_with_context(task.read, context))
+
+
+def _with_context(read: Reader, context: Context) -> Reader:
+  def reading(raw: Raw) -> Problem | None:
+    problem = read(raw)
+    if problem is None:
+      return None
+    nobody = float('nan')
+    messages = context(Scene(problem, '', nobody, '', (), (0, 0), 0))
+    return None if messages is None else problem._replace(messages=tuple(messages))
+
+  return reading

@@ -17,7 +17,7 @@ from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import sampler, scorer
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
-from opd_jax.judges.contexts import Scene
+from opd_jax.judges.scenes import Scene, shown
 from opd_jax.judges.spec import Judge
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
@@ -72,7 +72,10 @@ class LocalJudge:
 
   def prompts(self, scenes: Sequence[Scene]) -> list[list[int] | None]:
     context = self.spec.context
-    messages = [scene.problem.messages if context is None else context(scene) for scene in scenes]
+    messages = [
+      scene.problem.messages if context is None else shown(context, scene, judge=self.name)
+      for scene in scenes
+    ]
     return [
       None if each is None else self.template.render(self.tokenizer, each) for each in messages
     ]

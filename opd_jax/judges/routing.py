@@ -12,8 +12,8 @@ from jaxtyping import Array
 from opd_jax.data.templates import Template
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
-from opd_jax.judges.contexts import Scene
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.scenes import Scene
 from opd_jax.types import AnyArray, Rollout, ScoreRequest, Scores, Weights
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from opd_jax import ramps
 from opd_jax.data.templates import Template
-from opd_jax.judges.contexts import Context
+from opd_jax.judges.scenes import Context
 from opd_jax.ramps import Number
 from opd_jax.sharding import Layout
 from opd_jax.static import static

@@ -185,12 +185,19 @@ def group_softmax(
   return jnp.where(among, count * mass / jnp.maximum(total, TINY), 0.0)
 
 
+def group_mean(reward: Rows, group: Int[AnyArray, ' B']) -> Rows:
+  """Mean reward of the rows of a group that a verifier has seen; 0 where there is none."""
+  known = ~unknown(reward)
+  count = jnp.maximum(_per_group(jnp.ones_like(reward), group, known), 1.0)
+  return _per_group(jnp.where(known, reward, 0.0), group, known) / count
+
+
 def group_advantage(reward: Rows, group: Int[AnyArray, ' B']) -> Rows:
   """(reward - mean) / (deviation + ε) over the rows of a group: GRPO's number, exactly 0 where a group agrees."""
   known = ~unknown(reward)
   value = jnp.where(known, reward, 0.0)
   count = jnp.maximum(_per_group(jnp.ones_like(value), group, known), 1.0)
-  mean = _per_group(value, group, known) / count
+  mean = group_mean(reward, group)
   same = (group[:, None] == group[None, :]) & known[None, :]
   # Deviations are squared one by one: a mean of squares less the square of the mean is all rounding where they agree.
   spread = jnp.where(same, jnp.square(value[None, :] - mean[:, None]), 0.0).sum(axis=1) / count

@@ -20,11 +20,13 @@ class Bounds:
     gap: Stop when the mean |log-prob of the sampler - log-prob of the trainer| of a batch exceeds this, in nats.
     truncation: Stop when the smoothed fraction of responses cut by the budget rises this far above its minimum so far.
     mass: Stop when the student's smoothed mass on the teacher's top k falls below this fraction of its maximum so far.
+    unjudged: Stop after this many batches in a row in which no token was judged, because contexts showed nothing.
   """
 
   gap: float | None = 0.2
   truncation: float | None = 0.6
   mass: float | None = 0.1
+  unjudged: int | None = 20
 
 
 def check_alarms(
@@ -60,4 +62,10 @@ def check_alarms(
         f"the student leaves {after['mass']:.2%} of its mass on the teacher's top k, {after['highest']:.2%} before: "
         'the support has collapsed'
       )
+  after['unjudged'] = after.get('unjudged', 0.0) + 1.0 if row.get('judged') == 0 else 0.0
+  if bounds.unjudged is not None and after['unjudged'] >= bounds.unjudged:
+    raise Alarm(
+      f'no token of the last {after["unjudged"]:.0f} batches was judged (Bounds.unjudged): the contexts of the judges '
+      'show nothing. Check the data, or whether the student still has successes to show'
+    )
   return after

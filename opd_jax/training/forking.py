@@ -16,7 +16,7 @@ from opd_jax.data.templates import TaughtTokens
 from opd_jax.forks import Forks, check_places
 from opd_jax.inference import sampler
 from opd_jax.inference.buckets import bucket
-from opd_jax.judges.contexts import Scene
+from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence, WeightedTerms
 from opd_jax.processes import to_host
 from opd_jax.responses import PromptBatch, Responses

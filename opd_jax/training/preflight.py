@@ -6,7 +6,7 @@ twice, the student agrees with itself, and the programs of a step run once.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from opd_jax.data.stream import Stream, first
 from opd_jax.data.tokenizers import HubTokenizer, Tokenizer
 from opd_jax.judges.build import check_vocabulary
 from opd_jax.judges.cached import CachedJudge
+from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
+from opd_jax.judges.scenes import Scene
 from opd_jax.judges.spec import named_parts
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
@@ -74,12 +76,7 @@ def check(
   say(f'and writes:        {responses.texts[0][:SHOWN]!r}')
   scenes = runtime.scenes(responses, position)
   for name, judge in runtime.judges.items():
-    prompts = judge.prompts(scenes)
-    known = next((prompt for prompt in prompts if prompt is not None), None)
-    shown = (
-      'judges nothing here' if known is None else f'reads: {_text(runtime.tokenizer, known)!r}'
-    )
-    say(f'{name} {shown}')
+    _shows_something(name, judge, scenes, runtime.tokenizer, say)
     ask = lambda judge=live(judge): to_host(
       judge.score(state.weights, scenes, responses.rollout, None, PLAIN).logp
     )
@@ -103,6 +100,41 @@ def check(
       'that divide, and the weights of the student.'
     )
   return state
+
+
+def _shows_something(
+  name: str, judge: WorkingJudge, scenes: Sequence[Scene], tokenizer: Tokenizer, say: Say
+) -> None:
+  """Says what each model of a judge reads, and refuses a judge that is shown nothing of any row."""
+  unknown = True
+  for part_name, part, rows in _readers(name, judge, scenes):
+    prompts = part.prompts(rows)
+    known = next((prompt for prompt in prompts if prompt is not None), None)
+    unknown = unknown and known is None
+    missing = sum(prompt is None for prompt in prompts)
+    few = f' (nothing in {missing} of {len(prompts)} rows)' if missing else ''
+    read = 'is shown nothing' if known is None else f'reads: {_text(tokenizer, known)!r}'
+    say(f'{part_name} {read}{few}')
+  if unknown:
+    raise ValueError(
+      f'preflight: the context of the judge {name} shows nothing for any of the {len(scenes)} rows of the first batch, '
+      'so nothing would be learnt from it. Check that the data has what it shows; a context of successes needs a '
+      'student that answers some questions right, more samples of each, or more prompts.'
+    )
+
+
+def _readers(
+  name: str, judge: WorkingJudge, scenes: Sequence[Scene]
+) -> Iterator[tuple[str, WorkingJudge, Sequence[Scene]]]:
+  """The single models of a judge, each with the rows that it reads."""
+  if isinstance(judge, RoutedJudge):
+    for route, rows in judge.rows_of(scenes).items():
+      yield from _readers(f'{name}/{route}', judge.table[route], [scenes[row] for row in rows])
+  elif isinstance(judge, CombinedJudge):
+    for number, (_, part) in enumerate(judge.parts):
+      yield f'{name}/{number}', part, scenes
+  else:
+    yield name, judge, scenes
 
 
 def live(judge: WorkingJudge) -> WorkingJudge:

@@ -14,11 +14,11 @@ from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.forks import Forks
 from opd_jax.inference.sampler import Sampling
-from opd_jax.judges import contexts, spec
+from opd_jax.judges import scenes, spec
 from opd_jax.judges.build import Builder
-from opd_jax.judges.contexts import Scene
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.scenes import Scene, columns_of
 from opd_jax.method import Evidence, as_asked
 from opd_jax.method_reads import rollout_read
 from opd_jax.models.config import ModelConfig
@@ -136,7 +136,7 @@ class StageRuntime:
   def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
     """What contexts may look at, a row each."""
     seed, step = self.experiment.seed, position.stage_step
-    return contexts.scenes_of(responses, seed=seed, step=step)
+    return scenes.scenes_of(responses, seed=seed, step=step)
 
 
 def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
@@ -144,6 +144,7 @@ def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
   tokenizer, table = experiment.known_tokenizer, experiment.model.max_positions
 
   def fits(problem: Problem) -> None:
+    _check_columns(stage, problem)
     response = 1
     if stage.mix.needs_data:
       if problem.demonstration is None:
@@ -161,6 +162,21 @@ def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
       )
 
   return fits
+
+
+def _check_columns(stage: Stage, problem: Problem) -> None:
+  """Refuses a row without a column that a judge of it is shown."""
+  for name in stage.asked:
+    judge = stage.judges[name]
+    parts = [part for _, part in spec.named_parts(name, judge)]
+    if isinstance(judge, spec.Routed):
+      parts = [part for route, part in judge.table if route == problem.route]
+    for column in [column for part in parts for column in columns_of(part.context)]:
+      if column not in problem.extra:
+        raise ValueError(
+          f'it has no column {column}, which the context of the judge {name} shows; it has {sorted(problem.extra)}. '
+          f'Let the reader take it along, e.g. problems.from_columns(extra=({column!r},))'
+        )
 
 
 def build_runtime(

@@ -8,7 +8,7 @@ import numpy as np
 
 from opd_jax.data.prompts import unpadded
 from opd_jax.forks import Forks
-from opd_jax.judges.contexts import Scene
+from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence, targets_of
 from opd_jax.processes import to_host
 from opd_jax.training import gradient

@@ -11,7 +11,7 @@ from opd_jax.data.templates import TaughtTokens
 from opd_jax.inference import sampler
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
-from opd_jax.judges.contexts import Scene
+from opd_jax.judges.scenes import Scene
 from opd_jax.responses import PromptBatch, Responses
 from opd_jax.rollouts import writing
 from opd_jax.rollouts.writing import Writer

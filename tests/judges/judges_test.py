@@ -11,7 +11,7 @@ import tiny_runs as runs
 from opd_jax import judges
 from opd_jax.data.problems import Problem, question
 from opd_jax.inference import scorer
-from opd_jax.judges import contexts
+from opd_jax.judges import contexts, scenes
 from opd_jax.judges.local import LocalJudge
 from opd_jax.methods import gkd, opd
 from opd_jax.models import transformer
@@ -71,7 +71,7 @@ def test_a_privileged_judge_is_shown_more_and_tells_about_the_same_tokens(tmp_pa
 
 
 def test_what_a_context_draws_is_the_same_after_a_resume():
-  scene = lambda row: contexts.scenes(
+  scene = lambda row: scenes.scenes(
     [Problem(question('1+1='))], ['x'], [0.0], [''], groups=[0], rows=[row], seed=3, step=9
   )[0]
   one = scene(5)
@@ -81,7 +81,7 @@ def test_what_a_context_draws_is_the_same_after_a_resume():
 def test_the_solution_is_shown_behind_the_question_and_nothing_where_there_is_none():
   show = contexts.solution(introduction=' = ')
   problem = Problem(question('1+1='), demonstration='2')
-  make = lambda problem: contexts.scenes(
+  make = lambda problem: scenes.scenes(
     [problem], ['x'], [0.0], [''], groups=[0], rows=[0], seed=0, step=0
   )[0]
   assert show(make(problem))[-1]['content'] == '1+1= = 2'

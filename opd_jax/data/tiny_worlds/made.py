@@ -43,7 +43,14 @@ class Made(Source):
     raise NotImplementedError
 
 
+COLUMNS = ('hint', 'document', 'passage')
+
+
 def read(raw: Raw) -> Problem:
+  """A problem with what contexts may show: a hint without the answer, and the short passage of a long document."""
   return Problem(
-    messages=question(raw['problem']), answer=raw['answer'], demonstration=raw['demonstration']
+    messages=question(raw['problem']),
+    answer=raw['answer'],
+    demonstration=raw['demonstration'],
+    extra={column: raw[column] for column in COLUMNS},
   )

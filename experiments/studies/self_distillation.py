@@ -1,0 +1,101 @@
+"""The student as its own teacher: what it is shown, how the teacher follows, and what is forgotten.
+
+Command  opd study experiments/studies/self_distillation.py --workdir runs/self_distillation --jobs 2
+Cost     132 runs; about an hour with two at a time on two cores
+
+All begin with one student, `reader`, that was taught to read solutions and first steps and gets about half of the sums
+right without them. Without a context it is its own teacher exactly, so `reader` itself is the control of every
+context. On long questions, where a chain stands behind two others, `long-none` is that control. Claims on calls have
+one rate for both sides: the first measure, by which rates are chosen, would reward those that learn nothing new.
+"""
+
+from opd_jax.studies.study import Cell, Contrast, Measure, Study
+
+READER, ITSELF = 'experiments/studies/reader.gin', 'experiments/studies/itself.gin'
+WORLD = 'experiments/studies/world.gin'
+RATES = (1e-4, 3e-4, 1e-3)
+NEW = 1e-3  # of both sides of the claims on calls
+LIVE, EMA = (f'judges.itself.refresh = @judges.{name}()' for name in ('live', 'ema'))
+HINT, SIBLINGS = (f'judges.itself.context = @contexts.{name}()' for name in ('column', 'siblings'))
+REVERSE = 'sdpo.sdpo.divergence = @divergences.ReverseKL()'
+RICH = "contexts.siblings.feedback = 'without success'"
+LONG = 'sums.sums.distractors = 2'
+PASSAGE = (
+  *(HINT, "contexts.column.name = 'passage'", "contexts.column.introduction = ''"),
+  "contexts.column.instead_of = 'document'",
+)
+CALLS = (
+  *('TASK = @calls.calls()', 'BUDGET = 80'),
+  'experiment.Experiment.evaluations = [@evaluator.Evaluation(), @tools/evaluator.Evaluation()]',
+)
+# Name: method, bindings beside its own.
+CELLS = {
+  'solution': ('opsd', ()),
+  'solution-whole': ('opsd', ('opsd.opsd.divergence = @divergences.ForwardKL()',)),
+  'hint-whole': ('opsd', ('opsd.opsd.divergence = @divergences.ForwardKL()', HINT)),
+  'sdft-frozen': ('sdft', ()),
+  'sdft-ema': ('sdft', (EMA,)),
+  'sdft-live': ('sdft', (LIVE,)),
+  'scalar': ('sdpo', (SIBLINGS, EMA, REVERSE)),
+  'rich': ('sdpo', (SIBLINGS, EMA, REVERSE, RICH)),
+  'peers': ('sdpo', (SIBLINGS, EMA, REVERSE, 'contexts.siblings.successes = 2', 'contexts.siblings.failures = 1')),
+  'long-none': ('opd', (LONG, 'judges.itself.context = None', LIVE)),
+  'long-passage': ('opd', (LONG, *PASSAGE, LIVE)),
+}  # fmt: skip
+
+
+def itself(name: str, method: str, *bindings: str, rates: tuple[float, ...] = RATES) -> Cell:
+  """A student that is its own teacher."""
+  return Cell(
+    name=name,
+    files=(ITSELF, f'experiments/methods/{method}.gin'),
+    bindings=('WEIGHTS = "{reader}"', 'STEPS = 60', 'PROMPTS = 16', 'SAMPLES = 4', *bindings),
+    after=('reader',),
+    rates=rates,
+    seconds=25.0,
+  )
+
+
+def imitating() -> Cell:
+  """SFT on the demonstrations that SDFT is shown."""
+  return Cell(
+    name='calls-sft',
+    files=(WORLD, 'experiments/methods/sft.gin'),
+    bindings=('WEIGHTS = "{reader}"', 'STEPS = 60', 'PROMPTS = 64', *CALLS),
+    after=('reader',),
+    rates=(NEW,),
+    seconds=25.0,
+  )
+
+
+STUDY = Study(
+  paper='Self-distillation under privileged contexts: OPSD, OPSDL, SDFT, SDPO, MOPD',
+  cells=(
+    Cell(name='reader', files=(READER,), bindings=('STEPS = 400',), seed=2, seconds=120.0),
+    *(itself(name, method, *more) for name, (method, more) in CELLS.items()),
+    imitating(),
+    itself('calls-sdft', 'sdft', EMA, *CALLS, rates=(NEW,)),
+  ),
+  seeds=(1, 2, 3, 4, 5),
+  tuning_seeds=(31, 32),
+  measures=(
+    Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0, smallest=3.0),
+    Measure(name='calls, %', key='eval/calls/avg@1', scale=100.0, smallest=3.0),
+    Measure(name='entropy', key='entropy', last=10),
+  ),
+  contrasts=(
+    Contrast(claim='a solution is better than nothing', order=('reader', 'solution')),
+    Contrast(claim='a hint is better than nothing', order=('reader', 'hint-whole')),
+    Contrast(claim='the bound of entries costs nothing', order=('solution-whole', 'solution')),
+    Contrast(claim='a demonstration is better than nothing', order=('reader', 'sdft-ema')),
+    Contrast(claim='an average is steadier than a live teacher', order=('sdft-live', 'sdft-ema')),
+    Contrast(claim='a frozen teacher is as good as an average', order=('sdft-frozen', 'sdft-ema'), within=3.0),
+    Contrast(claim='successes are better than nothing', order=('reader', 'scalar')),
+    Contrast(claim='rich feedback beats scalar', order=('scalar', 'rich')),
+    Contrast(claim='two successes and a failure beat one success', order=('scalar', 'peers')),
+    Contrast(claim='short passages teach long questions', order=('long-none', 'long-passage')),
+    Contrast(claim='SDFT learns calls', order=('reader', 'calls-sdft'), measure='calls, %'),
+    Contrast(claim='SFT learns more of the calls', order=('calls-sdft', 'calls-sft'), measure='calls, %'),
+    Contrast(claim='SDFT forgets less of the sums than SFT', order=('calls-sft', 'calls-sdft')),
+  ),
+)  # fmt: skip
