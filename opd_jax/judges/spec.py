@@ -7,6 +7,7 @@ from typing import Any, Literal
 from opd_jax import ramps
 from opd_jax.data.templates import Template
 from opd_jax.judges.contexts import Context
+from opd_jax.judges.gates import Gate
 from opd_jax.ramps import Number
 from opd_jax.sharding import Layout
 from opd_jax.static import static
@@ -19,10 +20,12 @@ class Refresh:
   Args:
     rate: 0 never moves, 1 copies the student.
     every: steps between two refreshes.
+    gate: looks at the metrics and says when; then `every` is 1.
   """
 
   rate: Number
   every: int = 1
+  gate: Gate | None = None
 
   def __post_init__(self):
     lowest, highest = ramps.extremes(self.rate)
@@ -30,15 +33,19 @@ class Refresh:
       raise ValueError(
         f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
       )
+    if self.gate is not None and (self.every != 1 or highest == 0):
+      raise ValueError(
+        f'Refresh: its gate says when it moves, so every must be 1 and rate above 0, got {self}.'
+      )
 
   @property
   def is_live(self) -> bool:
     """Whether the judge is the student itself, so that it needs no snapshot."""
-    return self.rate == 1 and self.every == 1
+    return self.rate == 1 and self.every == 1 and self.gate is None
 
   def is_due(self, step: int) -> bool:
-    """Whether the judge moves after this step of its stage."""
-    return self.rate != 0 and step % self.every == 0
+    """Whether the judge moves after this step of its stage, whatever the metrics say."""
+    return self.gate is None and self.rate != 0 and step % self.every == 0
 
 
 NEVER = Refresh(rate=0.0)
@@ -57,6 +64,16 @@ def ema(*, rate: Number) -> Refresh:
 def every(steps: int) -> Refresh:
   """A copy of the student, renewed every so many steps."""
   return Refresh(rate=1.0, every=steps)
+
+
+def gated(*, by: Gate, rate: Number = 1.0) -> Refresh:
+  """A copy of the student, renewed when the metrics of the run say so.
+
+  Args:
+    by: says when: `gates.RewardRose` (CGTR) or `gates.Improved`.
+    rate: of the blend; 1 copies the student.
+  """
+  return Refresh(rate=rate, gate=by)
 
 
 def live() -> Refresh:

@@ -25,6 +25,7 @@ from opd_jax.storage import load
 from opd_jax.training import verbs
 from opd_jax.training.asking import bias_of_updates, check_stage
 from opd_jax.training.experiment import Experiment
+from opd_jax.training.following import check_gates
 from opd_jax.training.runtime import StageRuntime, room
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
@@ -46,6 +47,7 @@ def look_at_stages(experiment: Experiment, say: Say) -> None:
   for stage in experiment.stages:
     try:
       check_stage(stage, experiment.model)
+      check_gates(stage, experiment.evaluations)
       for name in stage.asked:
         for part_name, judge in named_parts(name, stage.judges[name]):
           if judge.weights is not None:
