@@ -1,6 +1,7 @@
 """Floor 3. What an experiment says about a judge: records that gin fills; nothing is loaded here."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -119,6 +120,11 @@ class Judge:
     if self.too_long not in ('refuse', 'unknown'):
       raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")
 
+  def shares_model(self, other: 'Judge') -> bool:
+    """Whether another judge has the same weights at every step."""
+    of = lambda judge: (judge.weights, judge.refresh, judge.layout, judge.dtype)
+    return of(self) == of(other)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routed:
@@ -132,15 +138,52 @@ class Routed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Averaged:
+  """The mean of the logits of several judges, in each row over those that have an opinion of it."""
+
+  members: tuple[Judge, ...]
+
+  def __post_init__(self):
+    if not self.members:
+      raise ValueError('Averaged: there are no members; name at least one judge.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Combined:
   """One judge made of several: its logits are the signed sum of theirs, Σ coefficient · logits."""
 
-  parts: tuple[tuple[float, Judge], ...]
+  parts: tuple[tuple[Number, Judge | Averaged], ...]
 
   def __post_init__(self):
-    object.__setattr__(self, 'parts', tuple((float(part[0]), part[1]) for part in self.parts))
+    object.__setattr__(self, 'parts', tuple((part[0], part[1]) for part in self.parts))
     if not self.parts:
       raise ValueError('Combined: there are no parts; name at least one (coefficient, judge).')
+    for coefficient, _ in self.parts:
+      if isinstance(coefficient, ramps.Watching):
+        raise ValueError(
+          f'Combined: {coefficient.name} looks at metrics, and a coefficient follows the step only. Give it a Ramp or '
+          'a Piecewise.'
+        )
+      if not all(map(math.isfinite, ramps.extremes(coefficient))):
+        raise ValueError(f'Combined: coefficients must be finite, got {coefficient}.')
+
+  @property
+  def members(self) -> list[Judge]:
+    """Every judge that reads rows."""
+    return [
+      member
+      for _, part in self.parts
+      for member in (part.members if isinstance(part, Averaged) else (part,))
+    ]
+
+  @property
+  def models(self) -> list[Judge]:
+    """The first judge of each model: judges that differ in what they read share their weights."""
+    found: list[Judge] = []
+    for member in self.members:
+      if not any(member.shares_model(other) for other in found):
+        found.append(member)
+    return found
 
 
 AnyJudge = Judge | Routed | Combined
@@ -161,15 +204,25 @@ def routed(table: Mapping[str, Judge] | None = None, **more: Judge) -> Routed:
   return Routed(table=tuple(sorted({**(table or {}), **more}.items())))
 
 
-def combined(*, parts: Sequence[tuple[float, Judge]]) -> Combined:
-  """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base))."""
+def averaged(*, members: Sequence[Judge]) -> Averaged:
+  """A part of a combined judge: the mean of several, in each row over those whose context shows something."""
+  return Averaged(members=tuple(members))
+
+
+def combined(*, parts: Sequence[tuple[Number, Judge | Averaged]]) -> Combined:
+  """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base)).
+
+  Args:
+    parts: a coefficient each, which may move with the step, and a judge or the mean of several (`judges.averaged`). A
+      row of which a part has no opinion is not judged.
+  """
   return Combined(parts=tuple(parts))
 
 
 def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Judge]]:
-  """The single judges that work under one name, each with a name of its own."""
+  """The single judges that work under one name, each with a name of its own; of a combined one, its models."""
   if isinstance(judge, Routed):
     return [(f'{name}/{route}', part) for route, part in judge.table]
   if isinstance(judge, Combined):
-    return [(f'{name}/{number}', part) for number, (_, part) in enumerate(judge.parts)]
+    return [(f'{name}/{number}', part) for number, part in enumerate(judge.models)]
   return [(name, judge)]
