@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_runs as runs
 
-from opd_jax import judges
+from opd_jax import judges, ramps
 from opd_jax.judges import steering
 from opd_jax.methods import ogls
 from opd_jax.ramps import Ramp, Stepped
@@ -109,7 +109,7 @@ def test_the_mean_of_right_attempts_needs_no_wrong_sibling(tmp_path):
 
 def test_a_trust_region_moves_from_the_first_student_to_the_present_one(tmp_path):
   judge = steering.trust_region(rate=Ramp(begin=0.0, end=1.0, steps=4))
-  assert [judge.parts[0][0].at(step) for step in (0, 1, 4)] == [1.0, 0.75, 0.0]
+  assert [ramps.at(judge.parts[0][0], step) for step in (0, 1, 4)] == [1.0, 0.75, 0.0]
   _, state = at_work(tmp_path, judge)
   assert list(state.snapshots) == ['teacher/0']
   for rate in (-0.1, 1.1, Ramp(begin=0.5, end=1.5, steps=3)):
