@@ -33,7 +33,18 @@ must be bound.
 
 `judges.frozen` and `judges.itself` take the options of `Judge` too; a preset takes the fields of `ModelConfig`.
 """
-JUDGES = ('frozen', 'itself', 'never', 'ema', 'every', 'live', 'routed', 'combined')
+JUDGES = (
+  'frozen',
+  'itself',
+  'never',
+  'ema',
+  'every',
+  'live',
+  'gated',
+  'routed',
+  'combined',
+  'averaged',
+)
 # title, module, names that are shown (None: all public ones that are no bare base of others)
 SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Experiments and stages', 'training.experiment', ('Experiment', 'Stage')),
@@ -43,6 +54,8 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Optimisers', 'training.optimisers', ('adamw', 'sgd')),
   ('Who writes', 'rollouts', ('student', 'teacher', 'dataset', 'mixture', 'RolloutMix')),
   ('Judges', 'judges', JUDGES),
+  ('Judges that steer', 'judges.steering', ('steered', 'trust_region', 'success', 'failure')),
+  ('Gates of judges', 'judges.gates', ('RewardRose', 'Improved')),
   ('Options of judges', 'judges.spec', ('Judge',)),
   ('Contexts of judges', 'judges.contexts', None),
   ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),

@@ -17,7 +17,7 @@ from opd_jax.methods import gkd, sft
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import orbax_folder
-from opd_jax.training import optimisers, verbs, writers
+from opd_jax.training import following, optimisers, verbs, writers
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.state import RunPosition, initial_state
@@ -48,7 +48,7 @@ def run(title: str, experiment: Experiment, params, *, show: int):
     evidence = verbs.score(runtime, weights, responses, position, state.memory)
     batch, _ = verbs.weigh(runtime, weights, evidence)
     state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
-    state = verbs.follow(runtime, state, evidence, position)
+    state, _ = following.after_update(runtime, state, evidence, position)
     position = RunPosition(stage_step=step, step=step, rows=step * stage.prompts)
     if step % show == 0 or step == stage.steps:
       outcome = evaluator.run(writers.student_model(runtime, state.weights))

@@ -220,6 +220,22 @@ def extremes(number: Number) -> tuple[float, float]:
   return float(min(values)), float(max(values))
 
 
+def scaled(number: Number, times: float, *, plus: float = 0.0) -> Any:
+  """times · number + plus, wherever it moves.
+
+  >>> scaled(Ramp(begin=0.25, end=1.0, steps=3), -1.0, plus=1.0).at(0), scaled(3, -1.0)
+  (0.75, -3.0)
+  """
+  if isinstance(number, Watching):
+    raise ValueError(f'{number.name}: a number that looks at metrics cannot be scaled.')
+  if isinstance(number, Piecewise):
+    return Piecewise(points=tuple((step, times * x + plus) for step, x in number.points))
+  if isinstance(number, Ramp):
+    begin, end = (times * x + plus for x in (number.begin, number.end))
+    return dataclasses.replace(number, begin=begin, end=end)
+  return times * number + plus
+
+
 def settled(record: T, step: int, decisions: Mapping[str, float] = NO_DECISIONS) -> T:
   """A record with the numbers that it has at a step in the place of those that move."""
   fields: Any = record

@@ -84,6 +84,16 @@ class Evaluation:
   def label(self) -> str:
     return self.name or self.task.name
 
+  @property
+  def reported(self) -> tuple[str, ...]:
+    """The measures that it may report, without those that compare with a judge."""
+    verified = (f'avg@{self.samples}', *(f'pass@{k}' for k in self.counts), *summary.OF_VERIFIED)
+    return (
+      *(verified if self.task.verify is not None else ()),
+      *summary.OF_ALL,
+      *(() if self.decoding.rules else ('entropy',)),
+    )
+
   def is_due(self, step: int) -> bool:
     """Whether it takes place after this step, not being the last of a stage."""
     return self.every > 0 and step % self.every == 0

@@ -14,6 +14,8 @@ from opd_jax.evaluation.pass_at_k import pass_at_k
 from opd_jax.types import AnyArray
 
 Row = Mapping[str, Any]  # a line of outcomes.jsonl
+OF_ALL = 'length', 'truncated'
+OF_VERIFIED = 'reward', 'unparsed', 'timed_out', 'disagreed'
 
 
 def credit(row: Row) -> float | None:

@@ -4,6 +4,28 @@
 `protocol`. Every judge returns scores by response position, so a prompt of its own cannot misalign a loss.
 """
 
-from opd_jax.judges.spec import combined, ema, every, frozen, itself, live, never, routed
+from opd_jax.judges.spec import (
+  averaged,
+  combined,
+  ema,
+  every,
+  frozen,
+  gated,
+  itself,
+  live,
+  never,
+  routed,
+)
 
-__all__ = ['combined', 'ema', 'every', 'frozen', 'itself', 'live', 'never', 'routed']
+__all__ = [
+  'averaged',
+  'combined',
+  'ema',
+  'every',
+  'frozen',
+  'gated',
+  'itself',
+  'live',
+  'never',
+  'routed',
+]

@@ -10,11 +10,11 @@ from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import scorer
 from opd_jax.judges.cached import CachedJudge
-from opd_jax.judges.combining import CombinedJudge
+from opd_jax.judges.combining import CombinedJudge, Part
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
-from opd_jax.judges.spec import AnyJudge, Combined, Judge, Routed, named_parts
+from opd_jax.judges.spec import AnyJudge, Averaged, Combined, Judge, Routed, named_parts
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import load
@@ -49,14 +49,24 @@ class Builder:
       table = {route: self._single(f'{name}/{route}', part) for route, part in judge.table}
       return RoutedJudge(name=name, table=table, pieces=self.layout.size('batch'))
     if isinstance(judge, Combined):
-      return CombinedJudge(
-        name=name,
-        parts=tuple(
-          (coefficient, self.local(f'{name}/{number}', part))
-          for number, (coefficient, part) in enumerate(judge.parts)
-        ),
-      )
+      return self._combined(name, judge)
     return self._single(name, judge)
+
+  def _combined(self, name: str, judge: Combined) -> CombinedJudge:
+    """Members that differ only in what they read are one model, loaded once."""
+    models = [self.local(part_name, part) for part_name, part in named_parts(name, judge)]
+
+    def at_work(member: Judge) -> LocalJudge:
+      model = next(each for each in models if each.spec.shares_model(member))
+      return dataclasses.replace(model, spec=member, template=member.template or self.template)
+
+    return CombinedJudge(
+      name=name,
+      parts=tuple(
+        Part(number, tuple(map(at_work, each.members if isinstance(each, Averaged) else (each,))))
+        for number, each in judge.parts
+      ),
+    )
 
   def _single(self, name: str, judge: Judge) -> LocalJudge | CachedJudge:
     local = self.local(name, judge)
@@ -146,8 +156,6 @@ def check_request(name: str, judge: AnyJudge, request: ScoreRequest, student: Mo
 def width_of(judge: AnyJudge, student: ModelConfig) -> int:
   """The width of the hidden states that a judge hands out; those of several models stand beside each other."""
   parts = [part for _, part in named_parts('', judge)]
-  if isinstance(judge, Combined) and all(p.weights is None and p.refresh.is_live for p in parts):
-    return student.width  # one head: its states are summed
   return sum(_config_of(part, student).width for part in parts)
 
 

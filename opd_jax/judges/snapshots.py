@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +29,38 @@ def initial(refreshes: Mapping[str, Refresh], student: Params) -> dict[str, Para
 
 
 @functools.partial(jax.jit, donate_argnames=('old',))
-def refreshed(old: Params, new: Params, rate: Float[Array, '']) -> Params:
-  """A judge's weights after one refresh; with rate 1 exactly the student's."""
+def refreshed(old: Params, new: Params, rate: Float[Array, '']) -> tuple[Params, Float[Array, '']]:
+  """A judge's weights after one refresh, with rate 1 exactly the student's, and ‖θ - φ‖ before it."""
   blend = lambda phi, theta: jnp.where(rate == 1, theta, phi + rate * (theta - phi))
-  return jax.tree.map(blend, old, new)
+  gaps = jax.tree.map(
+    lambda phi, theta: jnp.sum(jnp.square((theta - phi).astype(jnp.float32))), old, new
+  )
+  return jax.tree.map(blend, old, new), jnp.sqrt(sum(jax.tree.leaves(gaps)))
+
+
+class Followed(NamedTuple):
+  """Snapshots after a refresh, and how far each that moved was from the student before."""
+
+  snapshots: dict[str, Params]
+  shocks: dict[str, Float[Array, '']]
 
 
 def followed(
   snapshots: Mapping[str, Params],
   refreshes: Mapping[str, Refresh],
   student: Params,
+  due: Iterable[str],
   step: int,
   decisions: Mapping[str, float] = ramps.NO_DECISIONS,
-) -> dict[str, Params]:
-  """The snapshots after a step of the stage, the first being 1; `decisions` as in `ramps.at`."""
-  return {
-    name: refreshed(old, student, jnp.float32(ramps.at(refreshes[name].rate, step, decisions)))
-    if refreshes[name].is_due(step)
-    else old
-    for name, old in snapshots.items()
-  }
+) -> Followed:
+  """The snapshots with those that are due refreshed, after a step of the stage, the first being 1.
+
+  Args:
+    due: names of those that move.
+    decisions: as in `ramps.at`.
+  """
+  moved, shocks = dict(snapshots), {}
+  for name in due:
+    rate = jnp.float32(ramps.at(refreshes[name].rate, step, decisions))
+    moved[name], shocks[name] = refreshed(snapshots[name], student, rate)
+  return Followed(moved, shocks)

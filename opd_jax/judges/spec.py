@@ -1,11 +1,13 @@
 """Floor 3. What an experiment says about a judge: records that gin fills; nothing is loaded here."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from opd_jax import ramps
 from opd_jax.data.templates import Template
+from opd_jax.judges.gates import Gate
 from opd_jax.judges.scenes import Context
 from opd_jax.ramps import Number
 from opd_jax.sharding import Layout
@@ -19,10 +21,12 @@ class Refresh:
   Args:
     rate: 0 never moves, 1 copies the student.
     every: steps between two refreshes.
+    gate: looks at the metrics and says when; then `every` is 1.
   """
 
   rate: Number
   every: int = 1
+  gate: Gate | None = None
 
   def __post_init__(self):
     lowest, highest = ramps.extremes(self.rate)
@@ -30,15 +34,19 @@ class Refresh:
       raise ValueError(
         f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
       )
+    if self.gate is not None and (self.every != 1 or highest == 0):
+      raise ValueError(
+        f'Refresh: its gate says when it moves, so every must be 1 and rate above 0, got {self}.'
+      )
 
   @property
   def is_live(self) -> bool:
     """Whether the judge is the student itself, so that it needs no snapshot."""
-    return self.rate == 1 and self.every == 1
+    return self.rate == 1 and self.every == 1 and self.gate is None
 
   def is_due(self, step: int) -> bool:
-    """Whether the judge moves after this step of its stage."""
-    return self.rate != 0 and step % self.every == 0
+    """Whether the judge moves after this step of its stage, whatever the metrics say."""
+    return self.gate is None and self.rate != 0 and step % self.every == 0
 
 
 NEVER = Refresh(rate=0.0)
@@ -57,6 +65,16 @@ def ema(*, rate: Number) -> Refresh:
 def every(steps: int) -> Refresh:
   """A copy of the student, renewed every so many steps."""
   return Refresh(rate=1.0, every=steps)
+
+
+def gated(*, by: Gate, rate: Number = 1.0) -> Refresh:
+  """A copy of the student, renewed when the metrics of the run say so.
+
+  Args:
+    by: says when: `gates.RewardRose` (CGTR) or `gates.Improved`.
+    rate: of the blend; 1 copies the student.
+  """
+  return Refresh(rate=rate, gate=by)
 
 
 def live() -> Refresh:
@@ -106,6 +124,11 @@ class Judge:
     if self.too_long not in ('refuse', 'unknown'):
       raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")
 
+  def shares_model(self, other: 'Judge') -> bool:
+    """Whether another judge has the same weights at every step."""
+    of = lambda judge: (judge.weights, judge.refresh, judge.layout, judge.dtype)
+    return of(self) == of(other)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routed:
@@ -119,15 +142,52 @@ class Routed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Averaged:
+  """The mean of the logits of several judges, in each row over those that have an opinion of it."""
+
+  members: tuple[Judge, ...]
+
+  def __post_init__(self):
+    if not self.members:
+      raise ValueError('Averaged: there are no members; name at least one judge.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Combined:
   """One judge made of several: its logits are the signed sum of theirs, Σ coefficient · logits."""
 
-  parts: tuple[tuple[float, Judge], ...]
+  parts: tuple[tuple[Number, Judge | Averaged], ...]
 
   def __post_init__(self):
-    object.__setattr__(self, 'parts', tuple((float(part[0]), part[1]) for part in self.parts))
+    object.__setattr__(self, 'parts', tuple((part[0], part[1]) for part in self.parts))
     if not self.parts:
       raise ValueError('Combined: there are no parts; name at least one (coefficient, judge).')
+    for coefficient, _ in self.parts:
+      if isinstance(coefficient, ramps.Watching):
+        raise ValueError(
+          f'Combined: {coefficient.name} looks at metrics, and a coefficient follows the step only. Give it a Ramp or '
+          'a Piecewise.'
+        )
+      if not all(map(math.isfinite, ramps.extremes(coefficient))):
+        raise ValueError(f'Combined: coefficients must be finite, got {coefficient}.')
+
+  @property
+  def members(self) -> list[Judge]:
+    """Every judge that reads rows."""
+    return [
+      member
+      for _, part in self.parts
+      for member in (part.members if isinstance(part, Averaged) else (part,))
+    ]
+
+  @property
+  def models(self) -> list[Judge]:
+    """The first judge of each model: judges that differ in what they read share their weights."""
+    found: list[Judge] = []
+    for member in self.members:
+      if not any(member.shares_model(other) for other in found):
+        found.append(member)
+    return found
 
 
 AnyJudge = Judge | Routed | Combined
@@ -148,15 +208,25 @@ def routed(table: Mapping[str, Judge] | None = None, **more: Judge) -> Routed:
   return Routed(table=tuple(sorted({**(table or {}), **more}.items())))
 
 
-def combined(*, parts: Sequence[tuple[float, Judge]]) -> Combined:
-  """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base))."""
+def averaged(*, members: Sequence[Judge]) -> Averaged:
+  """A part of a combined judge: the mean of several, in each row over those whose context shows something."""
+  return Averaged(members=tuple(members))
+
+
+def combined(*, parts: Sequence[tuple[Number, Judge | Averaged]]) -> Combined:
+  """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base)).
+
+  Args:
+    parts: a coefficient each, which may move with the step, and a judge or the mean of several (`judges.averaged`). A
+      row of which a part has no opinion is not judged.
+  """
   return Combined(parts=tuple(parts))
 
 
 def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Judge]]:
-  """The single judges that work under one name, each with a name of its own."""
+  """The single judges that work under one name, each with a name of its own; of a combined one, its models."""
   if isinstance(judge, Routed):
     return [(f'{name}/{route}', part) for route, part in judge.table]
   if isinstance(judge, Combined):
-    return [(f'{name}/{number}', part) for number, (_, part) in enumerate(judge.parts)]
+    return [(f'{name}/{number}', part) for number, part in enumerate(judge.models)]
   return [(name, judge)]

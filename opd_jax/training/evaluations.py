@@ -1,4 +1,4 @@
-"""Floor 5. The evaluations of a run: when they take place, and what is recorded of them."""
+"""Floor 5. The evaluations of a run: when they take place, and what they report."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Evaluations:
   def run(
     self, state: State, position: RunPosition, *, all_of_them: bool = False
   ) -> dict[str, Any]:
-    """Those that are due, or all; returns one row of metrics for all of them."""
+    """Those that are due, or all; returns one row of metrics for all of them, empty where none was."""
     evaluators = [
       evaluator
       for evaluator in self.evaluators
@@ -55,7 +55,6 @@ class Evaluations:
       self.recorder.outcomes(records)
     if self.first is not None:
       row |= self._geometry(self.first, state.params)
-    self.recorder.row({'step': position.step, 'stage': self.runtime.stage.name, **row})
     return row
 
   def _geometry(self, first: Params, now: Params) -> dict[str, float]:

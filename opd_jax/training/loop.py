@@ -5,9 +5,7 @@ numbers as one that was not.
 """
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +16,14 @@ from opd_jax.evaluation import geometry
 from opd_jax.method import Evidence
 from opd_jax.processes import any_process
 from opd_jax.responses import Responses
-from opd_jax.training import metrics, moving, optimiser_step, preflight, probing, verbs
+from opd_jax.training import following, metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.alarms import Alarm, check_alarms
 from opd_jax.training.checkpoints import Checkpointer
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
+from opd_jax.training.pace import Stopwatch, pace
 from opd_jax.training.recorder import Recorder, save_batch, texts_record
 from opd_jax.training.rollout_records import record_of
 from opd_jax.training.runtime import StageRuntime, build_runtime
@@ -190,12 +189,12 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
     state = preflight.check(runtime, stream, state, position, run.listener.say)
   evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
-    position = _moved(runtime, position, evaluations.run(state, position, all_of_them=True))
+    state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=True)
   while position.stage_step < runtime.stage.steps:
     state, position, row = one_step(run, runtime, stream, state, position)
     run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
     last, step = position.stage_step == runtime.stage.steps, position.step
-    position = _moved(runtime, position, evaluations.run(state, position, all_of_them=last))
+    state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=last)
     if step % run.checkpointer.every == 0 and not last:
       run.checkpointer.save(state, position)
     if any_process(run.interrupted()):
@@ -221,9 +220,10 @@ def one_step(
   with watch('update'):
     seen = probing.probed(runtime, state.params, batch, position)
     state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
-    state = verbs.follow(runtime, state, evidence, position)
+    state, shocks = following.after_update(runtime, state, evidence, position)
   step, name = position.step + 1, runtime.stage.name
-  row = {'step': step, 'stage': name, **row, **seen, **jax.tree.map(float, jax.device_get(survey))}
+  row = {'step': step, 'stage': name, **row, **seen, **shocks}
+  row |= jax.tree.map(float, jax.device_get(survey))
   row |= {**metrics.of_rollout(responses.rollout, step=position.step), 'skipped': stream.skipped}
   row |= moving.shown(runtime.moving, position.moving)
   row |= {
@@ -231,16 +231,36 @@ def one_step(
     'time/tokens_per_s': row['tokens'] / watch.total,
     'time/compiles': optimiser_step.compiled_programs(),
   }
-  run.recorder.row(row)
-  _record_texts(run, runtime, responses, evidence, batch, step)
   after = position._replace(
     stage_step=position.stage_step + 1,
     step=step,
     rows=position.rows + len(responses.problems),
     stream=stream.state(),
-    alarms=_alarms(run, row, position, batch),
   )
-  return state, _moved(runtime, after, row), row
+  moved = following.after_row(runtime, state, after, row)
+  row |= moved.seen
+  run.recorder.row(row)
+  _record_texts(run, runtime, responses, evidence, batch, step)
+  alarms = _alarms(run, row, position, batch)
+  return moved.state, moved.position._replace(alarms=alarms), row
+
+
+def _evaluated(
+  run: Run,
+  runtime: StageRuntime,
+  evaluations: Evaluations,
+  state: State,
+  position: RunPosition,
+  *,
+  all_of_them: bool,
+) -> tuple[State, RunPosition]:
+  """Runs the evaluations that are due, or all, records them, and lets judges and numbers follow what they found."""
+  row = evaluations.run(state, position, all_of_them=all_of_them)
+  if not row:
+    return state, position
+  moved = following.after_row(runtime, state, position, row)
+  run.recorder.row({'step': position.step, 'stage': runtime.stage.name, **row, **moved.seen})
+  return moved.state, moved.position
 
 
 def _record_texts(
@@ -262,39 +282,9 @@ def _record_texts(
     run.recorder.rollouts(rows, mib=settings.mib)
 
 
-def _moved(runtime: StageRuntime, position: RunPosition, row: Mapping[str, Any]) -> RunPosition:
-  """With the numbers that look at metrics where this row puts them."""
-  return position._replace(moving=moving.after(runtime.moving, position.moving, row))
-
-
 def _alarms(run: Run, row, position: RunPosition, batch: Batch) -> dict[str, float]:
   try:
     return check_alarms(row, position.alarms or {}, run.experiment.bounds)
   except Alarm as alarm:
     file = save_batch(batch, run.workdir, row['step'])
     raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm
-
-
-class Stopwatch:
-  """Seconds of each verb."""
-
-  def __init__(self):
-    self.seconds: dict[str, float] = {}
-
-  @contextmanager
-  def __call__(self, verb: str) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    self.seconds[f'time/{verb}'] = time.monotonic() - began
-
-  @property
-  def total(self) -> float:
-    return sum(self.seconds.values())
-
-
-def pace(stage: str, row: Mapping[str, Any]) -> str:
-  """How fast a step was, and where its time went."""
-  spent = {verb: row[f'time/{verb}'] for verb in ('sample', 'score', 'weigh', 'update')}
-  whole = sum(spent.values())
-  split = ', '.join(f'{verb} {seconds / whole:.0%}' for verb, seconds in spent.items())
-  return f'{stage}: {whole:.2f} s a step ({split}), {row["time/tokens_per_s"]:.0f} tokens/s'

@@ -9,6 +9,7 @@ from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.judges import snapshots
 from opd_jax.ramps import Latest, Watching
 from opd_jax.training.experiment import Stage
+from opd_jax.training.measured import check_measured
 
 Memory = Mapping[str, Mapping[str, float]]
 
@@ -21,13 +22,8 @@ def numbers_of(stage: Stage, evaluations: Sequence[Evaluation]) -> tuple[Watchin
     raise ValueError(
       f'stage {stage.name}: numbers of one name must be equal, got {[*numbers]}. Give each a name of its own.'
     )
-  prefixes = tuple(f'eval/{each.label}/' for each in evaluations)
   for number in numbers:
-    if number.metric.startswith('eval/') and not number.metric.startswith(prefixes):
-      raise ValueError(
-        f'stage {stage.name}: {number.name} looks at {number.metric}, and the evaluations of this experiment report '
-        f'{list(prefixes)}.'
-      )
+    check_measured(number.name, number.metric, stage, evaluations)
     _check_probe(stage, number)
   return tuple(numbers)
 

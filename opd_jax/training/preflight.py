@@ -27,6 +27,7 @@ from opd_jax.storage import load
 from opd_jax.training import verbs
 from opd_jax.training.asking import bias_of_updates, check_stage
 from opd_jax.training.experiment import Experiment
+from opd_jax.training.following import check_gates
 from opd_jax.training.runtime import StageRuntime, room
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
@@ -48,6 +49,7 @@ def look_at_stages(experiment: Experiment, say: Say) -> None:
   for stage in experiment.stages:
     try:
       check_stage(stage, experiment.model)
+      check_gates(stage, experiment.evaluations)
       for name in stage.asked:
         for part_name, judge in named_parts(name, stage.judges[name]):
           if judge.weights is not None:
@@ -131,8 +133,9 @@ def _readers(
     for route, rows in judge.rows_of(scenes).items():
       yield from _readers(f'{name}/{route}', judge.table[route], [scenes[row] for row in rows])
   elif isinstance(judge, CombinedJudge):
-    for number, (_, part) in enumerate(judge.parts):
-      yield f'{name}/{number}', part, scenes
+    for number, (_, members) in enumerate(judge.parts):
+      for member in members:
+        yield f'{name}/{number}', member, scenes
   else:
     yield name, judge, scenes
 

@@ -38,6 +38,7 @@ class RunPosition(NamedTuple):
   stream: dict[str, Any] | None = None  # position in the stage's data
   alarms: dict[str, float] | None = None  # what the alarms remember
   moving: dict[str, dict[str, float]] | None = None  # what numbers remember that look at metrics
+  gates: dict[str, dict[str, Any]] | None = None  # what gates of judges remember
 
 
 def initial_state(experiment: Experiment, stage: Stage, params: Params) -> State:

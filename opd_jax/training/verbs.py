@@ -10,7 +10,6 @@ import numpy as np
 from opd_jax import ramps
 from opd_jax import responses as batches
 from opd_jax.data.problems import Problem
-from opd_jax.judges import snapshots
 from opd_jax.method import Evidence, targets_of
 from opd_jax.responses import Responses, check_fresh
 from opd_jax.rollouts import writing
@@ -190,20 +189,3 @@ def updates(
 def _size(number: float) -> float:
   """What is not finite is the largest."""
   return number if np.isfinite(number) else np.inf
-
-
-def follow(runtime: StageRuntime, state: State, evidence: Evidence, position: RunPosition) -> State:
-  """After the updates: refreshes the snapshots of the student, and the method's memory.
-
-  Args:
-    position: before the step.
-  """
-  refreshes = snapshots.refreshes_of(runtime.stage.judges, runtime.stage.asked)
-  moved = snapshots.followed(
-    state.snapshots,
-    refreshes,
-    state.params,
-    position.stage_step + 1,
-    moving.decisions(position.moving),
-  )
-  return state._replace(snapshots=moved, memory=runtime.remember(evidence))

@@ -52,7 +52,8 @@ def asks(**request) -> Requirements:
 
 
 def combined(folder):
-  return judges.combined(parts=((1.0, judges.frozen(folder)), (-0.5, judges.frozen(folder))))
+  other = judges.frozen(folder, dtype='float32')  # a model of its own
+  return judges.combined(parts=((1.0, judges.frozen(folder)), (-0.5, other)))
 
 
 def routed(folder):
