@@ -241,15 +241,17 @@ def test_worlds_are_right_by_their_own_verifier_and_hold_out_what_they_say(make,
   train, held = stream.first(make(), 200), stream.first(make(split='heldout'), 200)
   text = lambda problem: problem.messages[0]['content']
   assert not {text(problem) for problem in train} & {text(problem) for problem in held}
-  assert all(make().verify(problem, problem.demonstration) == 1.0 for problem in train + held)
-  assert all(make().verify(problem, problem.demonstration[:-1]) == 0.0 for problem in train)
+  assert all(
+    make().verify(problem, problem.demonstration).reward == 1.0 for problem in train + held
+  )
+  assert all(make().verify(problem, problem.demonstration[:-1]).reward == 0.0 for problem in train)
   assert stream.first(make(), 5) == stream.first(make(), 5) != stream.first(make(seed=1), 5)
   for problem in train[:20]:
     assert tokenizer().decode(tokenizer().encode(problem.demonstration)) == problem.demonstration
 
 
 def test_calls_are_scored_as_published():
-  verify = calls.calls().verify
+  verify = lambda problem, text: calls.calls().verify(problem, text).reward
   gold = problems.Problem(
     (), answer=json.dumps([{'Action': 'a', 'Action_Input': '{"x": {"y": 1}}'}])
   )
