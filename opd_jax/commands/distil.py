@@ -26,6 +26,12 @@ VERIFIERS = {
   'integers': 'integers.integers',
   'maths': 'maths.maths',
 }
+MODULES = (  # whatever a binding may name
+  *('.data import problems', '.data import sources', '.data import tokenizers'),
+  '.evaluation import evaluator',
+  *(f'.evaluation.graders import {name}' for name in ('integers', 'maths', 'texts')),
+  *('.methods import sft', '.storage import load', '.training import experiment'),
+)
 LAYOUTS = 'fsdp', 'tensor', 'fsdp_tensor', 'fsdp_tensor_writing'
 MOST_EVALUATED = 128
 
@@ -97,11 +103,9 @@ def _settings(text: str) -> list[str]:
 
 def text_of(args: argparse.Namespace) -> str:
   """The experiment that the flags mean."""
-  from opd_jax.methods import discover
+  from opd_jax.methods import discover, named
 
-  names = [method.name for method in discover()]
-  if args.method not in names:
-    raise ValueError(f'no method is called {args.method!r}; there are {", ".join(names)}.')
+  named(args.method, discover())
   if args.warmup is not None and args.demonstration is None:
     raise ValueError('--warmup imitates responses of the data. Name their column: --demonstration.')
   rows = _rows(args)
@@ -120,7 +124,7 @@ def text_of(args: argparse.Namespace) -> str:
     raise ValueError(
       f'--verifier {args.verifier} compares with an answer. Name its column: --answer.'
     )
-  return '\n'.join([*_head(args), *_includes(args), '', *_bindings(args, answer, len(rows))]) + '\n'
+  return '\n'.join([*_head(args), *_includes(args), '', *_bindings(args, answer, rows)]) + '\n'
 
 
 def _rows(args: argparse.Namespace) -> Any:
@@ -144,20 +148,11 @@ def _source(name: str) -> str:
 
 def _head(args: argparse.Namespace) -> list[str]:
   command = ' '.join(map(shlex.quote, sys.argv[1:])) if sys.argv[0].endswith('opd') else 'distil …'
-  modules = ['opd_jax.data import tokenizers', 'opd_jax.data import sources']
-  modules += ['opd_jax.methods import sft', 'opd_jax.training import optimisers']
   return [
     f'# Written by: opd {command}',
     f'# Run by:     opd train --gin_file {Path(args.workdir) / FILE} --workdir {args.workdir}',
     'from __gin__ import dynamic_registration',
-    *(f'from {module}' for module in modules),
-    'from opd_jax.data import problems',
-    'from opd_jax.evaluation import evaluator',
-    'from opd_jax.evaluation.graders import integers',
-    'from opd_jax.evaluation.graders import maths',
-    'from opd_jax.evaluation.graders import texts',
-    'from opd_jax.storage import load',
-    'from opd_jax.training import experiment',
+    *(f'from opd_jax{module}' for module in MODULES),
   ]
 
 
@@ -168,8 +163,10 @@ def _includes(args: argparse.Namespace) -> list[str]:
   return [f"include 'experiments/{file}.gin'" for file in files]
 
 
-def _bindings(args: argparse.Namespace, answer: str | None, rows: int) -> list[str]:
-  held_out = max(1, round(args.held_out * rows))
+def _bindings(args: argparse.Namespace, answer: str | None, rows: Any) -> list[str]:
+  from opd_jax.data import sources
+
+  held_out = len(sources.part(rows, held_out=True, fraction=args.held_out))
   lines = [
     f'WEIGHTS = {_source(args.student)!r}',
     *([f'TEACHER = {_source(args.teacher)!r}'] if args.teacher is not None else []),

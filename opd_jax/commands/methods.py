@@ -22,14 +22,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  from opd_jax.methods import discover
+  from opd_jax.methods import discover, named
 
   methods = discover() if args.module is None else discover(flags.imported(args.module))
   if args.name is not None:
-    names = [method.name for method in methods]
-    if args.name not in names:
-      raise ValueError(f'no method is called {args.name!r}; there are {", ".join(names)}.')
-    _show(methods[names.index(args.name)], as_json=args.json)
+    _show(named(args.name, methods), as_json=args.json)
     return
   if args.json:
     keys = ('name', 'summary', 'paper')

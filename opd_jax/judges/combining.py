@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from opd_jax import ramps
 from opd_jax.data.templates import Template
 from opd_jax.inference import scorer
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference.buckets import rows_of_a_bucket
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.scenes import Scene
@@ -125,8 +125,7 @@ def _with_reading(total: Array, reading: Reading, weights: Weights, rollout: Rol
   if not rows.size:
     return total
   pieces = member.home.size('batch')
-  size = min(bucket(len(rows), minimum=1, maximum=1 << 30), len(reading.prompts))
-  read = np.resize(rows, -(-size // pieces) * pieces)  # few programs: numbers of rows are buckets
+  read = rows_of_a_bucket(rows, pieces=pieces, maximum=len(reading.prompts))
   scores = member.score_prompts(
     weights,
     [reading.prompts[row] for row in read],

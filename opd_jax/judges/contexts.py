@@ -36,7 +36,7 @@ def solution(*, introduction: str = '\n\nA correct solution:\n', closing: str = 
     text = scene.problem.demonstration
     if not isinstance(text, str) or not text:
       return None
-    return _behind(scene.problem, introduction + text + closing)
+    return behind(scene.problem, introduction + text + closing)
 
   return context
 
@@ -60,13 +60,14 @@ def column(
     if not extra[name].strip():
       return None
     if instead_of is None:
-      return _behind(scene.problem, text)
+      return behind(scene.problem, text)
     return _in_place_of(scene.problem, extra[instead_of], text, column=instead_of)
 
   return _reading(context, [name] if instead_of is None else [name, instead_of])
 
 
-def _behind(problem: Problem, text: str) -> Sequence[Message]:
+def behind(problem: Problem, text: str) -> Sequence[Message]:
+  """The problem with a text behind its question."""
   *before, last = problem.messages
   return (*before, {**last, 'content': last['content'] + text})
 
@@ -140,7 +141,7 @@ def siblings(
     if not parts:
       return None
     text = ''.join(heading + text for heading, text in parts)
-    return _behind(scene.problem, text + wording.closing)
+    return behind(scene.problem, text + wording.closing)
 
   return context
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from opd_jax.data.templates import Template
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference.buckets import rows_of_a_bucket
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.scenes import Scene
@@ -63,11 +63,7 @@ class RoutedJudge:
     for route, judge in self.table.items():
       if route not in rows_by_route:
         continue
-      rows = rows_by_route[route]
-      size = bucket(len(rows), minimum=1, maximum=1 << 30)
-      rows = np.resize(
-        rows, -(-size // self.pieces) * self.pieces
-      )  # few programs: numbers of rows are buckets
+      rows = rows_of_a_bucket(rows_by_route[route], pieces=self.pieces)
       part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], rollout)
       part_ids = None if ids is None else np.asarray(ids)[rows]
       scores = judge.score(weights, [scenes[row] for row in rows], part, part_ids, request)

@@ -223,6 +223,14 @@ def combined(*, parts: Sequence[tuple[Number, Judge | Averaged]]) -> Combined:
   return Combined(parts=tuple(parts))
 
 
+def readers(judge: AnyJudge) -> list[tuple[str | None, Judge]]:
+  """Every single judge that reads rows, with the route of its rows; None: it may read any."""
+  if isinstance(judge, Routed):
+    return [*judge.table]
+  members = judge.members if isinstance(judge, Combined) else [judge]
+  return [(None, member) for member in members]
+
+
 def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Judge]]:
   """The single judges that work under one name, each with a name of its own; of a combined one, its models."""
   if isinstance(judge, Routed):

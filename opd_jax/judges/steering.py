@@ -50,8 +50,7 @@ def _shown(
 ) -> Sequence[Message] | None:
   if not scene.reward <= 0 or number >= len(texts):
     return None
-  *before, last = scene.problem.messages
-  return (*before, {**last, 'content': last['content'] + introduction + texts[number]})
+  return contexts.behind(scene.problem, introduction + texts[number])
 
 
 def steered(

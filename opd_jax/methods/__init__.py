@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,6 +25,15 @@ def discover(module: ModuleType | None = None) -> tuple[Entry, ...]:
     module: a package whose files are methods, or a file that is one.
   """
   return tuple(sorted(map(_entry, _files(module or importlib.import_module(__name__)))))
+
+
+def named(name: str, methods: Sequence[Entry]) -> Entry:
+  """The method of a name among some; who asks for another is told which there are."""
+  for method in methods:
+    if method.name == name:
+      return method
+  names = ', '.join(method.name for method in methods)
+  raise ValueError(f'no method is called {name!r}; there are {names}.')
 
 
 def _files(module: ModuleType) -> Iterator[ModuleType]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from opd_jax import ramps
 from opd_jax.evaluation.evaluator import Evaluation
-from opd_jax.judges.spec import Combined, Judge, named_parts
+from opd_jax.judges.spec import Judge, readers
 from opd_jax.method_reads import judges_read
 from opd_jax.models import presets
 from opd_jax.models.config import ModelConfig
@@ -67,9 +67,7 @@ def _configs(
   student: ModelConfig, stage: Stage, name: str, shapes: Shapes
 ) -> Iterator[ModelConfig]:
   """Of the models that work under the name of a judge. Of routed ones the largest would do; all are counted."""
-  judge = stage.judges[name]
-  parts = [part for _, part in named_parts(name, judge)]
-  for part in judge.members if isinstance(judge, Combined) else parts:
+  for _, part in readers(stage.judges[name]):
     yield _config_of(part, student, shapes)
 
 

@@ -26,9 +26,7 @@ class Moved(NamedTuple):
 
   state: State
   position: RunPosition
-  seen: dict[
-    str, float
-  ]  # refresh/NAME: ‖θ - φ‖ just before the judge was renewed; absent where it was not
+  seen: dict[str, float]  # refresh/NAME: ‖θ - φ‖ before a renewal; absent where there was none
 
 
 def gates_of(stage: Stage) -> dict[str, Gate]:

@@ -142,9 +142,15 @@ class StageRuntime:
 def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
   """Refuses a row that a stage cannot use: what it shows or imitates is missing, or has no room."""
   tokenizer, table = experiment.known_tokenizer, experiment.model.max_positions
+  columns = _columns_shown(stage)
 
   def fits(problem: Problem) -> None:
-    _check_columns(stage, problem)
+    for name, route, column in columns:
+      if route in (None, problem.route) and column not in problem.extra:
+        raise ValueError(
+          f'it has no column {column}, which the context of the judge {name} shows; it has {sorted(problem.extra)}. '
+          f'Let the reader take it along, e.g. problems.from_columns(extra=({column!r},))'
+        )
     response = 1
     if stage.mix.needs_data:
       if problem.demonstration is None:
@@ -164,19 +170,14 @@ def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
   return fits
 
 
-def _check_columns(stage: Stage, problem: Problem) -> None:
-  """Refuses a row without a column that a judge of it is shown."""
-  for name in stage.asked:
-    judge = stage.judges[name]
-    parts = [part for _, part in spec.named_parts(name, judge)]
-    if isinstance(judge, spec.Routed):
-      parts = [part for route, part in judge.table if route == problem.route]
-    for column in [column for part in parts for column in columns_of(part.context)]:
-      if column not in problem.extra:
-        raise ValueError(
-          f'it has no column {column}, which the context of the judge {name} shows; it has {sorted(problem.extra)}. '
-          f'Let the reader take it along, e.g. problems.from_columns(extra=({column!r},))'
-        )
+def _columns_shown(stage: Stage) -> list[tuple[str, str | None, str]]:
+  """Columns that contexts show, with the judge and the route of the rows that must have them."""
+  return [
+    (name, route, column)
+    for name in stage.asked
+    for route, judge in spec.readers(stage.judges[name])
+    for column in columns_of(judge.context)
+  ]
 
 
 def build_runtime(

@@ -138,11 +138,14 @@ def hinted(folder, rows) -> Task:
   return Task(name='hinted', source=json_lines(str(file)), read=more, verify=verify_sum)
 
 
-def test_a_row_without_the_column_is_named_with_its_file_before_step_0(tmp_path):
+@pytest.mark.parametrize('is_a_part', [False, True])
+def test_a_row_without_the_column_is_named_with_its_file_before_step_0(tmp_path, is_a_part):
   good = {'problem': '1+1=', 'answer': '2', 'hint': '1'}
   bad = {'problem': '1+2=', 'answer': '3'}
   task = hinted(tmp_path, [good, bad, good])
   judge = judges.itself(context=contexts.column(name='hint', introduction=':'))
+  if is_a_part:  # of a judge whose first part has the same weights and shows nothing of the data
+    judge = judges.combined(parts=((0.5, judges.itself()), (0.5, judge)))
   distil = {'task': task, 'judges': {'teacher': judge}}
   with pytest.raises(
     ValueError, match=r'hints\.jsonl, line 2: it has no column hint, which the con'
