@@ -14,7 +14,7 @@ from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
 READER, ITSELF = 'experiments/studies/reader.gin', 'experiments/studies/itself.gin'
 WORLD = 'experiments/studies/world.gin'
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4)
 NEW = 1e-3  # of both sides of the claims on calls
 LIVE, EMA = (f'judges.itself.refresh = @judges.{name}()' for name in ('live', 'ema'))
 HINT, SIBLINGS = (f'judges.itself.context = @contexts.{name}()' for name in ('column', 'siblings'))
