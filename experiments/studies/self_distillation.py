@@ -7,13 +7,14 @@ All begin with one student, `reader`, that was taught to read solutions and firs
 right without them. Without a context it is its own teacher exactly, so `reader` itself is the control of every
 context. On long questions, where a chain stands behind two others, `long-none` is that control. Claims on calls have
 one rate for both sides: the first measure, by which rates are chosen, would reward those that learn nothing new.
+`reader` never read a failure, so the claim on peers tests a prompt that is new to the model.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
 READER, ITSELF = 'experiments/studies/reader.gin', 'experiments/studies/itself.gin'
 WORLD = 'experiments/studies/world.gin'
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4)
 NEW = 1e-3  # of both sides of the claims on calls
 LIVE, EMA = (f'judges.itself.refresh = @judges.{name}()' for name in ('live', 'ema'))
 HINT, SIBLINGS = (f'judges.itself.context = @contexts.{name}()' for name in ('column', 'siblings'))
