@@ -37,6 +37,7 @@ JUDGES = ('frozen', 'itself', 'never', 'ema', 'every', 'live', 'routed', 'combin
 # title, module, names that are shown (None: all public ones that are no bare base of others)
 SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Experiments and stages', 'training.experiment', ('Experiment', 'Stage')),
+  ('Adapters', 'models.lora', ('Lora',)),
   ('Records of rollouts', 'training.rollout_records', ('RolloutRecords',)),
   ('Alarms', 'training.alarms', ('Bounds',)),
   ('Evaluations', 'evaluation.evaluator', ('Evaluation',)),
