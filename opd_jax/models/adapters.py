@@ -20,6 +20,7 @@ from opd_jax.models.lora import ADAPTER, SCALE
 from opd_jax.sharding import Layout
 from opd_jax.types import Params
 
+Tree = Mapping[Any, Any]  # parameters, or a part of them; unrolled layers have numbers for names
 NO_BASE: Params = {}
 
 
@@ -33,7 +34,7 @@ def with_lora(config: ModelConfig, settings: lora.Lora) -> ModelConfig:
   return dataclasses.replace(config, lora=settings)
 
 
-def joined(base: Params, trained: Params) -> Params:
+def joined(base: Tree, trained: Tree) -> Tree:
   """Both trees as one; no array is copied."""
   if not base:
     return trained
@@ -46,7 +47,7 @@ def split(config: ModelConfig, params: Params) -> tuple[Params, Params]:
   return (NO_BASE, params) if config.lora is None else _split(params)
 
 
-def _split(tree: Params) -> tuple[dict, dict]:
+def _split(tree: Tree) -> tuple[dict, dict]:
   base, trained = {}, {}
   for key, node in tree.items():
     if str(key).endswith(ADAPTER):
@@ -98,7 +99,7 @@ def _drawer(config: ModelConfig, layout: Layout) -> Any:
   return jax.jit(draw, out_shardings=_shardings(trained(config, layout)))
 
 
-def _stored(params: dict[str, Any], leaves: Params) -> Params:
+def _stored(params: dict, leaves: Tree) -> dict:
   """Parameters as the base stores them."""
   base = {}
   for key, leaf in leaves.items():
@@ -143,7 +144,7 @@ def _merger(config: ModelConfig, layout: Layout, target: ModelConfig) -> Any:
   return jax.jit(program, out_shardings=_shardings(leaves))
 
 
-def _merged(tree: Params, factor: float) -> dict:
+def _merged(tree: Tree, factor: float) -> dict:
   whole = {}
   for key, node in tree.items():
     if str(key).endswith((ADAPTER, SCALE)):

@@ -117,6 +117,20 @@ class ModelConfig:
         raise ValueError(
           f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.'
         )
+    self._check_shapes()
+    for field, choices in (
+      ('param_dtype', DType),
+      ('dtype', DType),
+      ('remat', Remat),
+      ('family', Family),
+    ):
+      if getattr(self, field) not in choices.__args__:
+        raise ValueError(
+          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {choices.__args__}.'
+        )
+
+  def _check_shapes(self) -> None:
+    """Refuses numbers that are sound one by one and make no model together."""
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '
@@ -131,17 +145,6 @@ class ModelConfig:
         f'ModelConfig: {self.experts.per_token} experts per token out of {self.experts.count}; '
         'per_token must not exceed count.'
       )
-    for field, choices in (
-      ('param_dtype', DType),
-      ('dtype', DType),
-      ('remat', Remat),
-      ('family', Family),
-    ):
-      if getattr(self, field) not in choices.__args__:
-        raise ValueError(
-          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {choices.__args__}.'
-        )
-
     if self.lora is not None:
       self.lora.check_sides(self._sides())
 

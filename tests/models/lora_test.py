@@ -38,7 +38,7 @@ def logits(config, params, tokens, layout=None):
   @jax.jit
   def program(params):
     model = transformer.bind(config, layout, params)
-    return transformer.logits_of(model(tokens), model.head())
+    return transformer.logits_of(model(jnp.asarray(tokens)), model.head())
 
   return np.asarray(program(params))
 
@@ -112,7 +112,7 @@ def test_gradients_of_a_model_are_those_of_its_merged_weights(tokens, experts):
   way = jnp.asarray(RNG.randn(*tokens.shape, config.width), jnp.float32)
 
   def loss(config, params):
-    return jnp.sum(way * transformer.bind(config, layout, params)(tokens))
+    return jnp.sum(way * transformer.bind(config, layout, params)(jnp.asarray(tokens)))
 
   got = jax.jit(jax.grad(lambda t: loss(student, adapters.joined(base, t))))(trained)
   merged = adapters.merged(student, layout, adapters.joined(base, trained), config)
