@@ -108,6 +108,7 @@ class GatedMLP(nnx.Module):
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     gate, up, down = (lora.matrix(self, name, x.dtype) for name in ('gate', 'up', 'down'))
-    gated, wide = lora.adapted(self, 'gate', x, x @ gate), lora.adapted(self, 'up', x, x @ up)
-    hidden = self.layout.constrain(jax.nn.silu(gated) * wide, 'batch', 'length', 'mlp')
+    gated = jax.nn.silu(lora.adapted(self, 'gate', x, x @ gate))
+    hidden = gated * lora.adapted(self, 'up', x, x @ up)
+    hidden = self.layout.constrain(hidden, 'batch', 'length', 'mlp')
     return lora.adapted(self, 'down', hidden, hidden @ down)

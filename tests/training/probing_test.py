@@ -25,7 +25,7 @@ def test_the_cosine_is_that_of_the_first_tokens_with_all(tmp_path):
   row = probing.probed(runtime, state, batch, position)
   assert abs(row['probe/cosine_99'] - 1) < 1e-5
   flat = lambda part: np.concatenate(
-    [np.ravel(leaf) for leaf in jax.tree.leaves(probing._gradient(runtime, state.params, part))]
+    [np.ravel(leaf) for leaf in jax.tree.leaves(probing._gradient(runtime, state, part))]
   ).astype(np.float64)
   one, whole = flat(probing.first_tokens(batch, 4)), flat(batch)
   want = one @ whole / np.linalg.norm(one) / np.linalg.norm(whole)
