@@ -48,6 +48,7 @@ JUDGES = (
 # title, module, names that are shown (None: all public ones that are no bare base of others)
 SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Experiments and stages', 'training.experiment', ('Experiment', 'Stage')),
+  ('Adapters', 'models.lora', ('Lora',)),
   ('Records of rollouts', 'training.rollout_records', ('RolloutRecords',)),
   ('Alarms', 'training.alarms', ('Bounds',)),
   ('Evaluations', 'evaluation.evaluator', ('Evaluation',)),

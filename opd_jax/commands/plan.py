@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.gin').write_text(operative)
   if args.json:
-    model = dataclasses.asdict(experiment.model)
+    model = dataclasses.asdict(experiment.student)
     print(
       json.dumps({'model': model, 'mesh': mesh, **parameters._asdict(), 'stages': held}, indent=2)
     )
     return
-  _print(experiment.model, parameters, mesh, held)
+  _print(experiment.student, parameters, mesh, held)
   if args.workdir:
     print(f'wrote    {Path(args.workdir) / "config.gin"}')
 
@@ -65,7 +65,8 @@ def _simulate(devices: int) -> None:
 
 def _print(model: Any, parameters: Any, mesh: str, held: dict[str, dict[str, int]]) -> None:
   print(
-    f'model    {model.family}, {model.num_layers} layers x {model.width}, {parameters.parameters:,} parameters'
+    f'model    {model.family}, {model.num_layers} layers x {model.width}, {parameters.parameters:,} parameters, '
+    f'{parameters.trained:,} of them trained'
   )
   print(f'layout   {mesh}')
   total, each = (

@@ -19,6 +19,7 @@ EPILOG = (
 """
 )
 STUDENT = 'student'  # the folder of the finished model, in the workdir
+ADAPTER = 'adapter'  # that of its adapters, as PEFT reads them
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +49,15 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
   from opd_jax.planning import memory
 
   plan = memory.plan(experiment)
-  model = experiment.model
+  model, student = experiment.model, experiment.student
   lines = [
     f'model    {model.family}, {model.num_layers} layers x {model.width}, {plan.parameters:,} parameters in '
-    f'{model.param_dtype}, computed in {model.dtype}, from {experiment.weights or f"seed {experiment.seed}"}',
+    f'{student.param_dtype}, computed in {student.dtype}, from {experiment.weights or f"seed {experiment.seed}"}',
+    *(
+      []
+      if experiment.lora is None
+      else [f'lora     {plan.trained:,} of them are trained; {experiment.lora}']
+    ),
     f'layout   {memory.devices_of(experiment)}; {console.memory(plan.bytes_per_device)} of parameters on each',
   ]
   for stage in experiment.stages:
@@ -100,7 +106,7 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
       config=operative,
       listener=listener,
       skip_preflight=skip_preflight,
-      finish=lambda state: _write_student(experiment, state.params, workdir / STUDENT),
+      finish=lambda state: _write_student(experiment, state, workdir),
     )
   if not outcome.finished:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
@@ -110,18 +116,25 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
   return True
 
 
-def _write_student(experiment: Any, params: Any, folder: Path) -> None:
-  """A folder with the trained model, in place of the one that an earlier call wrote."""
+def _write_student(experiment: Any, state: Any, workdir: Path) -> None:
+  """Folders with the trained model and its adapters, in place of those that an earlier call wrote."""
   from opd_jax.data.tokenizers import HubTokenizer
   from opd_jax.processes import first_does
-  from opd_jax.storage import orbax_folder
+  from opd_jax.storage import orbax_folder, peft
+  from opd_jax.training.state import whole_student
 
-  first_does(lambda: shutil.rmtree(folder) if folder.exists() else None)
+  folder, beside = workdir / STUDENT, workdir / ADAPTER
+  for old in (folder, beside):
+    first_does(lambda old=old: shutil.rmtree(old) if old.exists() else None)
   tokenizer = experiment.known_tokenizer
   companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
+  params = whole_student(experiment, state)
   orbax_folder.save(
     folder, experiment.model, params, strings=tokenizer.strings(), companions=companions
   )
+  if experiment.lora is not None:
+    student, layout, base = experiment.student, experiment.layout, experiment.weights
+    peft.save(beside, student, layout, state.params, base=base, companions=companions)
 
 
 def _last_words(workdir: Path, seconds: float) -> None:

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import cache as caches
+from opd_jax.models import lora
 from opd_jax.models.config import ModelConfig
 from opd_jax.models.layers import RMSNorm, bias, rotate, weight
 from opd_jax.sharding import Layout
@@ -152,10 +153,13 @@ class Attention(nnx.Module):
     if config.qk_norm:
       self.query_norm = RMSNorm(size, 'head_dim', config=config)
       self.key_norm = RMSNorm(size, 'head_dim', config=config)
+    inputs = {'query': 1, 'key': 1, 'value': 1, 'output': 2}
+    lora.adapt(self, config.lora, inputs, rngs=rngs)
     self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
 
   def _project(self, x: Float[Array, 'B T D'], name: str) -> Float[Array, 'B T heads H']:
-    projected = jnp.einsum('btd,dnh->btnh', x, getattr(self, name)[...].astype(x.dtype))
+    projected = jnp.einsum('btd,dnh->btnh', x, lora.matrix(self, name, x.dtype))
+    projected = lora.adapted(self, name, x, projected)
     if self.has_bias:
       projected = projected + getattr(self, f'{name}_bias')[...].astype(x.dtype)
     return projected
@@ -182,5 +186,6 @@ class Attention(nnx.Module):
       else:  # a call that fills the whole cache begins at its first column, so a row attends to itself only
         mixed = attend(query, key, value, start=start, layout=self.layout)
     # Contract one axis of heads x size: over two axes XLA:CPU transposes the weight in every decode step.
-    output = self.output[...].astype(x.dtype).reshape(-1, x.shape[-1])
-    return mixed.reshape(*x.shape[:2], -1) @ output, cache
+    output = lora.matrix(self, 'output', x.dtype).reshape(-1, x.shape[-1])
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    return lora.adapted(self, 'output', mixed, mixed @ output), cache

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from opd_jax.models.lora import Lora
+
 DType = Literal['float32', 'bfloat16', 'float16']
 # Compiler options of every program whose log-probabilities are compared with another's. By default XLA keeps a
 # bfloat16 value in float32 inside a fusion, and fusions differ between programs: sampler and scorer of one model were
@@ -69,6 +71,7 @@ class ModelConfig:
       products with weights (of experts, too), 'full' keeps only each layer's input.
     unroll: each layer has parameters of its own instead of a slice of a stack, and programs repeat the layer
       instead of looping: they compile slower and decode twice as fast (`transformer.unrolled`).
+    lora: adapters beside its linear maps, which are then frozen; `Experiment.lora` sets it for the student.
   """
 
   family: Family
@@ -94,6 +97,8 @@ class ModelConfig:
   dtype: DType = 'float32'
   remat: Remat = 'none'
   unroll: bool = False
+  # Not shown: stored scores of a model carry the text of its config in their name.
+  lora: Lora | None = dataclasses.field(default=None, repr=False)
 
   def __post_init__(self):
     sizes = (
@@ -107,11 +112,25 @@ class ModelConfig:
       'max_positions',
     )
     _positive(self, whole=sizes, real=('rope_theta', 'norm_epsilon'))
-    for field, kind in (('rope_scaling', RopeScaling), ('experts', Experts)):
+    for field, kind in (('rope_scaling', RopeScaling), ('experts', Experts), ('lora', Lora)):
       if not isinstance(getattr(self, field), kind | None):
         raise ValueError(
           f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.'
         )
+    self._check_shapes()
+    for field, choices in (
+      ('param_dtype', DType),
+      ('dtype', DType),
+      ('remat', Remat),
+      ('family', Family),
+    ):
+      if getattr(self, field) not in choices.__args__:
+        raise ValueError(
+          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {choices.__args__}.'
+        )
+
+  def _check_shapes(self) -> None:
+    """Refuses numbers that are sound one by one and make no model together."""
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '
@@ -126,16 +145,22 @@ class ModelConfig:
         f'ModelConfig: {self.experts.per_token} experts per token out of {self.experts.count}; '
         'per_token must not exceed count.'
       )
-    for field, choices in (
-      ('param_dtype', DType),
-      ('dtype', DType),
-      ('remat', Remat),
-      ('family', Family),
-    ):
-      if getattr(self, field) not in choices.__args__:
-        raise ValueError(
-          f'ModelConfig: {field}={getattr(self, field)!r}; choose one of {choices.__args__}.'
-        )
+    if self.lora is not None:
+      self.lora.check_sides(self._sides())
+
+  def _sides(self) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every linear map of a layer."""
+    queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+    wide = self.experts.width if self.experts else self.mlp_width
+    return {
+      'query': (self.width, queries),
+      'key': (self.width, keys),
+      'value': (self.width, keys),
+      'output': (queries, self.width),
+      'gate': (self.width, wide),
+      'up': (self.width, wide),
+      'down': (wide, self.width),
+    }
 
   def check_length(self, length: int, *, who: str) -> None:
     """Refuses sequences beyond the position table."""

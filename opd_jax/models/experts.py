@@ -1,14 +1,21 @@
 """Floor 1. The mixture-of-experts MLP: route, sort tokens by expert, one ragged product per matrix."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from opd_jax.models import lora
 from opd_jax.models.config import Experts, ModelConfig
 from opd_jax.models.layers import weight
 from opd_jax.sharding import Layout
+
+NAMES = ('gate', 'up', 'down')
+Adapters = Mapping[str, tuple[Array, Array]]
+NO_ADAPTERS: Adapters = {}
 
 
 def route(
@@ -30,18 +37,29 @@ def mixture(
   gate: Float[Array, 'E D F'],
   up: Float[Array, 'E D F'],
   down: Float[Array, 'E F D'],
+  adapters: Adapters = NO_ADAPTERS,
   *,
   experts: Experts,
 ) -> Float[Array, 'M D']:
-  """Sends every token through its experts; none is dropped, so a result does not depend on the other tokens."""
+  """Sends every token through its experts; none is dropped, so a result does not depend on the other tokens.
+
+  Args:
+    adapters: A [E in rank] and B [E rank out] of those of 'gate', 'up' and 'down' that have them.
+  """
   chosen, weights = route(x, router, experts)
   order = jnp.argsort(chosen.reshape(-1))  # pairs of a token and an expert, sorted by expert
   visits = x[order // experts.per_token]
   sizes = jnp.bincount(chosen.reshape(-1), length=experts.count).astype(jnp.int32)
-  hidden = jax.nn.silu(jax.lax.ragged_dot(visits, gate, sizes)) * jax.lax.ragged_dot(
-    visits, up, sizes
-  )
-  outputs = jax.lax.ragged_dot(hidden, down, sizes)
+
+  def product(x, name, matrix):
+    y = jax.lax.ragged_dot(x, matrix, sizes)
+    if name not in adapters:
+      return y
+    a, b = adapters[name]
+    return y + jax.lax.ragged_dot(jax.lax.ragged_dot(x, a, sizes), b, sizes)
+
+  hidden = jax.nn.silu(product(visits, 'gate', gate)) * product(visits, 'up', up)
+  outputs = product(hidden, 'down', down)
   # Sorting back by inverse permutation is a gather; a scatter-add would sum in an undefined order.
   outputs = outputs[jnp.argsort(order)].reshape(*chosen.shape, -1)
   return jnp.einsum('mcd,mc->md', outputs, weights.astype(x.dtype))
@@ -61,33 +79,42 @@ class ExpertMLP(nnx.Module):
     self.gate = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.up = weight(rngs, wide, axes, inputs=1, dtype=dtype)
     self.down = weight(rngs, narrow, ('experts', 'expert_mlp', 'embed'), inputs=1, dtype=dtype)
+    lora.adapt(self, config.lora, dict.fromkeys(NAMES, 1), leading=1, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    weights = tuple(w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+    weights = tuple(lora.matrix(self, name, x.dtype) for name in NAMES)
+    adapters = {
+      name: getattr(self, name + lora.ADAPTER).pair(x.dtype)
+      for name in NAMES
+      if hasattr(self, name + lora.ADAPTER)
+    }
     if self.layout.is_single:
-      return self._local(x, self.router[...], *weights)
-    return self._sharded(x, self.router[...], *weights)
+      return self._local(x, self.router[...], *weights, adapters=adapters)
+    return self._sharded(x, self.router[...], *weights, adapters=adapters)
 
-  def _local(self, x, router, gate, up, down):
+  def _local(self, x, router, gate, up, down, adapters):
     flat = x.reshape(-1, x.shape[-1])
-    return mixture(flat, router, gate, up, down, experts=self.experts).reshape(x.shape)
+    return mixture(flat, router, gate, up, down, adapters, experts=self.experts).reshape(x.shape)
 
-  def _sharded(self, x, router, gate, up, down):
+  def _sharded(self, x, router, gate, up, down, adapters):
     # The compiler cannot shard a ragged product. Each device sorts its own tokens and holds a slice of
     # every expert, so one psum over the axes that shard the experts' width is the only communication.
     batch, cut = self.layout.spec('batch')[0], self.layout.mesh_axes('expert_mlp')
     split = self.layout.spec('expert_mlp')[0]
     wide, narrow = PartitionSpec(None, None, split), PartitionSpec(None, split, None)
+    whole = PartitionSpec()
+    pairs = {'gate': (whole, wide), 'up': (whole, wide), 'down': (narrow, whole)}
+    pairs = {name: pairs[name] for name in adapters}
 
-    def body(x, router, gate, up, down):
-      partial_sum = self._local(x, router, gate, up, down)
+    def body(x, router, gate, up, down, adapters):
+      partial_sum = self._local(x, router, gate, up, down, adapters)
       return jax.lax.psum(partial_sum, cut) if cut else partial_sum
 
     spread = jax.shard_map(
       body,
       mesh=self.layout.mesh,
-      in_specs=(PartitionSpec(batch), PartitionSpec(), wide, wide, narrow),
+      in_specs=(PartitionSpec(batch), whole, wide, wide, narrow, pairs),
       out_specs=PartitionSpec(batch),
       check_vma=False,
     )
-    return spread(x, router, gate, up, down)
+    return spread(x, router, gate, up, down, adapters)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from opd_jax.models import lora
 from opd_jax.models.config import ModelConfig, RopeScaling
 from opd_jax.sharding import Layout
 
@@ -103,8 +104,11 @@ class GatedMLP(nnx.Module):
     self.gate = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
     self.up = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
     self.down = weight(rngs, narrow, ('mlp', 'embed'), inputs=1, dtype=config.param_dtype)
+    lora.adapt(self, config.lora, {'gate': 1, 'up': 1, 'down': 1}, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-    hidden = jax.nn.silu(x @ gate) * (x @ up)
-    return self.layout.constrain(hidden, 'batch', 'length', 'mlp') @ down
+    gate, up, down = (lora.matrix(self, name, x.dtype) for name in ('gate', 'up', 'down'))
+    gated = jax.nn.silu(lora.adapted(self, 'gate', x, x @ gate))
+    hidden = gated * lora.adapted(self, 'up', x, x @ up)
+    hidden = self.layout.constrain(hidden, 'batch', 'length', 'mlp')
+    return lora.adapted(self, 'down', hidden, hidden @ down)

@@ -193,8 +193,8 @@ def _skeleton(config: ModelConfig, layout: Layout) -> tuple[Any, Any]:  # graphd
   return nnx.split(model)
 
 
-def _names(path: tuple, variable: nnx.Variable, config: ModelConfig) -> tuple[str, ...]:
-  """Logical axes of a parameter; those of a stack of layers begin with 'layers'."""
+def _names(path: tuple, variable: nnx.Variable, config: ModelConfig) -> tuple[str | None, ...]:
+  """Logical axes of a parameter, None where it is never cut; those of a stack of layers begin with 'layers'."""
   stacked = path[0] == 'blocks' and not config.unroll
   return (('layers',) if stacked else ()) + variable.get_metadata('axes')
 

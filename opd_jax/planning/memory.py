@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from opd_jax.models import transformer
+from opd_jax.models import adapters, transformer
 from opd_jax.storage import parameter_names
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.state import abstract_state
@@ -16,6 +16,7 @@ class Plan(NamedTuple):
   """Parameters of a model on a layout."""
 
   parameters: int
+  trained: int  # of them
   bytes_total: int
   bytes_per_device: int
   largest: tuple[tuple[str, tuple[int, ...], int], ...]  # path, shape on one device, bytes there
@@ -23,12 +24,14 @@ class Plan(NamedTuple):
 
 def plan(experiment: Experiment, *, largest: int = 5) -> Plan:
   """Counts from shapes and shardings alone."""
-  leaves = parameter_names.flat(transformer.abstract(experiment.model, experiment.layout))
+  student, layout = experiment.student, experiment.layout
+  leaves = parameter_names.flat(transformer.abstract(student, layout))
   local = {path: leaf.sharding.shard_shape(leaf.shape) for path, leaf in leaves.items()}
   size = {path: math.prod(local[path]) * leaf.dtype.itemsize for path, leaf in leaves.items()}
   top = sorted(size, key=lambda path: -size[path])[:largest]
   return Plan(
     parameters=sum(leaf.size for leaf in leaves.values()),
+    trained=sum(leaf.size for leaf in jax.tree.leaves(adapters.trained(student, layout))),
     bytes_total=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()),
     bytes_per_device=sum(size.values()),
     largest=tuple((path, local[path], size[path]) for path in top),
@@ -47,12 +50,12 @@ class Held(NamedTuple):
 
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
-  config, state = experiment.model, abstract_state(experiment, stage)
+  config, state = experiment.student, abstract_state(experiment, stage)
   copy = transformer.decoding_config(config)
   writes = stage.mix.needs_student and copy != config
-  wide = transformer.abstract(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
+  wide = adapters.trained(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
-    parameters=_each(state.params),
+    parameters=_each(state.params) + _each(state.base),
     optimiser=_each(state.optimiser),
     gradient=_each(wide),
     snapshots=_each(state.snapshots),

@@ -11,8 +11,10 @@ from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.models import presets, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
-from opd_jax.storage import hub, huggingface, huggingface_config, orbax_folder
+from opd_jax.storage import hub, huggingface, huggingface_config, orbax_folder, peft
 from opd_jax.types import Params
+
+TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
 class Loaded(NamedTuple):
@@ -39,6 +41,10 @@ def model(
     config = presets.every()[source](**overrides)
     return Loaded(config, transformer.init(config, layout, jax.random.key(seed)), None)
   folder = folder_of(source)
+  if peft.is_adapter(folder):
+    base = model(peft.base_of(folder), layout, seed=seed, progress=progress, **overrides)
+    params = peft.load(folder, base.config, layout, base.params)
+    return Loaded(base.config, params, folder if _has_tokenizer(folder) else base.folder)
   if orbax_folder.is_native(folder):
     return Loaded(*orbax_folder.load(folder, layout, **overrides), folder)
   return Loaded(*huggingface.load(folder, layout, progress=progress, **overrides), folder)
@@ -66,6 +72,8 @@ def config_of(source: str) -> ModelConfig:
   if is_preset(source):
     return presets.every()[source]()
   folder = folder_of(source)
+  if peft.is_adapter(folder):
+    return config_of(peft.base_of(folder))
   if orbax_folder.is_native(folder):
     return orbax_folder.read_config(folder)
   return huggingface_config.read(folder)
@@ -101,10 +109,13 @@ def strings_of(source: str) -> tuple[str | None, ...] | None:
       raise ValueError(
         f'model: {stored} cannot be read ({error}). Save the model again.'
       ) from error
-  files = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-  return (
-    HubTokenizer(folder).strings() if any((folder / file).is_file() for file in files) else None
-  )
+  if _has_tokenizer(folder):
+    return HubTokenizer(folder).strings()
+  return strings_of(peft.base_of(folder)) if peft.is_adapter(folder) else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+  return any((folder / file).is_file() for file in TOKENIZER_FILES)
 
 
 def check_files(source: str) -> None:
@@ -112,5 +123,7 @@ def check_files(source: str) -> None:
   if is_preset(source):
     return
   folder = folder_of(source)
+  if peft.is_adapter(folder):
+    check_files(peft.base_of(folder))
   if orbax_folder.is_native(folder):
     orbax_folder.check_files(folder)

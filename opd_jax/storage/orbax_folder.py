@@ -47,9 +47,11 @@ def save(
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder / 'params', params)
     if jax.process_index() == 0:
+      fields = dataclasses.asdict(config)
+      assert fields.pop('lora') is None  # adapters are merged before
       record = {
         'format': FORMAT,
-        'model': dataclasses.asdict(config),
+        'model': fields,
         'shapes': {path: list(leaf.shape) for path, leaf in parameter_names.flat(params).items()},
         'files': _files(folder),
       }

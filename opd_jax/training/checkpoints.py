@@ -1,8 +1,9 @@
 """Floor 5. Checkpoints: written in the background, whole or not at all, and proved when they are read.
 
 A checkpoint is the arrays of a `State` and a `RunPosition`: everything a run needs to go on as if nothing had
-happened. With them lies the fingerprint of the arrays; a checkpoint that does not match it is damaged, is reported, and
-the one before it is used.
+happened. Only a base that is frozen beside adapters is not written: a run loads it again from where it came, and
+compares it with the digest that the checkpoint has of it. With them lies the fingerprint of the arrays; a checkpoint
+that does not match it is damaged, is reported, and the one before it is used.
 """
 
 import difflib
@@ -10,16 +11,43 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from opd_jax.models import adapters
 from opd_jax.processes import barrier
-from opd_jax.storage.fingerprint import fingerprint
-from opd_jax.training.state import RunPosition, State
+from opd_jax.storage.fingerprint import digest, fingerprint
+from opd_jax.training.experiment import Experiment
+from opd_jax.training.state import Moved, RunPosition, State, begin
+from opd_jax.types import Params
 
 Say = Callable[[str], None]
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
+
+  moved: Moved
+  position: RunPosition
+  base: str | None  # `_base_digest` of what was frozen
+
+
+def _base_digest(base: Params) -> str | None:
+  """Hash of what is frozen; None where nothing is."""
+  return digest(base) if base else None
+
+
+def state_of(restored: Restored, experiment: Experiment, say: Say) -> State:
+  """The state that goes on; what was frozen comes from where it came from at the beginning."""
+  base = adapters.NO_BASE if experiment.lora is None else begin(experiment, say)[0]
+  if restored.base != _base_digest(base):
+    raise ValueError(
+      f'checkpoints: {experiment.weights or f"what seed {experiment.seed} draws"} has changed since these adapters '
+      'were trained beside it. Put the old weights back, or begin anew with another --workdir.'
+    )
+  return State(*restored.moved, base=base)
 
 
 class Checkpointer:
@@ -53,10 +81,11 @@ class Checkpointer:
     record = {
       'position': position._asdict(),
       'config': self.config,
-      'fingerprint': fingerprint(state),
+      'fingerprint': fingerprint(state.moved),
+      'base': _base_digest(state.base),
     }
     arguments = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record)
+      state=ocp.args.StandardSave(state.moved), run=ocp.args.JsonSave(record)
     )
     self._try(lambda: self._manager.save(position.step, args=arguments), position.step)
 
@@ -79,7 +108,7 @@ class Checkpointer:
         'permissions, then run the same command again.'
       ) from error
 
-  def restore(self, target: Callable[[RunPosition], Any]) -> tuple[State, RunPosition] | None:
+  def restore(self, target: Callable[[RunPosition], State]) -> Restored | None:
     """The newest checkpoint that is whole; None where there is none yet.
 
     Args:
@@ -95,12 +124,12 @@ class Checkpointer:
         self._damaged(step, error)
         continue
       self._same(config)
-      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(position)))
+      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(position).moved))
       try:
-        state = self._manager.restore(step, args=arguments)['state']
+        moved = self._manager.restore(step, args=arguments)['state']
         if bad := sorted(
           path
-          for path, sum_ in fingerprint(state).items()
+          for path, sum_ in fingerprint(moved).items()
           if record['fingerprint'].get(path) != sum_
         ):
           raise ValueError(f'{len(bad)} arrays have changed, e.g. {bad[0]}')
@@ -110,7 +139,7 @@ class Checkpointer:
         self._damaged(step, error)
         continue
       self._set_aside([kept for kept in self._manager.all_steps() if kept > step])
-      return state, position
+      return Restored(moved, position, record.get('base'))
     if self._manager.all_steps():
       raise ValueError(
         f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.'

@@ -10,7 +10,7 @@ from opd_jax.training import writers
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.recorder import Recorder, texts_record
 from opd_jax.training.runtime import StageRuntime
-from opd_jax.training.state import RunPosition, State
+from opd_jax.training.state import RunPosition, State, whole_student
 from opd_jax.types import Params
 
 
@@ -54,11 +54,12 @@ class Evaluations:
       records = evaluator.outcomes(outcome.responses, step=position.step, seed=self.seed)
       self.recorder.outcomes(records)
     if self.first is not None:
-      row |= self._geometry(self.first, state.params)
+      now = whole_student(self.runtime.experiment, state)
+      row |= self._geometry(self.first, now)
     return row
 
   def _geometry(self, first: Params, now: Params) -> dict[str, float]:
     """How far the weights are from those that the run began with."""
-    config, layout = self.runtime.config, self.runtime.layout
+    config, layout = self.runtime.experiment.model, self.runtime.layout
     changes = geometry.changes(config, layout, first, now)
     return {f'geometry/{name}': value for name, value in geometry.summary(changes).items()}

@@ -1,6 +1,7 @@
 """Floor 5. What a run is made of: the records that gin fills and everything else reads."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from opd_jax.inference.sampler import Sampling
 from opd_jax.judges.spec import AnyJudge
 from opd_jax.method import Method
 from opd_jax.models.config import ModelConfig
+from opd_jax.models.lora import Lora
 from opd_jax.rollouts import RolloutMix
 from opd_jax.sharding import Layout
 from opd_jax.storage.hub_tokenizer import Published
@@ -139,6 +141,7 @@ class Experiment:
     layout: where its parameters lie during training.
     stages: one after the other, on the same weights.
     weights: where these come from: a folder, a hub id, or None for random ones.
+    lora: adapters beside the linear maps of the student, which are frozen then; None trains every parameter.
     tokenizer: text <-> tokens, of the student and its judges; or the name of a published one.
     sampling_layout: where the student lies while it writes; None: where it is trained.
     evaluations: what is measured on the way.
@@ -156,6 +159,7 @@ class Experiment:
   layout: Layout
   stages: Sequence[Stage] = ()
   weights: str | None = None
+  lora: Lora | None = None
   tokenizer: Tokenizer | Published | None = None
   sampling_layout: Layout | None = None
   evaluations: Sequence[Evaluation] = ()
@@ -182,6 +186,7 @@ class Experiment:
           raise ValueError(
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
+    self._check_lora()
     if self.rollouts is not None:
       check_kinds(self, rollouts=RolloutRecords)
     if self.geometry and not self.evaluations:
@@ -201,6 +206,23 @@ class Experiment:
         raise ValueError(
           f'Experiment: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
         )
+
+  def _check_lora(self) -> None:
+    """Refuses adapters that were bound to the wrong place, or that do not fit the model."""
+    if self.model.lora is not None:
+      raise ValueError(
+        'Experiment: the model has LoRA of its own. Bind Experiment.lora instead: the run then knows what it freezes.'
+      )
+    if self.lora is not None:
+      check_kinds(self, lora=Lora)
+      _ = self.student
+
+  @functools.cached_property
+  def student(self) -> ModelConfig:
+    """The model as it is trained: with its adapters, beside a base that is stored as it is computed in."""
+    if self.lora is None:
+      return self.model
+    return dataclasses.replace(self.model, lora=self.lora, param_dtype=self.model.dtype)
 
   @property
   def steps(self) -> int:

@@ -21,7 +21,7 @@ from opd_jax.losses.terms import Term
 from opd_jax.losses.tile import Reading
 from opd_jax.losses.vocab_shard import Target
 from opd_jax.method import WeightedTerms
-from opd_jax.models import transformer
+from opd_jax.models import adapters, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray, Params, Rollout
@@ -49,6 +49,7 @@ class Total(NamedTuple):
 def objective(
   params: Params,
   batch: Batch,
+  base: Params = adapters.NO_BASE,
   *,
   config: ModelConfig,
   layout: Layout,
@@ -56,7 +57,7 @@ def objective(
   diagnose: str | None = None,
 ) -> tuple[Float[Array, ''], Reading]:
   """The loss of a batch, or of a part of one: coefficients know the whole, so parts add up."""
-  states, head = _states(params, batch.rollout, config, layout)
+  states, head = _states(adapters.joined(base, params), batch.rollout, config, layout)
   return vocabulary.weighted_sum(
     states,
     head,
@@ -84,11 +85,11 @@ def zero_sums(params: Params, *, config: ModelConfig, layout: Layout) -> Total:
 
 
 def placed(tree: Params, config: ModelConfig, layout: Layout) -> Params:
-  """A tree like the parameters, pinned to where those lie."""
+  """A tree like the trained parameters, pinned to where those lie."""
   if layout.is_single:
     return tree
   pin = lambda x, leaf: jax.lax.with_sharding_constraint(x, leaf.sharding)
-  return jax.tree.map(pin, tree, transformer.abstract(config, layout))
+  return jax.tree.map(pin, tree, adapters.trained(config, layout))
 
 
 @functools.partial(
@@ -96,9 +97,9 @@ def placed(tree: Params, config: ModelConfig, layout: Layout) -> Params:
   static_argnames=('config', 'layout', 'tile', 'diagnose'),
   donate_argnames=('loss', 'gradient'),
 )
-def add(loss, gradient, params, batch: Batch, *, config, layout, tile, diagnose):
+def add(loss, gradient, params, batch: Batch, base, *, config, layout, tile, diagnose):
   (new, reading), more = jax.value_and_grad(objective, has_aux=True)(
-    params, batch, config=config, layout=layout, tile=tile, diagnose=diagnose
+    params, batch, base, config=config, layout=layout, tile=tile, diagnose=diagnose
   )
   gradient = jax.tree.map(lambda old, new: old + new.astype(old.dtype), gradient, more)
   tally = _tally(reading, batch)
@@ -203,6 +204,7 @@ def parts_of(batch: Batch, microbatches: int, *, layout: Layout, rows: np.ndarra
 def gradient(
   params: Params,
   batch: Batch,
+  base: Params = adapters.NO_BASE,
   *,
   config: ModelConfig,
   layout: Layout,
@@ -214,7 +216,9 @@ def gradient(
   """The sum over a batch, and the reading of each microbatch with the rows it is of.
 
   Args:
+    params: what is trained; the gradient is theirs.
     batch: see `parts_of`.
+    base: what is frozen.
     microbatches: how many passes; the result does not depend on it.
     rows: which rows of the batch; None takes all.
     tile: tokens of a tile of the vocabulary pass; None chooses from shapes.
@@ -224,7 +228,7 @@ def gradient(
   loss, sums, tally = total.loss, total.gradient, {}
   for members, piece in parts_of(batch, microbatches, layout=layout, rows=rows):
     loss, sums, seen, reading = add(
-      loss, sums, params, piece, config=config, layout=layout, tile=tile, diagnose=diagnose
+      loss, sums, params, piece, base, config=config, layout=layout, tile=tile, diagnose=diagnose
     )
     largest = {'gap_max': jnp.maximum(seen['gap_max'], tally.get('gap_max', 0.0))}
     tally = {name: value + tally.get(name, 0) for name, value in seen.items()} | largest

@@ -19,7 +19,7 @@ from opd_jax.responses import Responses
 from opd_jax.training import following, metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.alarms import Alarm, check_alarms
-from opd_jax.training.checkpoints import Checkpointer
+from opd_jax.training.checkpoints import Checkpointer, state_of
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
@@ -31,8 +31,9 @@ from opd_jax.training.state import (
   RunPosition,
   State,
   abstract_state,
-  first_weights,
+  begin,
   initial_state,
+  starting_point,
 )
 from opd_jax.types import Params
 
@@ -62,9 +63,7 @@ class Run(NamedTuple):
   listener: Listener
   interrupted: Callable[[], bool]
   skip_preflight: bool
-  first: (
-    Params | None
-  )  # the weights that it began with, in the memory of the host, where geometry is wanted
+  first: Params | None  # where geometry is wanted: the weights that it began with, on the host
 
 
 def train(
@@ -114,7 +113,7 @@ def _run(
       recorder = _recorder(experiment, workdir, config, restored, listener.say)
       first = None
       if experiment.geometry:
-        first = geometry.copy_of(first_weights(experiment, listener.say))
+        first = geometry.copy_of(starting_point(experiment, restored[0].base, listener.say))
       run = Run(
         experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight, first
       )
@@ -132,7 +131,7 @@ def check_startable(experiment: Experiment) -> None:
     raise ValueError(
       'train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.'
     )
-  if experiment.model.param_dtype != 'float32':
+  if experiment.lora is None and experiment.model.param_dtype != 'float32':
     raise ValueError(
       f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
       "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
@@ -142,13 +141,13 @@ def check_startable(experiment: Experiment) -> None:
 def _restored(experiment: Experiment, checkpointer: Checkpointer, say) -> tuple[State, RunPosition]:
   """Where the newest checkpoint stands, or the very beginning."""
   last = len(experiment.stages) - 1
-  target = lambda position: abstract_state(experiment, experiment.stages[min(position.stage, last)])
-  restored = checkpointer.restore(target)
-  if restored is not None:
-    say(f'resumed at step {restored[1].step} of {experiment.steps}')
-    return restored
-  params = first_weights(experiment, say)
-  return initial_state(experiment, experiment.stages[0], params), RunPosition()
+  stage_at = lambda position: experiment.stages[min(position.stage, last)]
+  restored = checkpointer.restore(lambda position: abstract_state(experiment, stage_at(position)))
+  if restored is None:
+    base, params = begin(experiment, say)
+    return initial_state(experiment, experiment.stages[0], params, base), RunPosition()
+  say(f'resumed at step {restored.position.step} of {experiment.steps}')
+  return state_of(restored, experiment, say), restored.position
 
 
 def _recorder(
@@ -174,7 +173,7 @@ def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
     state, position = outcome.state, outcome.position
     position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
     if position.stage < len(stages):
-      state = initial_state(run.experiment, stages[position.stage], state.params)
+      state = initial_state(run.experiment, stages[position.stage], state.params, state.base)
     run.checkpointer.save(state, position)
   run.checkpointer.finish()
   return Outcome(state, position, finished=True)
@@ -218,7 +217,7 @@ def one_step(
   with watch('weigh'):
     batch, survey = jax.block_until_ready(verbs.weigh(runtime, weights, evidence))
   with watch('update'):
-    seen = probing.probed(runtime, state.params, batch, position)
+    seen = probing.probed(runtime, state, batch, position)
     state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
     state, shocks = following.after_update(runtime, state, evidence, position)
   step, name = position.step + 1, runtime.stage.name

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array
 
 from opd_jax.inference import decode_programs, scorer
-from opd_jax.models import transformer
+from opd_jax.models import adapters
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.training import gradient as gradients
@@ -21,7 +21,7 @@ def abstract_optimiser(
   optimiser: optax.GradientTransformation, config: ModelConfig, layout: Layout
 ) -> Any:
   """Shapes and shardings of the optimiser's state: each moment lies like its parameter."""
-  leaves = transformer.abstract(config, layout)
+  leaves = adapters.trained(config, layout)
   like = lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding)
   whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding())
   shapes = jax.eval_shape(optimiser.init, leaves)

@@ -9,21 +9,20 @@ import numpy as np
 from opd_jax.training import gradient
 from opd_jax.training.gradient import Batch
 from opd_jax.training.runtime import StageRuntime
-from opd_jax.training.state import RunPosition
-from opd_jax.types import Params
+from opd_jax.training.state import RunPosition, State
 
 
 def probed(
-  runtime: StageRuntime, params: Params, batch: Batch, position: RunPosition
+  runtime: StageRuntime, state: State, batch: Batch, position: RunPosition
 ) -> dict[str, float]:
   """The metrics that `probes.Probe` describes; nothing in a step that is no probe."""
   probe = runtime.stage.method.probe
   if probe is None or position.stage_step % probe.every:
     return {}
-  whole = _gradient(runtime, params, batch)
+  whole = _gradient(runtime, state, batch)
   row, window = {}, probe.windows[-1]
   for length in reversed(probe.windows):
-    part = _gradient(runtime, params, first_tokens(batch, length))
+    part = _gradient(runtime, state, first_tokens(batch, length))
     cosine = float(_cosine(part, whole))
     row[f'probe/cosine_{length}'] = cosine
     if cosine >= probe.agreement:
@@ -40,10 +39,11 @@ def first_tokens(batch: Batch, length: int) -> Batch:
   return batch._replace(terms=terms)
 
 
-def _gradient(runtime: StageRuntime, params: Params, batch: Batch) -> Any:
+def _gradient(runtime: StageRuntime, state: State, batch: Batch) -> Any:
   total, _ = gradient.gradient(
-    params,
+    state.params,
     batch,
+    state.base,
     config=runtime.config,
     layout=runtime.layout,
     microbatches=runtime.stage.microbatches * runtime.stage.minibatches,  # as large as an update's

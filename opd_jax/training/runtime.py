@@ -61,7 +61,7 @@ class StageRuntime:
 
   @property
   def config(self) -> ModelConfig:
-    return self.experiment.model
+    return self.experiment.student
 
   @property
   def layout(self) -> Layout:
@@ -193,7 +193,7 @@ def build_runtime(
   stage, tokenizer = experiment.stages[number], experiment.known_tokenizer
   reads = check_stage(stage, experiment.model)
   builder = Builder(
-    config=experiment.model,
+    config=experiment.student,
     layout=experiment.layout,
     tokenizer=tokenizer,
     template=stage.template,

@@ -8,24 +8,41 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax.judges import snapshots
-from opd_jax.models import transformer
+from opd_jax.models import adapters, transformer
 from opd_jax.storage import load
 from opd_jax.training import optimiser_step
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.types import Params, Weights
 
 
-class State(NamedTuple):
-  """Everything that an update moves."""
+class Moved(NamedTuple):
+  """What a checkpoint holds of a state: everything that an update moves."""
 
   params: Params
   optimiser: Any
+  snapshots: Mapping[str, Params]
+  memory: Any
+
+
+class State(NamedTuple):
+  """The weights of a run and what moves them. With LoRA `params` and `snapshots` are adapters."""
+
+  params: Params  # what the optimiser moves
+  optimiser: Any
   snapshots: Mapping[str, Params]  # judges that are earlier selves of the student, by name
   memory: Any  # what the method remembers of earlier batches
+  base: Params  # what stays as it is: of the student and of all snapshots
 
   @property
   def weights(self) -> Weights:
-    return Weights(self.params, self.snapshots)
+    whole = lambda params: adapters.joined(self.base, params)
+    return Weights(
+      whole(self.params), {name: whole(params) for name, params in self.snapshots.items()}
+    )
+
+  @property
+  def moved(self) -> Moved:
+    return Moved(self.params, self.optimiser, self.snapshots, self.memory)
 
 
 class RunPosition(NamedTuple):
@@ -41,48 +58,77 @@ class RunPosition(NamedTuple):
   gates: dict[str, dict[str, Any]] | None = None  # what gates of judges remember
 
 
-def initial_state(experiment: Experiment, stage: Stage, params: Params) -> State:
-  """The state at the beginning of a stage: a fresh optimiser, and snapshots that are the student."""
+def initial_state(
+  experiment: Experiment, stage: Stage, params: Params, base: Params = adapters.NO_BASE
+) -> State:
+  """The state at the beginning of a stage: a fresh optimiser, and snapshots that are the student.
+
+  Args:
+    params, base: what is trained and what is frozen.
+  """
   refreshes = snapshots.refreshes_of(stage.judges, stage.asked)
   return State(
     params=params,
     optimiser=optimiser_step.optimiser_state(
-      stage.optimiser, params, experiment.model, experiment.layout
+      stage.optimiser, params, experiment.student, experiment.layout
     ),
     snapshots=snapshots.initial(refreshes, params),
     memory=jax.tree.map(jnp.asarray, stage.method.memory),
+    base=base,
   )
 
 
 def abstract_state(experiment: Experiment, stage: Stage) -> State:
   """Its shapes and shardings, without a byte of it."""
-  leaves = transformer.abstract(experiment.model, experiment.layout)
+  leaves = adapters.trained(experiment.student, experiment.layout)
   refreshes = snapshots.refreshes_of(stage.judges, stage.asked)
   memory = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, stage.method.memory))
   whole = experiment.layout.sharding()
   return State(
     params=leaves,
     optimiser=optimiser_step.abstract_optimiser(
-      stage.optimiser, experiment.model, experiment.layout
+      stage.optimiser, experiment.student, experiment.layout
     ),
     snapshots=dict.fromkeys(refreshes, leaves),
     memory=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), memory),
+    base=adapters.frozen(experiment.student, experiment.layout),
   )
 
 
+def begin(experiment: Experiment, say: Callable[[str], None]) -> tuple[Params, Params]:
+  """What is frozen and what is trained, at the very beginning."""
+  key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31 - 4)
+  params = first_weights(experiment, say)
+  return adapters.begin(experiment.student, experiment.layout, params, key)
+
+
+def starting_point(experiment: Experiment, base: Params, say: Callable[[str], None]) -> Params:
+  """The weights that a run began with, stored as `Experiment.model` says; adapters change nothing there."""
+  if experiment.lora is None:
+    return first_weights(experiment, say)
+  return adapters.merged(experiment.student, experiment.layout, base, experiment.model)
+
+
+def whole_student(experiment: Experiment, state: State) -> Params:
+  """The student's weights as a model without adapters, stored as `Experiment.model` says."""
+  student, layout = experiment.student, experiment.layout
+  return adapters.merged(student, layout, state.weights.student, experiment.model)
+
+
 def first_weights(experiment: Experiment, say: Callable[[str], None]) -> Any:
-  """The student's weights at the very beginning."""
+  """The student's weights at the very beginning, without adapters."""
+  student = adapters.plain(experiment.student)
   if experiment.weights is None:
     key = jax.random.key(experiment.seed)
-    return transformer.init(experiment.model, experiment.layout, key)
+    return transformer.init(student, experiment.layout, key)
   say(f'loading the student: {experiment.weights}')
   types: dict[str, Any] = {
-    'param_dtype': experiment.model.param_dtype,
-    'dtype': experiment.model.dtype,
+    'param_dtype': student.param_dtype,
+    'dtype': student.dtype,
   }
   loaded = load.model(experiment.weights, experiment.layout, seed=experiment.seed, **types)
   free = ('param_dtype', 'dtype', 'remat', 'unroll', 'begin_token', 'end_tokens', 'pad_token')
-  wanted, stored = (dataclasses.asdict(config) for config in (experiment.model, loaded.config))
+  wanted, stored = (dataclasses.asdict(config) for config in (student, loaded.config))
   if unlike := [name for name in stored if name not in free and stored[name] != wanted[name]]:
     listed = ', '.join(f'{name} {stored[name]!r} instead of {wanted[name]!r}' for name in unlike)
     raise ValueError(

@@ -123,6 +123,7 @@ def update(
   total, _ = gradient.gradient(
     state.params,
     batch,
+    state.base,
     config=runtime.config,
     layout=runtime.layout,
     microbatches=runtime.stage.microbatches,

@@ -22,17 +22,17 @@ def test_the_cosine_is_that_of_the_first_tokens_with_all(tmp_path):
   responses = verbs.sample(runtime, state.weights, runtime.stream().take(4), position)
   evidence = verbs.score(runtime, state.weights, responses, position)
   batch, _ = verbs.weigh(runtime, state.weights, evidence)
-  row = probing.probed(runtime, state.params, batch, position)
+  row = probing.probed(runtime, state, batch, position)
   assert abs(row['probe/cosine_99'] - 1) < 1e-5
   flat = lambda part: np.concatenate(
-    [np.ravel(leaf) for leaf in jax.tree.leaves(probing._gradient(runtime, state.params, part))]
+    [np.ravel(leaf) for leaf in jax.tree.leaves(probing._gradient(runtime, state, part))]
   ).astype(np.float64)
   one, whole = flat(probing.first_tokens(batch, 4)), flat(batch)
   want = one @ whole / np.linalg.norm(one) / np.linalg.norm(whole)
   assert abs(row['probe/cosine_4'] - want) < 1e-5 and row['probe/cosine_1'] < row['probe/cosine_99']
   agreed = [window for window in (1, 4, 99) if row[f'probe/cosine_{window}'] >= 0.6]
   assert row['probe/window'] == agreed[0]
-  assert probing.probed(runtime, state.params, batch, RunPosition(stage_step=1)) == {}
+  assert probing.probed(runtime, state, batch, RunPosition(stage_step=1)) == {}
 
 
 def test_responses_are_as_long_as_the_last_probe_says(tmp_path):
