@@ -98,8 +98,9 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
   say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
-  with console.progress_bar('training') as bar:
-    listener = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
+  with console.RunLine('training') as line:
+    shown = {'progress': line.progress, 'compiling': line.compiling} if chief else {}
+    listener = loop.Listener(say=say, **shown)
     outcome = loop.train(
       experiment,
       workdir,

@@ -5,27 +5,26 @@ numbers as one that was not.
 """
 
 import gc
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from opd_jax.data.stream import Stream
 from opd_jax.evaluation import geometry
-from opd_jax.method import Evidence
-from opd_jax.processes import any_process
-from opd_jax.responses import Responses
+from opd_jax.processes import largest
+from opd_jax.programs import counted
 from opd_jax.training import following, metrics, moving, optimiser_step, preflight, probing, verbs
 from opd_jax.training import workdir as workdirs
-from opd_jax.training.alarms import Alarm, check_alarms
+from opd_jax.training.ahead import Ahead, Example
 from opd_jax.training.checkpoints import Checkpointer, state_of
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
-from opd_jax.training.gradient import Batch
-from opd_jax.training.pace import Stopwatch, pace
-from opd_jax.training.recorder import Recorder, save_batch, texts_record
-from opd_jax.training.rollout_records import record_of
+from opd_jax.training.pace import Pace, Stopwatch
+from opd_jax.training.recorder import Recorder
+from opd_jax.training.run import Listener, Outcome, Run, record_texts, watched
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
   RunPosition,
@@ -35,35 +34,6 @@ from opd_jax.training.state import (
   initial_state,
   starting_point,
 )
-from opd_jax.types import Params
-
-
-class Listener(NamedTuple):
-  """Who listens to a run."""
-
-  say: Callable[[str], None] = print
-  progress: Callable[[int, int, str], None] = lambda done, total, text: None
-
-
-class Outcome(NamedTuple):
-  """How a call ended."""
-
-  state: State
-  position: RunPosition
-  finished: bool  # False: interrupted, and saved
-
-
-class Run(NamedTuple):
-  """What the parts of a run share."""
-
-  experiment: Experiment
-  workdir: Path
-  recorder: Recorder
-  checkpointer: Checkpointer
-  listener: Listener
-  interrupted: Callable[[], bool]
-  skip_preflight: bool
-  first: Params | None  # where geometry is wanted: the weights that it began with, on the host
 
 
 def train(
@@ -108,14 +78,28 @@ def _run(
     say=listener.say,
   )
   try:
-    with workdirs.interrupts() as interrupted:
+    with (
+      workdirs.interrupts() as interrupted,
+      counted(lambda count: listener.compiling(f'compiling: {count}')) as count,
+      Ahead(listener.compiling) as ahead,
+    ):
       restored = _restored(experiment, checkpointer, listener.say)
       recorder = _recorder(experiment, workdir, config, restored, listener.say)
       first = None
       if experiment.geometry:
         first = geometry.copy_of(starting_point(experiment, restored[0].base, listener.say))
       run = Run(
-        experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight, first
+        experiment=experiment,
+        workdir=workdir,
+        recorder=recorder,
+        checkpointer=checkpointer,
+        listener=listener,
+        interrupted=interrupted,
+        skip_preflight=skip_preflight,
+        first=first,
+        count=count,
+        ahead=ahead,
+        pace=Pace(experiment.steps),
       )
       try:
         return _stages(run, *restored)
@@ -176,7 +160,7 @@ def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
       state = initial_state(run.experiment, stages[position.stage], state.params, state.base)
     run.checkpointer.save(state, position)
   run.checkpointer.finish()
-  return Outcome(state, position, finished=True)
+  return Outcome(state, position)
 
 
 def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
@@ -185,30 +169,34 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   if position.stream is not None:
     stream.restore(position.stream)
   if position.stage_step == 0 and not run.skip_preflight:
-    state = preflight.check(runtime, stream, state, position, run.listener.say)
+    state, example = preflight.check(runtime, stream, state, position, run.listener.say)
+    run.ahead.begin(runtime, state, example, position)
+    del example
+    run.listener.say(f'compiled before the first step: {run.count}')
   evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=True)
   while position.stage_step < runtime.stage.steps:
     state, position, row = one_step(run, runtime, stream, state, position)
-    run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
+    line = run.pace.line(row, now=time.monotonic())
+    run.listener.progress(position.step, experiment.steps, line)
     last, step = position.stage_step == runtime.stage.steps, position.step
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=last)
     if step % run.checkpointer.every == 0 and not last:
       run.checkpointer.save(state, position)
-    if any_process(run.interrupted()):
+    if signal := largest(run.interrupted()):
       run.checkpointer.save(state, position)
       run.checkpointer.finish()
       run.listener.say(f'interrupted and saved at step {step}; run the same command to go on')
-      return Outcome(state, position, finished=False)
-  return Outcome(state, position, finished=True)
+      return Outcome(state, position, signal)
+  return Outcome(state, position)
 
 
 def one_step(
   run: Run, runtime: StageRuntime, stream: Stream, state: State, position: RunPosition
 ) -> tuple[State, RunPosition, Mapping[str, Any]]:
   """One batch of rollouts, from the question to the new weights, and the metrics of it."""
-  watch, weights = Stopwatch(), state.weights
+  watch, weights, waited = Stopwatch(), state.weights, run.count.waited
   with watch('sample'):
     responses = verbs.sample(runtime, weights, stream.take(runtime.stage.prompts), position)
   with watch('score'):
@@ -229,6 +217,7 @@ def one_step(
     **watch.seconds,
     'time/tokens_per_s': row['tokens'] / watch.total,
     'time/compiles': optimiser_step.compiled_programs(),
+    'time/compiling': run.count.waited - waited,
   }
   after = position._replace(
     stage_step=position.stage_step + 1,
@@ -239,8 +228,10 @@ def one_step(
   moved = following.after_row(runtime, state, after, row)
   row |= moved.seen
   run.recorder.row(row)
-  _record_texts(run, runtime, responses, evidence, batch, step)
-  alarms = _alarms(run, row, position, batch)
+  if not run.skip_preflight:  # a resumed run has no dry step
+    run.ahead.begin(runtime, state, Example(responses, evidence, batch), position)
+  record_texts(run, runtime, responses, evidence, batch, step)
+  alarms = watched(run, row, position, batch)
   return moved.state, moved.position._replace(alarms=alarms), row
 
 
@@ -257,33 +248,7 @@ def _evaluated(
   row = evaluations.run(state, position, all_of_them=all_of_them)
   if not row:
     return state, position
+  run.pace.evaluated(row)
   moved = following.after_row(runtime, state, position, row)
   run.recorder.row({'step': position.step, 'stage': runtime.stage.name, **row, **moved.seen})
   return moved.state, moved.position
-
-
-def _record_texts(
-  run: Run,
-  runtime: StageRuntime,
-  responses: Responses,
-  evidence: Evidence,
-  batch: Batch,
-  step: int,
-) -> None:
-  """Texts of a batch, and responses token by token, where a record of them is due."""
-  name, settings = runtime.stage.name, run.experiment.rollouts
-  if step % run.experiment.samples_every == 0 or step == 1:
-    run.recorder.samples(texts_record(responses, step, name))
-  if settings is not None and settings.is_due(step):
-    rows = record_of(
-      responses, evidence, batch.terms, runtime.tokenizer, settings, step=step, stage=name
-    )
-    run.recorder.rollouts(rows, mib=settings.mib)
-
-
-def _alarms(run: Run, row, position: RunPosition, batch: Batch) -> dict[str, float]:
-  try:
-    return check_alarms(row, position.alarms or {}, run.experiment.bounds)
-  except Alarm as alarm:
-    file = save_batch(batch, run.workdir, row['step'])
-    raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm

@@ -25,6 +25,7 @@ from opd_jax.method import Evidence
 from opd_jax.processes import to_host
 from opd_jax.storage import load
 from opd_jax.training import verbs
+from opd_jax.training.ahead import Example
 from opd_jax.training.asking import bias_of_updates, check_stage
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.following import check_gates
@@ -67,7 +68,7 @@ def look_at_stages(experiment: Experiment, say: Say) -> None:
 
 def check(
   runtime: StageRuntime, stream: Stream, state: State, position: RunPosition, say: Say
-) -> State:
+) -> tuple[State, Example]:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
   before = stream.state()
   problems = stream.take(runtime.stage.prompts)
@@ -101,7 +102,7 @@ def check(
       f'every judge told numbers: it is the method or the update of stage {runtime.stage.name}. Check coefficients '
       'that divide, and the weights of the student.'
     )
-  return state
+  return state, Example(responses, evidence, batch)
 
 
 def _shows_something(
