@@ -14,10 +14,18 @@ HELP = 'run an experiment; the same command goes on with one that was interrupte
 EPILOG = (
   flags.GIN
   + """\
+
+A run goes on with its own configuration. How it is observed may change: evaluations, checkpoint_every,
+checkpoints_kept, samples_every, rollouts, geometry, wandb. --extend takes more STEPS of the last stage.
+SIGTERM and ctrl-c save after the step and exit with 143 and 130; ctrl-c twice does not wait.
+Compiled programs are kept in ~/.cache/opd_jax; JAX_COMPILATION_CACHE_DIR names another folder,
+JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+
   opd train --gin_file experiments/models/small.gin --gin_file experiments/data/sums.gin \\
             --gin_file experiments/methods/sft.gin --workdir runs/sft
 """
 )
+SIGNALLED = 128  # and the number of the signal
 STUDENT = 'student'  # the folder of the finished model, in the workdir
 ADAPTER = 'adapter'  # that of its adapters, as PEFT reads them
 
@@ -29,19 +37,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add(
     '--skip_preflight',
     action='store_true',
-    help='begin without looking at tokenizers and judges',
+    help='begin without looking at tokenizers and judges, and compile programs when they are needed',
+  )
+  add(
+    '--extend',
+    action='store_true',
+    help='lengthen a run, also a finished one, by a larger number of steps of its last stage',
   )
   flags.add_processes(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   flags.join(args)
   from opd_jax import host
   from opd_jax.configuration import build
 
   host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings)
-  train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
+  return train(
+    experiment,
+    operative,
+    workdir=Path(args.workdir),
+    skip_preflight=args.skip_preflight,
+    extend=args.extend,
+  )
 
 
 def header(experiment: Any, *, skip_preflight: bool) -> str:
@@ -88,14 +107,23 @@ def _stage(stage: Any) -> list[str]:
   ]
 
 
-def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: bool) -> bool:
-  """Runs to the end (True), or to SIGTERM."""
+def train(
+  experiment: Any,
+  operative: str,
+  *,
+  workdir: Path,
+  skip_preflight: bool = False,
+  extend: bool = False,
+) -> int:
+  """Runs to the end, or until a signal asks it to stop; returns the exit status, as shells count signals."""
   import jax
 
+  from opd_jax import programs
   from opd_jax.training import loop
 
   chief = jax.process_index() == 0
   say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
+  programs.keep(say)
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
   with console.RunLine('training') as line:
@@ -107,14 +135,15 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
       config=operative,
       listener=listener,
       skip_preflight=skip_preflight,
+      extend=extend,
       finish=lambda state: _write_student(experiment, state, workdir),
     )
   if not outcome.finished:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
-    return False
+    return SIGNALLED + outcome.signal
   if chief:
     _last_words(workdir, time.monotonic() - began)
-  return True
+  return 0
 
 
 def _write_student(experiment: Any, state: Any, workdir: Path) -> None:

@@ -24,6 +24,7 @@ from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.pace import Pace, Stopwatch
 from opd_jax.training.recorder import Recorder
+from opd_jax.training.resuming import Plan
 from opd_jax.training.run import Listener, Outcome, Run, record_texts, watched
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
@@ -43,6 +44,7 @@ def train(
   config: str = '',
   listener: Listener | None = None,
   skip_preflight: bool = False,
+  extend: bool = False,
   finish: Callable[[State], None] = lambda state: None,
 ) -> Outcome:
   """Runs an experiment, or goes on with it.
@@ -50,9 +52,10 @@ def train(
   Args:
     experiment: the run.
     workdir: where everything is written; a run that is found there is resumed.
-    config: the configuration in force, as text: a run is resumed with its own only.
+    config: the configuration in force, as text: a run is resumed with its own only, see `resuming`.
     listener: who listens.
     skip_preflight: begin without the dry step of every stage.
+    extend: the last stage may have more steps than when the run began.
     finish: what is made of the last state, e.g. a folder with the student; the workdir is still locked.
   """
   listener = listener or Listener()
@@ -60,19 +63,28 @@ def train(
   workdirs.prepare(workdir)
   with workdirs.locked(workdir):
     preflight.look_at_stages(experiment, listener.say)
-    outcome = _run(experiment, workdir, config, listener, skip_preflight)
+    outcome = _run(
+      experiment, workdir, config, listener, skip_preflight=skip_preflight, extend=extend
+    )
     if outcome.finished:
       finish(outcome.state)
     return outcome
 
 
 def _run(
-  experiment: Experiment, workdir: Path, config: str, listener: Listener, skip_preflight: bool
+  experiment: Experiment,
+  workdir: Path,
+  config: str,
+  listener: Listener,
+  *,
+  skip_preflight: bool,
+  extend: bool,
 ) -> Outcome:
   """From the newest checkpoint to the end, or to an interruption."""
   checkpointer = Checkpointer(
     workdir,
-    config=config,
+    plan=Plan(config, [stage.steps for stage in experiment.stages]),
+    extend=extend,
     keep=experiment.checkpoints_kept,
     every=experiment.checkpoint_every,
     say=listener.say,
@@ -147,7 +159,7 @@ def _recorder(
 def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
   """One stage after the other."""
   stages = run.experiment.stages
-  while position.stage < len(stages):
+  while not _is_over(run.experiment, position):
     runtime = build_runtime(run.experiment, position.stage, run.listener.say)
     outcome = _stage(run, runtime, state, position)
     if not outcome.finished:
@@ -155,12 +167,19 @@ def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
     del runtime
     gc.collect()  # judges of this stage leave before those of the next come
     state, position = outcome.state, outcome.position
-    position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
-    if position.stage < len(stages):
+    if position.stage + 1 < len(stages):
+      position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
       state = initial_state(run.experiment, stages[position.stage], state.params, state.base)
     run.checkpointer.save(state, position)
   run.checkpointer.finish()
   return Outcome(state, position)
+
+
+def _is_over(experiment: Experiment, position: RunPosition) -> bool:
+  """Whether the last stage has ended; it may be extended, so its position and its optimiser are kept."""
+  last = len(experiment.stages) - 1
+  ended = position.stage == last and position.stage_step >= experiment.stages[last].steps
+  return ended or position.stage > last
 
 
 def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
