@@ -53,7 +53,7 @@ class Ahead:
     self._stage: int | None = None  # whose programs they are
     self._begun: list[Future] = []
     threads = max(1, min(THREADS, (os.cpu_count() or 1) - 1))
-    self._pool = ThreadPoolExecutor(threads, 'ahead', initializer=_step_back)
+    self._pool = ThreadPoolExecutor(threads, 'ahead')
 
   def __enter__(self) -> 'Ahead':
     return self
@@ -95,12 +95,6 @@ class Ahead:
     self._tell(f'compiling ahead: {self._done} of {count} programs, {seconds:.0f} s')
 
 
-def _step_back() -> None:
-  """The run goes first where cores are few."""
-  if hasattr(os, 'setpriority'):
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
 # --- which ------------------------------------------------------------------------------------------
 
 
@@ -130,37 +124,42 @@ def _behind_the_sampler(
   present = example.responses.rollout.response.shape[1]
   scorings = [*_scorings(runtime, state, example, position)]
   evidence, batch = shapes_of(example.evidence), shapes_of(example.batch)
-  piece, members = _first_part(runtime, example.batch)
+  pieces = _pieces(runtime, example.batch)
   params, base = shapes_of((state.params, state.base))
   layout, known = {'layout': runtime.layout}, {'config': runtime.config, 'layout': runtime.layout}
   sums = shapes_of(gradient.zero_sums(state.params, **known))
   diagnose = 'teacher' if 'teacher' in example.batch.targets else None
-  columns = piece.rollout.prompt.tokens.shape[1]
-  for width in widths(present, runtime.sampling.budget):
-    whole, part = _batch_at(batch, width), _batch_at(piece, width)
-    seen = _evidence_at(evidence, width)
-    lowered = functools.partial(
-      gradient.add.lower, sums.loss, sums.gradient, params, part, base, **known
-    )
-    cut = functools.partial(gradient.part.lower, whole, members, **layout)
-    yield _compiled(lowered, tile=None, diagnose=diagnose)
-    yield _compiled(cut, width=width, columns=columns)
+  others = widths(present, runtime.sampling.budget)
+  for width in others:
+    whole, seen = _batch_at(batch, width), _evidence_at(evidence, width)
+    for piece, _ in pieces.values():
+      lower = functools.partial(gradient.add.lower, sums.loss, sums.gradient, params)
+      yield _compiled(lower, _batch_at(piece, width), base, **known, tile=None, diagnose=diagnose)
     yield _compiled(runtime.weigh.lower, seen)
     yield _compiled(metrics.of_evidence.lower, seen, whole.terms)
     yield from (functools.partial(scoring, width) for scoring in scorings)
+  for width in (*others, present):  # a microbatch may be narrower than its batch
+    whole = _batch_at(batch, width)
+    narrow = [each for each in (*others, present) if each <= width]
+    for columns, (_, members) in pieces.items():
+      for cut in narrow if runtime.stage.microbatches > 1 else [width]:
+        lower = functools.partial(gradient.part.lower, whole, members, **layout)
+        yield _compiled(lower, width=cut, columns=columns)
 
 
 def _compiled(lower: Callable[..., Any], *shapes: Any, **settings: Any) -> Program:
   return lambda: lower(*shapes, **settings).compile()
 
 
-def _first_part(runtime: StageRuntime, batch: Batch) -> tuple[Batch, Any]:
-  """Shapes of a microbatch, and of the numbers of its rows."""
-  stage = runtime.stage
+def _pieces(runtime: StageRuntime, batch: Batch) -> dict[int, tuple[Batch, Any]]:
+  """Shapes of a microbatch and of the numbers of its rows, by columns of its prompts."""
+  stage, pieces = runtime.stage, {}
   rows = np.arange(len(batch.rollout.response) // stage.minibatches)
   parts = gradient.parts_of(batch, stage.microbatches, layout=runtime.layout, rows=rows)
-  members, piece = next(parts)
-  return shapes_of(piece), shapes_of(members)
+  for members, piece in parts:
+    columns = piece.rollout.prompt.tokens.shape[1]
+    pieces.setdefault(columns, (shapes_of(piece), shapes_of(members)))
+  return pieces
 
 
 def _scorings(

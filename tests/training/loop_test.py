@@ -317,8 +317,9 @@ def test_a_dry_step_that_is_not_finite_names_the_role_to_blame(undisturbed, tmp_
   known = runs.experiment(folder)
   stage, state = known.stages[1], None
   if role == 'method':
+    weigh = stage.method.weigh
     broken = runs.dataclasses.replace(
-      stage.method, weigh=lambda evidence: _scaled(stage.method.weigh(evidence), np.nan)
+      stage.method, weigh=lambda evidence: _scaled(weigh(evidence), np.nan)
     )
     stage = runs.dataclasses.replace(stage, method=broken)
   known = runs.dataclasses.replace(known, stages=(stage,))
