@@ -1,7 +1,6 @@
 """Programs of other widths are compiled before a batch needs them; where one cannot be, the run goes on."""
 
 import threading
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -37,13 +36,19 @@ def weighed(runtime, state, problems, position):
   return ahead.Example(sampled, evidence, verbs.weigh(runtime, state.weights, evidence)[0])
 
 
-def test_a_batch_of_another_width_finds_its_programs(tmp_path):
-  runtime, state = runs.at_work(
-    tmp_path, {'teacher': judges.frozen(runs.teacher_folder(tmp_path))}, microbatches=2
-  )
-  position = RunPosition()
-  example = weighed(runtime, state, runtime.stream().take(4), position)
+@pytest.fixture(scope='module')
+def stage(tmp_path_factory):
+  """A stage, and a batch that it has weighed."""
+  folder = tmp_path_factory.mktemp('stage')
+  teacher = {'teacher': judges.frozen(runs.teacher_folder(folder))}
+  runtime, state = runs.at_work(folder, teacher, microbatches=2)
+  example = weighed(runtime, state, runtime.stream().take(4), RunPosition())
   state, _ = verbs.update(runtime, state, example.batch, dry=True)
+  return runtime, state, example, RunPosition()
+
+
+def test_a_batch_of_another_width_finds_its_programs(stage):
+  runtime, state, example, position = stage
   for program in ahead.programs_of(runtime, state, example, position):
     program()
   rollout = example.responses.rollout
@@ -69,16 +74,15 @@ def test_a_batch_of_another_width_finds_its_programs(tmp_path):
   assert responses.trimmed(rollout).response.shape[1] == present
 
 
-def test_what_cannot_be_compiled_ahead_is_said_and_stops_nothing(monkeypatch):
+def test_what_cannot_be_compiled_ahead_is_said_and_stops_nothing(stage, monkeypatch):
   def broken():
     raise RuntimeError('no room\nfor it')
 
   done, said = threading.Event(), []
   monkeypatch.setattr(ahead, 'programs_of', lambda *_: [broken, done.set])
-  runtime = SimpleNamespace(number=0, stage=SimpleNamespace(method=SimpleNamespace(forks=None)))
   with ahead.Ahead(said.append) as background:
-    background.begin(runtime, None, None, None)
-    background.begin(runtime, None, None, None)  # the same stage: once is enough
+    background.begin(*stage)
+    background.begin(*stage)  # the same stage: once is enough
     assert done.wait(30)
   assert [text.rpartition(',')[0] or text for text in said] == [
     'compiling ahead: one program failed (no room)',
