@@ -27,7 +27,7 @@ from opd_jax.types import Params
 
 
 def _keep_products(primitive, *arguments, **settings) -> bool:
-  """Products of matrices, also those of experts and of cuDNN's attention, whose names JAX's own policy does not know."""
+  """Products of matrices, also of experts and of cuDNN's attention, which JAX's own policy does not know."""
   known = primitive.name.startswith(('ragged_dot', 'dot_product_attention_fwd'))
   return known or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
     primitive, *arguments, **settings
