@@ -42,12 +42,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
-def held(parts: Mapping[str, int]) -> str:
-  """Sizes by name, largest first, and their sum."""
+def held(parts: Mapping[str, int], unknown: Sequence[str] = ()) -> str:
+  """Sizes by name, largest first, and their sum; what is not in it is named."""
   listed = ', '.join(
     f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size
   )
-  return f'{memory(sum(parts.values()))} on each device ({listed}), and judges and activations'
+  return f'{memory(sum(parts.values()))} on each device ({listed}), and {", ".join([*unknown, "activations"])}'
 
 
 def memory(size: float | int) -> str:

@@ -61,7 +61,8 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
     f'layout   {memory.devices_of(experiment)}; {console.memory(plan.bytes_per_device)} of parameters on each',
   ]
   for stage in experiment.stages:
-    lines += [*_stage(stage), f'  holds  {console.held(memory.held(experiment, stage)._asdict())}']
+    parts, unknown = memory.held(experiment, stage)._asdict(), memory.unknown(experiment, stage)
+    lines += [*_stage(stage), f'  holds  {console.held(parts, unknown)}']
   if skip_preflight:
     lines.append('preflight skipped, as asked')
   return '\n'.join(lines)
