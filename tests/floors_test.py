@@ -37,6 +37,8 @@ FLOORS = {
   'studies': 6,
   'report': 6,
   'configuration': 6,
+  'gin_files': 6,
+  'trust': 6,
   'commands': 6,
   'cli': 7,
   'worker': 7,

@@ -87,12 +87,12 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from opd_jax.configuration import build
-from opd_jax.training import preflight
+from opd_jax.training import inspection
 told = []
 for files, bindings in json.load(sys.stdin):
   try:
     experiment, _ = build(files, bindings)
-    preflight.look_at_stages(experiment, lambda text: None)
+    inspection.check(experiment, lambda text: None)
     if experiment.weights is not None:
       from opd_jax.training.state import first_weights
       first_weights(experiment, lambda text: None)

@@ -5,6 +5,7 @@ import inspect
 import json
 from typing import Any
 
+from opd_jax import trust
 from opd_jax.commands import console, flags
 
 HELP = 'the table of methods; with NAME, what its arguments mean and what they are by default'
@@ -24,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   from opd_jax.methods import discover, named
 
-  methods = discover() if args.module is None else discover(flags.imported(args.module))
+  methods = discover() if args.module is None else discover(trust.imported(args.module))
   if args.name is not None:
     _show(named(args.name, methods), as_json=args.json)
     return

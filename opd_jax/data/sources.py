@@ -28,6 +28,11 @@ class Source:
     """The row's name without folders: the same on every machine that has the file."""
     return self.name(number)
 
+  @property
+  def is_drawn(self) -> bool:
+    """Whether rows are drawn from a seed, so that a few of them show what all are like."""
+    return False
+
 
 class JsonLines(Source):
   """The objects of a file, one a line. The file is scanned once; a row is parsed each time it is read."""
@@ -132,6 +137,10 @@ class Part(Source):
 
   def id(self, number: int) -> str:
     return self._source.id(int(self._rows[number]))
+
+  @property
+  def is_drawn(self) -> bool:
+    return self._source.is_drawn
 
 
 def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed: int = 0) -> Source:
