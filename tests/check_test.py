@@ -77,4 +77,4 @@ def test_a_disk_without_room_is_seen_before_step_0(tmp_path, monkeypatch, pytest
     for finding in inspection.inspect(experiment, workdir=tmp_path / 'run')
     if finding.what == 'disk'
   ]
-  assert 'has no room: 396' in mistake and 'checkpoints_kept' in mistake
+  assert 'has no room: 305' in mistake and 'checkpoints_kept' in mistake

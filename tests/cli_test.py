@@ -16,9 +16,7 @@ from opd_jax.storage import huggingface, orbax_folder
 from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
-COMMANDS = (
-  'certify convert demo evaluate export methods new-method plan report sample score study train'
-)
+COMMANDS = 'certify check convert demo evaluate export methods new-method params plan report sample score study train'
 
 
 @pytest.fixture
@@ -318,6 +316,18 @@ def test_methods_shows_what_one_method_can_be_told(opd):
   assert status == 2 and "no method is called 'opdd'; there are adwin, aopd" in err
   status, _, err = opd('methods', '--module', 'nowhere_at_all')
   assert status == 2 and '--module nowhere_at_all cannot be imported' in err
+
+
+def test_params_shows_what_gin_may_bind(opd):
+  status, out, _ = opd('params')
+  assert status == 0 and 'experiment.Stage' in out and 'optimisers.adamw' in out
+  status, out, _ = opd('params', 'adamw.rate')
+  assert 'from opd_jax.training import optimisers' in out and 'optimisers.adamw.rate' in out
+  assert '1e-05' in out and 'learning rate at its peak' in out and 'adamw.clip' not in out
+  budgets = {each['name'] for each in json.loads(opd('params', 'budget', '--json')[1])}
+  assert {'sampler.Sampling', 'evaluator.Evaluation'} <= budgets
+  status, _, err = opd('params', 'adamv')
+  assert status == 2 and 'Did you mean adamw?' in err
 
 
 # --- new-method -------------------------------------------------------------------------------------

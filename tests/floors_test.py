@@ -39,6 +39,7 @@ FLOORS = {
   'configuration': 6,
   'gin_files': 6,
   'trust': 6,
+  'reference': 6,
   'commands': 6,
   'cli': 7,
   'worker': 7,
