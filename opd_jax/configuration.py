@@ -131,9 +131,7 @@ def _check_imports(stream: io.StringIO, name: str, trust: Trust) -> None:
 def _check_called(name: str, trust: Trust) -> None:
   """Refuses bindings of functions that no file may call."""
   bound = {selector for _, selector in gin.config._CONFIG}
-  called = {
-    each.configurable.selector for each in gin.config.iterate_references(gin.config._CONFIG)
-  }
+  called = {each.config_key[1] for each in gin.config.iterate_references(gin.config._CONFIG)}
   for selector in sorted({*bound, *called}):
     if selector not in BUILT_IN:
       try:

@@ -159,7 +159,7 @@ def arguments(module: ModuleType, name: str) -> list[tuple[str, str, str]]:
   if isinstance(node, ast.ClassDef):
     makers = [part for part in node.body if getattr(part, 'name', '') == '__init__']
     if not makers:
-      return [(part.target.id, ast.unparse(part.annotation), default(module, part.value))
+      return [(ast.unparse(part.target), ast.unparse(part.annotation), default(module, part.value))
               for part in node.body if isinstance(part, ast.AnnAssign)
               and 'ClassVar' not in ast.unparse(part.annotation)]  # fmt: skip
     node = makers[0]

@@ -152,8 +152,8 @@ def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed:
     fraction: of all rows that is held out, at least one.
     seed: of the choice, which depends on nothing else but the number of rows.
   """
-  if not 0 < fraction < 1:
-    raise ValueError(f'sources: fraction must lie between 0 and 1, got {fraction}.')
+  if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+    raise ValueError(f'sources: fraction must lie between 0 and 1, got {fraction!r}.')
 
   def rows(count: int) -> np.ndarray:
     if count < 2:

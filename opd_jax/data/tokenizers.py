@@ -240,7 +240,9 @@ class HubTokenizer:
     names = '|'.join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
     if not names:
       return [*messages], held
-    turns = [{**each, 'content': re.sub(names, mark, each['content'])} for each in messages]
+    turns: list[Message] = [
+      {**each, 'content': re.sub(names, mark, each['content'])} for each in messages
+    ]
     return turns, held
 
   def _rendered(self, messages: Sequence[Message], **options: Any) -> str:

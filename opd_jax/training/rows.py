@@ -1,12 +1,14 @@
 """Floor 5. The rows of a stage, each read once before step 0: what student and judges would read of it."""
 
 import dataclasses
+import inspect
 import math
+from typing import Any
 
 from opd_jax.data import stream
-from opd_jax.data.problems import Problem, judged
+from opd_jax.data.problems import Problem, Task, judged
 from opd_jax.judges import spec
-from opd_jax.judges.scenes import Scene
+from opd_jax.judges.scenes import Scene, name_of
 from opd_jax.judges.spec import Judge, Routed
 from opd_jax.storage import load
 from opd_jax.training.experiment import Experiment, Stage
@@ -83,14 +85,20 @@ class StageRows:
     own = judge.context is not None or judge.template not in (None, self.stage.template)
     if judge.too_long == 'unknown' or (not own and table >= self.table):
       return
-    messages = problem.messages
-    if judge.context is not None:
-      try:  # where nobody has answered yet
-        messages = judge.context(Scene(problem, '', math.nan, '', (), (self.experiment.seed, 0), 0))
+    messages, context = problem.messages, judge.context
+    if context is not None:
+      scene = Scene(problem, '', math.nan, '', (), (self.experiment.seed, 0), 0)  # no answers yet
+      try:
+        messages = context(scene)
       except ValueError as error:
         self.misfits[name].add(f'{problem.name}: {error}')
         return
-      except Exception:  # it looks at responses, and there are none
+      except Exception:  # it may look at responses, and there are none
+        if not _takes(context, scene):
+          self.misfits[name].add(
+            f'{problem.name}: the context {name_of(context)} does not take a scene. In gin, a function that makes a '
+            'context is called: @contexts.solution()'
+          )
         return
     if messages is None:
       return
@@ -130,7 +138,17 @@ class StageRows:
     return verdict_on_nothing(task, self.any)
 
 
-def verdict_on_nothing(task, problem: Problem) -> str:
+def _takes(function: Any, *arguments: Any) -> bool:
+  """Whether a function can be called with these arguments."""
+  try:
+    inspect.signature(function).bind(*arguments)
+  except TypeError:
+    return False
+  return True
+
+
+def verdict_on_nothing(task: Task, problem: Problem) -> str:
   """What a verifier says of an empty response; one that cannot be called is refused here."""
+  assert task.verify is not None
   verdict = judged(task.verify, problem, '', of=f'task {task.name}')
   return f'an empty response gets {verdict.reward:g}'
