@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import socket
 from typing import Any
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -124,6 +125,8 @@ def join(args: argparse.Namespace) -> None:
     raise ValueError(
       f'--coordinator is HOST:PORT of process 0, e.g. 10.0.0.2:1234, got {args.coordinator!r}.'
     )
+  if args.process == 0:
+    _check_port(args.coordinator)
   import jax
 
   try:
@@ -135,6 +138,21 @@ def join(args: argparse.Namespace) -> None:
   except RuntimeError as error:
     raise ValueError(
       f'--coordinator {args.coordinator}: {str(error).splitlines()[0]} Is the port free, and do all processes run?'
+    ) from error
+
+
+def _check_port(coordinator: str) -> None:
+  """Refuses a port that another process has: the coordinator's service would die of it without a word."""
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    with socket.socket() as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind(('', port))
+  except (OSError, OverflowError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ValueError(
+      f'--coordinator {coordinator}: port {port} cannot be opened here ({reason}). Choose another one, the same for '
+      'all processes.'
     ) from error
 
 

@@ -41,7 +41,12 @@ def run(args: argparse.Namespace) -> None:
 
   host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
-  train(experiment, operative, workdir=Path(args.workdir).expanduser(), skip_preflight=args.skip_preflight)
+  train(
+    experiment,
+    operative,
+    workdir=Path(args.workdir).expanduser(),
+    skip_preflight=args.skip_preflight,
+  )
 
 
 def header(experiment: Any, *, skip_preflight: bool) -> str:

@@ -158,8 +158,8 @@ def _disk(experiment: Experiment, workdir: Path) -> str:
   have = sum(file.stat().st_size for file in workdir.rglob('*') if file.is_file())
   there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.is_dir())
   free, wanted = shutil.disk_usage(there).free, max(whole - have, 0)
-  in_gib = lambda size: f'{size / 2**30:,.2f} GiB'
-  told = f'{in_gib(wanted)} for checkpoints and the student, {in_gib(free)} free'
+  shown = lambda size: f'{size / 2**30:,.2f} GiB' if size >= 2**27 else f'{size / 2**20:,.1f} MiB'
+  told = f'{shown(wanted)} for checkpoints and the student, {shown(free)} free'
   if wanted > free:
     raise ValueError(
       f'disk: {there} has no room: {told}. Free some, take another --workdir, or keep fewer checkpoints '
