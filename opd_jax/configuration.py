@@ -169,10 +169,22 @@ def _constructed(root: type[Root]) -> Root:
     kinds.check(built)
   except (*MISTAKES, RuntimeError) as error:
     _refuse_required(error)
+    if 'macro() missing' in str(error):
+      raise ValueError(f'experiment: nobody sets {_unset_macros()}. Check the spelling.') from error
     reason = CALLED.sub('' if isinstance(error, ValueError) else r' (in a call of \1)', str(error))
     raise ValueError(f'{root.__name__.lower()}: {reason.strip()}') from error
   _refuse_required(None)
   return built
+
+
+def _unset_macros() -> str:
+  """The macros that values name and nothing binds, as files spell them."""
+  named = {each.config_key for each in gin.config.iterate_references(gin.config._CONFIG)}
+  return ', '.join(
+    f'%{scope}'
+    for scope, selector in sorted(named)
+    if selector == 'gin.macro' and (scope, selector) not in gin.config._CONFIG
+  )
 
 
 def _refuse_required(cause: Exception | None) -> None:

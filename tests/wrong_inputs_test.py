@@ -169,7 +169,7 @@ TEXTS = [
   ('STEPS = "1\n', 'case.gin, line 2:'),
   ('\nSTEPS = = 3\n', 'case.gin, line 3:'),
   ('SAMPLES = three\n', 'case.gin, line 2:'),
-  ('RATE = %NOWHERE\n', 'NOWHERE'),
+  ('RATE = %NOWHERE\n', 'nobody sets %NOWHERE. Check'),
   ('STEPPS = 3\n', 'these bindings changed nothing: STEPPS'),
   ('sums.sums.largest = 7\n', 'Repeat `from opd_jax.data.tiny_worlds import sums`'),
   ('from opd_jax.data.tiny_worlds import sums\nsums.sums.largets = 7\n', "'largets'"),
