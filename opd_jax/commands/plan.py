@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
   from opd_jax.planning import cost, memory
   from opd_jax.planning.flops import chip_of
 
-  experiment, operative = build(args.gin_file, args.gin_bindings)
+  experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
   parameters, mesh = memory.plan(experiment), memory.devices_of(experiment)
   held = {stage.name: memory.held(experiment, stage)._asdict() for stage in experiment.stages}
   if args.workdir:

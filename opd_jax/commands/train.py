@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opd_jax.commands import console, flags
+from opd_jax.commands import check, console, flags
 
 HELP = 'run an experiment; the same command goes on with one that was interrupted'
 EPILOG = (
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add(
     '--skip_preflight',
     action='store_true',
-    help='begin without looking at tokenizers and judges',
+    help='begin without the dry step of every stage',
   )
   flags.add_processes(parser)
 
@@ -40,8 +40,13 @@ def run(args: argparse.Namespace) -> None:
   from opd_jax.configuration import build
 
   host.keep_memory()
-  experiment, operative = build(args.gin_file, args.gin_bindings)
-  train(experiment, operative, workdir=Path(args.workdir), skip_preflight=args.skip_preflight)
+  experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
+  train(
+    experiment,
+    operative,
+    workdir=Path(args.workdir).expanduser(),
+    skip_preflight=args.skip_preflight,
+  )
 
 
 def header(experiment: Any, *, skip_preflight: bool) -> str:
@@ -95,12 +100,12 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
 
   from opd_jax.training import loop
 
-  chief = jax.process_index() == 0
-  say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
+  chief, quiet = jax.process_index() == 0, loop.Listener(say=lambda text: None)
+  say = (lambda text: print(text, flush=True)) if chief else quiet.say
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
   with console.progress_bar('training') as bar:
-    listener = loop.Listener(say=say, progress=bar if chief else loop.Listener().progress)
+    listener = loop.Listener(say=say, progress=bar, findings=check.show) if chief else quiet
     outcome = loop.train(
       experiment,
       workdir,

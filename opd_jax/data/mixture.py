@@ -67,6 +67,10 @@ class Interleaved(Source):
     place = self._at(number)
     return {'task': place.task, 'row': self._sources[place.task][place.number]}
 
+  @property
+  def is_drawn(self) -> bool:
+    return all(source.is_drawn for source in self._sources.values())
+
 
 def mixture(
   tasks: Mapping[str, Task],

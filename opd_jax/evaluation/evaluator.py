@@ -1,6 +1,7 @@
 """Floor 4. One evaluation: fixed problems, its own budget, template, rules and random streams."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,6 +95,29 @@ class Evaluation:
       *(() if self.decoding.rules else ('entropy',)),
     )
 
+  @functools.cached_property
+  def chosen(self) -> list[Problem]:
+    """Its problems, all that it asks for."""
+    problems = first(self.task, self.problems)
+    if len(problems) < self.problems:
+      raise ValueError(
+        f'evaluation {self.label}: {self.problems} problems are asked for, the task has {len(problems)}.'
+      )
+    return problems
+
+  def check_room(self, tokenizer: Tokenizer, positions: int) -> int:
+    """The tokens of its longest prompt. Refuses, by its name, one that is longer than a model's position table."""
+    longest = 0
+    for problem in self.chosen:
+      length = len(self.template.render(tokenizer, problem.messages))
+      longest = max(longest, length)
+      if length > positions:
+        raise ValueError(
+          f'evaluation {self.label}: the prompt of {problem.name} has {length} tokens, the model has {positions} '
+          'positions. Take a model with more of them, or leave the problem out of the file.'
+        )
+    return longest
+
   def is_due(self, step: int) -> bool:
     """Whether it takes place after this step, not being the last of a stage."""
     return self.every > 0 and step % self.every == 0
@@ -117,16 +141,6 @@ class Outcome(NamedTuple):
   responses: Responses
 
 
-def problems_of(evaluation: Evaluation) -> list[Problem]:
-  """The problems of an evaluation, all that it asks for."""
-  problems = first(evaluation.task, evaluation.problems)
-  if len(problems) < evaluation.problems:
-    raise ValueError(
-      f'evaluation {evaluation.label}: {evaluation.problems} problems are asked for, the task has {len(problems)}.'
-    )
-  return problems
-
-
 class Evaluator:
   """An evaluation with its problems at hand."""
 
@@ -134,17 +148,7 @@ class Evaluator:
     self.evaluation, self.tokenizer = evaluation, tokenizer
     name = zlib.crc32(evaluation.label.encode())  # evaluations do not share their random streams
     self.key = jax.random.fold_in(jax.random.fold_in(key, STREAM), name)
-    self.problems = problems_of(evaluation)
-
-  def check_room(self, positions: int) -> None:
-    """Refuses, by its name, a problem whose prompt is longer than a model's position table."""
-    for problem in self.problems:
-      length = len(self.evaluation.template.render(self.tokenizer, problem.messages))
-      if length > positions:
-        raise ValueError(
-          f'evaluation {self.evaluation.label}: the prompt of {problem.name} has {length} tokens, the model has '
-          f'{positions} positions. Take a model with more of them, or leave the problem out of the file.'
-        )
+    self.problems = evaluation.chosen
 
   def run(self, model: Model) -> Outcome:
     """Samples, verifies, and counts."""

@@ -26,8 +26,6 @@ class Evaluations:
     self.evaluators = [
       Evaluator(evaluation, runtime.tokenizer, key) for evaluation in experiment.evaluations
     ]
-    for evaluator in self.evaluators:
-      evaluator.check_room(runtime.config.max_positions)
 
   def run(
     self, state: State, position: RunPosition, *, all_of_them: bool = False

@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import optax
 
-from opd_jax import ramps
+from opd_jax import kinds, ramps
 from opd_jax.data.problems import Task
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
@@ -68,7 +67,7 @@ class Stage:
   rows: int = 64
 
   def __post_init__(self):
-    check_kinds(self, method=Method, task=Task, sampling=Sampling, template=Template)
+    kinds.check_fields(self, 'method', 'task', 'sampling', 'template')
     numbers = ('steps', 'prompts', 'samples', 'microbatches', 'minibatches', 'updates', 'rows')
     for name in numbers:
       if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
@@ -173,7 +172,7 @@ class Experiment:
   wandb: str | None = None
 
   def __post_init__(self):
-    check_kinds(self, model=ModelConfig, layout=Layout)
+    kinds.check_fields(self, 'model', 'layout', 'rollouts', 'lora')
     for field, kind in (('stages', Stage), ('evaluations', Evaluation)):
       if not isinstance(getattr(self, field), Sequence):
         raise ValueError(
@@ -187,8 +186,6 @@ class Experiment:
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
     self._check_lora()
-    if self.rollouts is not None:
-      check_kinds(self, rollouts=RolloutRecords)
     if self.geometry and not self.evaluations:
       raise ValueError(
         'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'
@@ -214,7 +211,6 @@ class Experiment:
         'Experiment: the model has LoRA of its own. Bind Experiment.lora instead: the run then knows what it freezes.'
       )
     if self.lora is not None:
-      check_kinds(self, lora=Lora)
       _ = self.student
 
   @functools.cached_property
@@ -237,13 +233,3 @@ class Experiment:
         'Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.HubTokenizer() with its folder.'
       )
     return self.tokenizer.tokenizer if isinstance(self.tokenizer, Published) else self.tokenizer
-
-
-def check_kinds(record: Any, **kinds: type) -> None:
-  """Refuses fields of another kind, as gin may fill them."""
-  for name, kind in kinds.items():
-    if not isinstance(getattr(record, name), kind):
-      raise ValueError(
-        f'{type(record).__name__}: {name} must be a {kind.__name__}, got {str(getattr(record, name))[:80]}. In gin, '
-        'call what makes one, with its parentheses: @presets.tiny(), @sharding.mesh_layout(), @opd.opd().'
-      )

@@ -5,7 +5,7 @@ numbers as one that was not.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,16 @@ from opd_jax.evaluation import geometry
 from opd_jax.method import Evidence
 from opd_jax.processes import any_process
 from opd_jax.responses import Responses
-from opd_jax.training import following, metrics, moving, optimiser_step, preflight, probing, verbs
+from opd_jax.training import (
+  following,
+  inspection,
+  metrics,
+  moving,
+  optimiser_step,
+  preflight,
+  probing,
+  verbs,
+)
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.alarms import Alarm, check_alarms
 from opd_jax.training.checkpoints import Checkpointer, state_of
@@ -43,6 +52,7 @@ class Listener(NamedTuple):
 
   say: Callable[[str], None] = print
   progress: Callable[[int, int, str], None] = lambda done, total, text: None
+  findings: Callable[[Sequence[inspection.Finding]], None] = lambda findings: None  # before step 0
 
 
 class Outcome(NamedTuple):
@@ -86,10 +96,13 @@ def train(
     finish: what is made of the last state, e.g. a folder with the student; the workdir is still locked.
   """
   listener = listener or Listener()
-  check_startable(experiment)
+  inspection.check_startable(experiment)
   workdirs.prepare(workdir)
   with workdirs.locked(workdir):
-    preflight.look_at_stages(experiment, listener.say)
+    begun = (workdir / 'checkpoints').exists()  # then its rows have been read
+    listener.findings(
+      inspection.check(experiment, listener.say, workdir=workdir, every_row=not begun)
+    )
     outcome = _run(experiment, workdir, config, listener, skip_preflight)
     if outcome.finished:
       finish(outcome.state)
@@ -123,19 +136,6 @@ def _run(
         recorder.close()
   finally:
     checkpointer.close()
-
-
-def check_startable(experiment: Experiment) -> None:
-  """Refuses what cannot be trained at all."""
-  if not experiment.stages:
-    raise ValueError(
-      'train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.'
-    )
-  if experiment.lora is None and experiment.model.param_dtype != 'float32':
-    raise ValueError(
-      f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
-      "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
-    )
 
 
 def _restored(experiment: Experiment, checkpointer: Checkpointer, say) -> tuple[State, RunPosition]:

@@ -1,8 +1,7 @@
-"""Floor 5. What is looked at before it costs: cheap to check now, silent and expensive later.
+"""Floor 5. Before a stage, with weights loaded: cheap to look at now, silent and expensive later.
 
-Before step 0, of every stage: the method reads what it asks for, judges are there and speak the student's vocabulary,
-the first problems can be read and have room. Before a stage: prompts of all roles are shown, a judge says the same
-twice, the student agrees with itself, and the programs of a step run once.
+Prompts of all roles are shown, a judge says the same twice, the student agrees with itself, and the programs of a step
+run once. What can be seen without weights was looked at before step 0: see `inspection`.
 """
 
 import dataclasses
@@ -12,57 +11,23 @@ from typing import Any
 import numpy as np
 
 from opd_jax.data.prompts import unpadded
-from opd_jax.data.stream import Stream, first
+from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import HubTokenizer, Tokenizer
-from opd_jax.judges.build import check_vocabulary
 from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import Scene
-from opd_jax.judges.spec import named_parts
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
-from opd_jax.storage import load
 from opd_jax.training import verbs
-from opd_jax.training.asking import bias_of_updates, check_stage
-from opd_jax.training.experiment import Experiment
-from opd_jax.training.following import check_gates
-from opd_jax.training.runtime import StageRuntime, room
+from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
 
 SHOWN = 600  # characters of a prompt
-LOOKED_AT = 64  # problems of every stage, or a batch where that is less
 PLAIN, WHOLE = ScoreRequest(), ScoreRequest(hidden=True)
 Say = Callable[[str], None]
-
-
-def look_at_stages(experiment: Experiment, say: Say) -> None:
-  """Refuses what would stop a later stage, without loading a weight."""
-  tokenizer = experiment.known_tokenizer
-  if (tokens := len(tokenizer.strings())) > experiment.model.vocab_size:
-    raise ValueError(
-      f'the tokenizer has {tokens} tokens, the student only {experiment.model.vocab_size} rows; they do not belong '
-      'together.'
-    )
-  for stage in experiment.stages:
-    try:
-      check_stage(stage, experiment.model)
-      check_gates(stage, experiment.evaluations)
-      for name in stage.asked:
-        for part_name, judge in named_parts(name, stage.judges[name]):
-          if judge.weights is not None:
-            check_vocabulary(part_name, judge.weights, tokenizer, experiment.model)
-            load.check_files(judge.weights)
-      if (biased := bias_of_updates(stage)) is not None:
-        say(f'warning: {biased}')
-      first(stage.task, min(stage.prompts, LOOKED_AT), fits=room(experiment, stage))
-    except ValueError as error:
-      prefix = f'stage {stage.name}: '
-      raise ValueError(
-        str(error) if str(error).startswith(prefix) else prefix + str(error)
-      ) from error
 
 
 def check(

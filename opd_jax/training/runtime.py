@@ -139,12 +139,12 @@ class StageRuntime:
     return scenes.scenes_of(responses, seed=seed, step=step)
 
 
-def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
-  """Refuses a row that a stage cannot use: what it shows or imitates is missing, or has no room."""
+def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], int]:
+  """The tokens of a row's prompt. Refuses a row that a stage cannot use: what it shows is missing, or has no room."""
   tokenizer, table = experiment.known_tokenizer, experiment.model.max_positions
   columns = _columns_shown(stage)
 
-  def fits(problem: Problem) -> None:
+  def fits(problem: Problem) -> int:
     for name, route, column in columns:
       if route in (None, problem.route) and column not in problem.extra:
         raise ValueError(
@@ -161,11 +161,12 @@ def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
         raise ValueError(
           f'the response has {response} tokens, the budget of the stage is {stage.sampling.budget}'
         )
-    whole = len(stage.template.render(tokenizer, problem.messages)) + response
-    if whole > table:
+    prompt = len(stage.template.render(tokenizer, problem.messages))
+    if prompt + response > table:
       raise ValueError(
-        f'prompt and response have {whole} tokens, the position table of the student has {table}'
+        f'prompt and response have {prompt + response} tokens, the position table of the student has {table}'
       )
+    return prompt
 
   return fits
 
