@@ -17,7 +17,7 @@ from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
 COMMANDS = (
-  'certify convert demo evaluate export methods new-method plan report sample score study train'
+  'certify convert demo evaluate export gap methods new-method plan report sample score study train'
 )
 
 
