@@ -18,7 +18,8 @@ On-policy distillation of language models: the student writes, a teacher scores
 every token, and the student learns from the scores.
 """
 EPILOG = """\
-Exit status: 0 done, 2 refused (the message says why and what to do), 1 a certificate that fails, or a bug of ours.
+Exit status: 0 done, 2 refused (the message says why and what to do), 3 a rule of the experiment stopped the run and all
+is saved (stopping.StopWhen), 1 a certificate that fails, or a bug of ours.
 `opd COMMAND --help` lists the flags of a command; `opd COMMAND --debug` adds the traceback to a refusal.
 """
 

@@ -35,6 +35,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Judges', 'judges', JUDGES),
   ('Judges that steer', 'judges.steering', ('steered', 'trust_region', 'success', 'failure')),
   ('Gates of judges', 'judges.gates', ('RewardRose', 'Improved')),
+  ('Rules that end a stage', 'training.stopping', ('StopWhen',)),
   ('Options of judges', 'judges.spec', ('Judge',)),
   ('Contexts of judges', 'judges.contexts', None),
   ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),

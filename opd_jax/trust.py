@@ -23,7 +23,10 @@ MODULES = (  # of the library, with all that is in them: what experiments are ma
   'sharding',
   'storage.hub_tokenizer',
   'storage.load',
-  *(f'training.{name}' for name in ('alarms', 'experiment', 'optimisers', 'rollout_records')),
+  *(
+    f'training.{name}'
+    for name in ('alarms', 'experiment', 'optimisers', 'rollout_records', 'stopping')
+  ),
 )
 GIN = 'gin.config'
 ADVICE = (

@@ -19,7 +19,10 @@ from opd_jax.storage import huggingface, orbax_folder
 from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
-COMMANDS = 'certify check convert demo evaluate export methods new-method params plan report sample score study train'
+COMMANDS = (
+  'certify check convert demo evaluate export gap methods new-method params plan report sample '
+  'score study train'
+)
 
 
 @pytest.fixture

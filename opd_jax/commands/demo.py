@@ -53,7 +53,8 @@ def demo(workdir: Path) -> None:
   runs: dict[str, list[dict[str, Any]]] = {}
   for number, (name, (files, bindings)) in enumerate(plans.items(), start=1):
     print(f'\n=== {number} of {len(plans)}: {name}', flush=True)
-    if not train(*build(files, bindings), workdir=workdir / name, skip_preflight=False):
+    outcome = train(*build(files, bindings), workdir=workdir / name, skip_preflight=False)
+    if not outcome.finished:
       return
     runs[name] = recorder.read(workdir / name)
   _report(runs, workdir, time.monotonic() - began)

@@ -63,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_processes(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   flags.join(args)
   from opd_jax import host
   from opd_jax.configuration import build
@@ -81,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
     check.look(experiment, folder)
     print(train.header(experiment, skip_preflight=False))
     print(f'go on with: opd train --gin_file {folder / FILE} --workdir {args.workdir}')
-    return
-  train.train(experiment, operative, workdir=folder, skip_preflight=False)
+    return 0
+  outcome = train.train(experiment, operative, workdir=folder, skip_preflight=False)
+  return train.status_of(outcome)
 
 
 def _write(file: Path, text: str) -> None:

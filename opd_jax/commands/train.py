@@ -18,6 +18,7 @@ EPILOG = (
             --gin_file experiments/methods/sft.gin --workdir runs/sft
 """
 )
+STOPPED = 3  # exit status where a rule of the experiment stopped the run
 STUDENT = 'student'  # the folder of the finished model, in the workdir
 ADAPTER = 'adapter'  # that of its adapters, as PEFT reads them
 
@@ -34,19 +35,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_processes(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   flags.join(args)
   from opd_jax import host
   from opd_jax.configuration import build
 
   host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
-  train(
-    experiment,
-    operative,
-    workdir=Path(args.workdir).expanduser(),
-    skip_preflight=args.skip_preflight,
-  )
+  workdir, skip = Path(args.workdir).expanduser(), args.skip_preflight
+  return status_of(train(experiment, operative, workdir=workdir, skip_preflight=skip))
+
+
+def status_of(outcome: Any) -> int:
+  """The exit status of a run that did not fail."""
+  return STOPPED if outcome.stopped else 0
 
 
 def header(experiment: Any, *, skip_preflight: bool) -> str:
@@ -94,8 +96,8 @@ def _stage(stage: Any) -> list[str]:
   ]
 
 
-def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: bool) -> bool:
-  """Runs to the end (True), or to SIGTERM."""
+def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: bool) -> Any:
+  """Runs to the end, to SIGTERM, or to where a rule of the experiment stops it; returns the `loop.Outcome`."""
   import jax
 
   from opd_jax.training import loop
@@ -114,12 +116,17 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
       skip_preflight=skip_preflight,
       finish=lambda state: _write_student(experiment, state, workdir),
     )
-  if not outcome.finished:
+  if not outcome.finished and not outcome.stopped:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
-    return False
-  if chief:
+  elif chief:
     _last_words(workdir, time.monotonic() - began)
-  return True
+  if outcome.stopped:
+    student = shlex.quote(f'WEIGHTS = "{workdir / STUDENT}"')
+    say(
+      'stopped by a rule of the experiment; everything is saved. To go on from these weights, mend what was wrong and '
+      f'take another --workdir: --gin_bindings {student}'
+    )
+  return outcome
 
 
 def _write_student(experiment: Any, state: Any, workdir: Path) -> None:

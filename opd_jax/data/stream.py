@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import grain
 
 from opd_jax.data.problems import Problem, Task
+from opd_jax.ramps import NO_DECISIONS
 
 SHOWN = 2  # bad rows that a refusal names
 
@@ -78,7 +79,10 @@ class Stream(Iterator[Problem]):
         self.skipped, last = self.skipped + 1, f'the last bad one is {row.message}'
     raise ValueError(_none(self.task, last))
 
-  def take(self, count: int) -> list[Problem]:
+  def take(
+    self, count: int, *, step: int = 0, decisions: Mapping[str, float] = NO_DECISIONS
+  ) -> list[Problem]:
+    """The next problems, whatever the step: only those of a `Curriculum` depend on it."""
     return [next(self) for _ in range(count)]
 
   def state(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import scenes_of
 from opd_jax.processes import to_host
+from opd_jax.ramps import NO_DECISIONS
 from opd_jax.responses import Responses, trimmed
 from opd_jax.types import ENDINGS, ScoreRequest, Weights
 
@@ -183,7 +184,14 @@ class Evaluator:
     return metrics
 
   def reverse_kl(
-    self, judge: WorkingJudge, weights: Weights, outcome: Outcome, *, step: int, seed: int
+    self,
+    judge: WorkingJudge,
+    weights: Weights,
+    outcome: Outcome,
+    *,
+    step: int,
+    seed: int,
+    decisions: Mapping[str, float] = NO_DECISIONS,
   ) -> dict[str, float]:
     """The mean of log p / q over tokens that the model drew itself; nothing where that would not be the reverse KL.
 
@@ -193,7 +201,7 @@ class Evaluator:
       judge: whose q it is.
       weights: for judges that are the student.
       outcome: of `run`.
-      step, seed: for contexts that use them.
+      step, seed, decisions: for contexts that use them.
     """
     responses = outcome.responses
     if self.evaluation.decoding.rules or not responses.rollout.mask.any():
@@ -203,7 +211,8 @@ class Evaluator:
     }:
       return {}
     rollout = trimmed(responses.rollout)
-    scenes = scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
+    responses = responses._replace(rollout=rollout)
+    scenes = scenes_of(responses, seed=seed, step=step, decisions=decisions)
     judge = judge.of_evaluations(self.evaluation.template)
     scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
     counted = rollout.mask & np.asarray(scores.known)

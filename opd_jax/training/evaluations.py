@@ -6,7 +6,7 @@ import jax
 
 from opd_jax.evaluation import geometry
 from opd_jax.evaluation.evaluator import Evaluator
-from opd_jax.training import writers
+from opd_jax.training import moving, writers
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.recorder import Recorder, texts_record
 from opd_jax.training.runtime import StageRuntime
@@ -45,7 +45,12 @@ class Evaluations:
       row |= outcome.metrics
       if (teacher := self.runtime.judges.get('teacher')) is not None:
         row |= evaluator.reverse_kl(
-          teacher, state.weights, outcome, step=position.stage_step, seed=self.seed
+          teacher,
+          state.weights,
+          outcome,
+          step=position.stage_step,
+          seed=self.seed,
+          decisions=moving.decisions(position.moving),
         )
       name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
       self.recorder.samples(texts_record(outcome.responses, position.step, name))

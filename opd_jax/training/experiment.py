@@ -21,6 +21,7 @@ from opd_jax.sharding import Layout
 from opd_jax.storage.hub_tokenizer import Published
 from opd_jax.training.alarms import Bounds
 from opd_jax.training.rollout_records import RolloutRecords
+from opd_jax.training.stopping import StopWhen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Stage:
     whole_diagnosis: ask the teacher for its whole distribution even where the method does not: exact KLs in every row
       of the metrics, for the price of its head.
     rows: per pass of a judge.
+    stops: rules that end the stage, or the run, before its last step.
   """
 
   name: str = 'train'
@@ -65,6 +67,7 @@ class Stage:
   updates: int = 1
   whole_diagnosis: bool = False
   rows: int = 64
+  stops: Sequence[StopWhen] = ()
 
   def __post_init__(self):
     kinds.check_fields(self, 'method', 'task', 'sampling', 'template')
@@ -91,7 +94,21 @@ class Stage:
         f'Stage {self.name}: the method needs the judges {missing}; name them, e.g. '
         f"judges = {{'{missing[0]}': @judges.itself()}} for the student as it was when the stage began."
       )
+    self._check_stops()
     self._check_writers()
+
+  def _check_stops(self) -> None:
+    """Refuses what is no list of rules, and two rules of one name."""
+    rules = self.stops if isinstance(self.stops, list | tuple) else (self.stops,)
+    object.__setattr__(self, 'stops', tuple(rules))
+    for rule in self.stops:
+      if not isinstance(rule, StopWhen):
+        raise ValueError(
+          f'Stage {self.name}: stops must be made by stopping.StopWhen, got {str(rule)[:80]}. Write '
+          '(@stopping.StopWhen(),).'
+        )
+    if len({rule.name for rule in self.stops}) < len(self.stops):
+      raise ValueError(f'Stage {self.name}: two of its stops are {self.stops[0].name}; keep one.')
 
   def _check_writers(self) -> None:
     """Refuses writers that cannot work together, or that are not there."""

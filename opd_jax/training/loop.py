@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.stream import Stream
 from opd_jax.evaluation import geometry
-from opd_jax.method import Evidence
 from opd_jax.processes import any_process
-from opd_jax.responses import Responses
 from opd_jax.training import (
   following,
   inspection,
@@ -24,17 +23,16 @@ from opd_jax.training import (
   optimiser_step,
   preflight,
   probing,
+  step_records,
+  stopping,
   verbs,
 )
 from opd_jax.training import workdir as workdirs
-from opd_jax.training.alarms import Alarm, check_alarms
 from opd_jax.training.checkpoints import Checkpointer, state_of
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
-from opd_jax.training.gradient import Batch
 from opd_jax.training.pace import Stopwatch, pace
-from opd_jax.training.recorder import Recorder, save_batch, texts_record
-from opd_jax.training.rollout_records import record_of
+from opd_jax.training.recorder import Recorder
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
   RunPosition,
@@ -60,7 +58,8 @@ class Outcome(NamedTuple):
 
   state: State
   position: RunPosition
-  finished: bool  # False: interrupted, and saved
+  finished: bool  # False: interrupted or stopped, and saved
+  stopped: str = ''  # why a rule of a stage stopped the run; '' where none did
 
 
 class Run(NamedTuple):
@@ -104,7 +103,7 @@ def train(
       inspection.check(experiment, listener.say, workdir=workdir, every_row=not begun)
     )
     outcome = _run(experiment, workdir, config, listener, skip_preflight)
-    if outcome.finished:
+    if outcome.finished or outcome.stopped:
       finish(outcome.state)
     return outcome
 
@@ -189,28 +188,47 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=True)
-  while position.stage_step < runtime.stage.steps:
+  is_over = lambda position: (
+    position.stage_step == runtime.stage.steps
+    or stopping.met(runtime.stage.stops, position.stops) is not None
+  )
+  while not is_over(position):
     state, position, row = one_step(run, runtime, stream, state, position)
     run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
-    last, step = position.stage_step == runtime.stage.steps, position.step
+    last, step = is_over(position), position.step
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=last)
-    if step % run.checkpointer.every == 0 and not last:
+    if step % run.checkpointer.every == 0 and not is_over(position):
       run.checkpointer.save(state, position)
     if any_process(run.interrupted()):
       run.checkpointer.save(state, position)
       run.checkpointer.finish()
       run.listener.say(f'interrupted and saved at step {step}; run the same command to go on')
       return Outcome(state, position, finished=False)
-  return Outcome(state, position, finished=True)
+  return _ended(run, runtime, state, position)
+
+
+def _ended(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
+  """How a stage ended: with its last step, or by a rule, which may stop the run."""
+  rule = stopping.met(runtime.stage.stops, position.stops)
+  if rule is None:
+    return Outcome(state, position, finished=True)
+  name = runtime.stage.name
+  text = stopping.explained(rule, position.stops, stage=name, step=position.step)
+  run.listener.say(text)
+  if rule.ends == 'stage':
+    return Outcome(state, position, finished=True)
+  run.checkpointer.save(state, position)
+  run.checkpointer.finish()
+  return Outcome(state, position, finished=False, stopped=text)
 
 
 def one_step(
-  run: Run, runtime: StageRuntime, stream: Stream, state: State, position: RunPosition
+  run: Run, runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition
 ) -> tuple[State, RunPosition, Mapping[str, Any]]:
   """One batch of rollouts, from the question to the new weights, and the metrics of it."""
   watch, weights = Stopwatch(), state.weights
   with watch('sample'):
-    responses = verbs.sample(runtime, weights, stream.take(runtime.stage.prompts), position)
+    responses = verbs.sample(runtime, weights, runtime.take(stream, position), position)
   with watch('score'):
     evidence = verbs.score(runtime, weights, responses, position, state.memory)
     evidence = jax.block_until_ready(evidence)
@@ -223,7 +241,8 @@ def one_step(
   step, name = position.step + 1, runtime.stage.name
   row = {'step': step, 'stage': name, **row, **seen, **shocks}
   row |= jax.tree.map(float, jax.device_get(survey))
-  row |= {**metrics.of_rollout(responses.rollout, step=position.step), 'skipped': stream.skipped}
+  row |= metrics.of_rollout(responses.rollout, step=position.step)
+  row |= {**metrics.of_routes(responses.problems), 'skipped': stream.skipped}
   row |= moving.shown(runtime.moving, position.moving)
   row |= {
     **watch.seconds,
@@ -239,8 +258,8 @@ def one_step(
   moved = following.after_row(runtime, state, after, row)
   row |= moved.seen
   run.recorder.row(row)
-  _record_texts(run, runtime, responses, evidence, batch, step)
-  alarms = _alarms(run, row, position, batch)
+  step_records.record_texts(runtime, run.recorder, responses, evidence, batch, position)
+  alarms = step_records.alarms(runtime, run.workdir, row, position, batch)
   return moved.state, moved.position._replace(alarms=alarms), row
 
 
@@ -260,30 +279,3 @@ def _evaluated(
   moved = following.after_row(runtime, state, position, row)
   run.recorder.row({'step': position.step, 'stage': runtime.stage.name, **row, **moved.seen})
   return moved.state, moved.position
-
-
-def _record_texts(
-  run: Run,
-  runtime: StageRuntime,
-  responses: Responses,
-  evidence: Evidence,
-  batch: Batch,
-  step: int,
-) -> None:
-  """Texts of a batch, and responses token by token, where a record of them is due."""
-  name, settings = runtime.stage.name, run.experiment.rollouts
-  if step % run.experiment.samples_every == 0 or step == 1:
-    run.recorder.samples(texts_record(responses, step, name))
-  if settings is not None and settings.is_due(step):
-    rows = record_of(
-      responses, evidence, batch.terms, runtime.tokenizer, settings, step=step, stage=name
-    )
-    run.recorder.rollouts(rows, mib=settings.mib)
-
-
-def _alarms(run: Run, row, position: RunPosition, batch: Batch) -> dict[str, float]:
-  try:
-    return check_alarms(row, position.alarms or {}, run.experiment.bounds)
-  except Alarm as alarm:
-    file = save_batch(batch, run.workdir, row['step'])
-    raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm

@@ -5,17 +5,18 @@ run once. What can be seen without weights was looked at before step 0: see `ins
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.prompts import unpadded
 from opd_jax.data.stream import Stream
-from opd_jax.data.tokenizers import HubTokenizer, Tokenizer
+from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.judges.cached import CachedJudge
-from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.reading import readers_of, text_of
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence
@@ -31,14 +32,14 @@ Say = Callable[[str], None]
 
 
 def check(
-  runtime: StageRuntime, stream: Stream, state: State, position: RunPosition, say: Say
+  runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition, say: Say
 ) -> State:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
   before = stream.state()
-  problems = stream.take(runtime.stage.prompts)
+  problems = runtime.take(stream, position)
   stream.restore(before)  # the run itself begins with the same problems
   question = runtime.stage.template.render(runtime.tokenizer, problems[0].messages)
-  say(f'the student reads: {_text(runtime.tokenizer, question)!r}')
+  say(f'the student reads: {text_of(runtime.tokenizer, question, most=SHOWN)!r}')
   responses = verbs.sample(runtime, state.weights, problems, position)
   say(f'and writes:        {responses.texts[0][:SHOWN]!r}')
   scenes = runtime.scenes(responses, position)
@@ -74,35 +75,22 @@ def _shows_something(
 ) -> None:
   """Says what each model of a judge reads, and refuses a judge that is shown nothing of any row."""
   unknown = True
-  for part_name, part, rows in _readers(name, judge, scenes):
-    prompts = part.prompts(rows)
+  for reader in readers_of(name, judge, scenes):
+    prompts = reader.judge.prompts([scenes[row] for row in reader.rows])
     known = next((prompt for prompt in prompts if prompt is not None), None)
     unknown = unknown and known is None
     missing = sum(prompt is None for prompt in prompts)
     few = f' (nothing in {missing} of {len(prompts)} rows)' if missing else ''
-    read = 'is shown nothing' if known is None else f'reads: {_text(tokenizer, known)!r}'
-    say(f'{part_name} {read}{few}')
+    read = (
+      'is shown nothing' if known is None else f'reads: {text_of(tokenizer, known, most=SHOWN)!r}'
+    )
+    say(f'{reader.name} {read}{few}')
   if unknown:
     raise ValueError(
       f'preflight: the context of the judge {name} shows nothing for any of the {len(scenes)} rows of the first batch, '
       'so nothing would be learnt from it. Check that the data has what it shows; a context of successes needs a '
       'student that answers some questions right, more samples of each, or more prompts.'
     )
-
-
-def _readers(
-  name: str, judge: WorkingJudge, scenes: Sequence[Scene]
-) -> Iterator[tuple[str, WorkingJudge, Sequence[Scene]]]:
-  """The single models of a judge, each with the rows that it reads."""
-  if isinstance(judge, RoutedJudge):
-    for route, rows in judge.rows_of(scenes).items():
-      yield from _readers(f'{name}/{route}', judge.table[route], [scenes[row] for row in rows])
-  elif isinstance(judge, CombinedJudge):
-    for number, (_, members) in enumerate(judge.parts):
-      for member in members:
-        yield f'{name}/{number}', member, scenes
-  else:
-    yield name, judge, scenes
 
 
 def live(judge: WorkingJudge) -> WorkingJudge:
@@ -114,16 +102,6 @@ def live(judge: WorkingJudge) -> WorkingJudge:
       judge, table={name: live(part) for name, part in judge.table.items()}
     )
   return judge
-
-
-def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-  """With the special tokens, which is where templates go wrong."""
-  strings = tokenizer.strings()
-  if isinstance(tokenizer, HubTokenizer):
-    special = set(tokenizer.specials().values())
-    pieces = [str(strings[t]) if t in special else tokenizer.decode([t]) for t in tokens]
-    return ''.join(pieces)[:SHOWN]
-  return ''.join(str(strings[token]) for token in tokens)[:SHOWN]
 
 
 def _finite(evidence: Evidence) -> None:

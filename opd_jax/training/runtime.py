@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from opd_jax.data.curriculum import Curriculum, stream_of
 from opd_jax.data.problems import Problem
 from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
@@ -126,17 +127,22 @@ class StageRuntime:
     remember = method.remember
     return jax.jit(lambda evidence: remember(as_asked(evidence, method.needs)))
 
-  def stream(self) -> Stream:
+  def stream(self) -> Stream | Curriculum:
     """The problems of the stage; every stage has an order of its own."""
     seed = self.experiment.seed
     if self.number:
       seed = int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0] >> 1)
-    return Stream(self.stage.task, seed=seed, fits=room(self.experiment, self.stage))
+    return stream_of(self.stage.task, seed=seed, fits=room(self.experiment, self.stage))
+
+  def take(self, stream: Stream | Curriculum, position: RunPosition) -> list[Problem]:
+    """The problems of a step."""
+    decisions = moving.decisions(position.moving)
+    return stream.take(self.stage.prompts, step=position.stage_step, decisions=decisions)
 
   def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
     """What contexts may look at, a row each."""
-    seed, step = self.experiment.seed, position.stage_step
-    return scenes.scenes_of(responses, seed=seed, step=step)
+    seed, decisions = self.experiment.seed, moving.decisions(position.moving)
+    return scenes.scenes_of(responses, seed=seed, step=position.stage_step, decisions=decisions)
 
 
 def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], int]:

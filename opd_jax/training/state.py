@@ -57,6 +57,7 @@ class RunPosition(NamedTuple):
   alarms: dict[str, float] | None = None  # what the alarms remember
   moving: dict[str, dict[str, float]] | None = None  # what numbers remember that look at metrics
   gates: dict[str, dict[str, Any]] | None = None  # what gates of judges remember
+  stops: dict[str, dict[str, Any]] | None = None  # what rules remember that end the stage
 
 
 def initial_state(
