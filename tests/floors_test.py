@@ -37,6 +37,7 @@ FLOORS = {
   'studies': 6,
   'report': 6,
   'configuration': 6,
+  'api': 6,
   'commands': 6,
   'cli': 7,
   'worker': 7,
