@@ -11,6 +11,7 @@ import metrics_page_test
 import pytest
 
 from opd_jax import cli
+from opd_jax.data.tokenizers import HubTokenizer
 
 DOCS = docs_test.ROOT / 'docs'
 # Steps, rows and tokens of the guide that a test can wait for.
@@ -59,6 +60,8 @@ def test_the_guide_leads_to_a_curve_and_to_a_folder_for_transformers(folder, mon
   exported = {file.name for file in (folder / 'exported').iterdir()}
   assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= exported
   assert json.loads((folder / 'exported/config.json').read_text())['model_type'] == 'qwen2'
+  texts = 'Is 12 + 7 = 19?\n', 'exported', 'runs/begin/student', 'mine/student'
+  assert len({(*HubTokenizer(where).encode(texts[0]),) for where in texts[1:]}) == 1
   names = {
     name
     for run in ('teacher', 'mine')

@@ -12,12 +12,18 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 VOCABULARY, POSITIONS, HEADS = 300, 256, 4
 WIDTHS = {'student': 64, 'teacher': 96}
 LAYERS = 2
 SPECIAL = '<|endoftext|>', '<|im_start|>', '<|im_end|>'
+# How Qwen2 cuts a text before BPE: words with the space in front, each digit alone. transformers takes this from the
+# class of the tokenizer where a config.json says qwen2, so tokenizer.json must say the same.
+CUTS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+  r'|\s+(?!\S)|\s+'
+)
 CHAT = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
   '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
@@ -44,6 +50,11 @@ def tokenizer(rows: list[dict[str, str]]) -> Tokenizer:
     show_progress=False,
   )
   made.train_from_iterator([row[key] for row in rows for key in ('problem', 'solution')], trainer)
+  made.normalizer = normalizers.NFC()
+  cut = pre_tokenizers.Split(Regex(CUTS), behavior='isolated')
+  made.pre_tokenizer = pre_tokenizers.Sequence(
+    [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+  )
   return made
 
 
@@ -95,7 +106,7 @@ def model(folder: Path, width: int, made: Tokenizer, seed: int) -> None:
     'eos_token_id': ends,
   }
   words = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'tokenizer_class': 'Qwen2Tokenizer',
     'eos_token': '<|im_end|>',
     'pad_token': '<|endoftext|>',
     'chat_template': CHAT,
