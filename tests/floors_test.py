@@ -40,6 +40,7 @@ FLOORS = {
   'gin_files': 6,
   'trust': 6,
   'reference': 6,
+  'api': 6,
   'commands': 6,
   'cli': 7,
   'worker': 7,
