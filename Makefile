@@ -1,4 +1,4 @@
-# make demo · make test · make certify · make docs · make notebooks · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
+# make demo · make test · make certify · make docs · make site · make notebooks · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help demo quick test certify docs notebooks lint format bench clean
+.PHONY: help demo quick test certify docs site notebooks lint format bench clean
 help:
 	@sed -n 1p Makefile
 
@@ -48,6 +48,10 @@ certify: $(VENV)/.installed
 
 docs: $(STAMP)
 	@JAX_PLATFORMS=cpu $(BIN)/python docs/generate.py
+
+# The documentation as a site, build/site/index.html. A dead link ends the build.
+site: $(STAMP)
+	@$(BIN)/python docs/build_site.py
 
 # Executes every notebook and writes its outputs in place.
 notebooks: $(STAMP)

@@ -1,6 +1,6 @@
 """Forward + backward of a real shape on one accelerator: tokens/s and the share of its peak that the model uses.
 
-    python benchmarks/forward_backward.py [preset] [batch] [length]
+    python benchmarks/forward_backward.py [preset] [batch] [length] [remat …]
 
 By default qwen3_1p7b 8 4096 on an accelerator, tiny 4 256 on a CPU, in bfloat16.
 
@@ -63,11 +63,11 @@ def measure(config, batch: int, length: int) -> list[float]:
 if __name__ == '__main__':
   device = jax.devices()[0]
   usual = ('tiny', '4', '256') if device.platform == 'cpu' else ('qwen3_1p7b', '8', '4096')
-  preset, batch, length = (*sys.argv[1:], *usual[len(sys.argv) - 1 :])
+  preset, batch, length = (*sys.argv[1:4], *usual[len(sys.argv) - 1 :])
   batch, length = int(batch), int(length)
   peak = next((value for name, value in PEAK.items() if name in device.device_kind), None)
   print(f'{preset} bfloat16, {batch} x {length} tokens, {device.device_kind}, median of {RUNS}')
-  for remat in ('none', 'dots', 'full'):
+  for remat in sys.argv[4:] or ('none', 'dots', 'full'):
     config = presets.every()[preset](param_dtype='bfloat16', dtype='bfloat16', remat=remat)
     try:
       second = statistics.median(measure(config, batch, length))

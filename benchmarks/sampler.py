@@ -9,7 +9,7 @@ tail  256 rows of geometric length (mean 64, budget 512) in 16 slots, with and w
 
 agreement  how far sampler, scorer and other numbers of slots are apart, in float32 and bfloat16
 decode     a real shape in bfloat16: share of the memory bandwidth that a decode step uses (default qwen3_1p7b 512 512
-           64 256), Hugging Face generate beside it
+           64 256)
 
 Peers: Hugging Face generate runs in this interpreter when torch is installed; Tunix's sampler in the one that
 TUNIX_PYTHON names, through the script that PEER_TUNIX names (it prints 'sample … tok/s' lines).
@@ -147,7 +147,6 @@ def line(name: str, seconds: list[float], tokens: int, base: float) -> None:
 def tiny() -> None:
   config = presets.tiny(**TINY, num_layers=2, max_positions=512, tied=False)
   model, prompts, mine, theirs, peers = model_of(config), prompts_of(8, 32, 2048), [], [], []
-  other = torch_model(config) if has_torch() else None
   for _ in range(3):  # in turn, so that a slow minute is slow for everybody
     mine += ours(model, prompts, 64, CALLS)
     theirs += generate_hf(other, prompts, 64, CALLS) if other else []
@@ -273,7 +272,6 @@ def decode(
   """Bytes read per step (weights once, the cache of each row) over time, against the measured bandwidth."""
   config = presets.every()[preset](param_dtype='bfloat16', dtype='bfloat16')
   model, length, tokens = model_of(config), int(prompt), int(new)
-  other = torch_model(config) if has_torch() else None
   bandwidth = copy_bandwidth()
   print(
     f'{preset} bfloat16, {jax.devices()[0].device_kind}, prompt {length}, {tokens} new; '
@@ -291,8 +289,6 @@ def decode(
       f'{size / step / bandwidth:.0%} of the bandwidth',
       flush=True,
     )
-    if other is not None:
-      line('  Hugging Face generate', generate_hf(other, prompts, tokens, 2), batch * tokens, whole)
 
 
 def has_torch() -> bool:

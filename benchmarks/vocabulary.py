@@ -202,7 +202,7 @@ def compare(
 def frontier(width: int, teacher_width: int, tokens: int = 1024, dtype: str = 'float32') -> None:
   arguments = inputs(tokens, width, teacher_width, dtype)
   print(f'tiles: reverse KL, V = {V}, {tokens} tokens, widths {width} / {teacher_width}')
-  for tile in (16, 32, 64, 128, 256, 512, 1024) if dtype == 'float32' else (256, 1024, 4096):
+  for tile in (16, 32, 64, 128, 256, 512, 1024) if dtype == 'float32' else (512, 1024, 2048):
     seconds, temporaries = measured(program('reverse KL', tokens, tile=tile), arguments, 3)
     chosen = '   the default' if tile == vocabulary.tile_of(width, V) else ''
     print(f'  {tile:5d} {seconds:8.3f} s {temporaries / 1e9:8.2f} GB{chosen}', flush=True)

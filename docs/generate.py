@@ -4,21 +4,17 @@ python docs/generate.py            writes both
 python docs/generate.py --check    writes nothing; exit status 1 where one is stale
 """
 
-import ast
-import functools
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from opd_jax.claims import Claim, Converges, Unbiased, to_teacher
 from opd_jax.method import Method
 from opd_jax.method_reads import judges_read
-from opd_jax.methods import Entry, discover
+from opd_jax.methods import discover
+from opd_jax.reference import Bindable, sections
 from opd_jax.rollouts import RolloutMix
 from opd_jax.types import ScoreRequest
 
@@ -33,129 +29,21 @@ must be bound.
 
 `judges.frozen` and `judges.itself` take the options of `Judge` too; a preset takes the fields of `ModelConfig`.
 """
-JUDGES = (
-  'frozen',
-  'itself',
-  'never',
-  'ema',
-  'every',
-  'live',
-  'gated',
-  'routed',
-  'combined',
-  'averaged',
-)
-# title, module, names that are shown (None: all public ones that are no bare base of others)
-SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
-  ('Experiments and stages', 'training.experiment', ('Experiment', 'Stage')),
-  ('Adapters', 'models.lora', ('Lora',)),
-  ('Records of rollouts', 'training.rollout_records', ('RolloutRecords',)),
-  ('Alarms', 'training.alarms', ('Bounds',)),
-  ('Evaluations', 'evaluation.evaluator', ('Evaluation',)),
-  ('Optimisers', 'training.optimisers', ('adamw', 'sgd')),
-  ('Who writes', 'rollouts', ('student', 'teacher', 'dataset', 'mixture', 'RolloutMix')),
-  ('Judges', 'judges', JUDGES),
-  ('Judges that steer', 'judges.steering', ('steered', 'trust_region', 'success', 'failure')),
-  ('Gates of judges', 'judges.gates', ('RewardRose', 'Improved')),
-  ('Options of judges', 'judges.spec', ('Judge',)),
-  ('Contexts of judges', 'judges.contexts', None),
-  ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),
-  ('Divergences', 'losses.divergences', None),
-  ('Supports', 'losses.supports', None),
-  ('Rest rules', 'losses.rest_rules', None),
-  ('Terms', 'losses.terms', None),
-  ('Sampling', 'inference.sampler', ('Sampling',)),
-  ('What is recorded of a rollout', 'inference.decode_programs', ('Recording',)),
-  ('Decoding', 'inference.decoding', None),
-  ('Decoding beside a second model', 'inference.guided', None),
-  ('Layouts', 'sharding', ('mesh_layout', 'Layout')),
-  ('Tiny world: sums', 'data.tiny_worlds.sums', ('sums', 'tokenizer')),
-  ('Tiny world: calls', 'data.tiny_worlds.calls', ('calls', 'tokenizer')),
-  ('Tasks and readers', 'data.problems', ('Task', 'from_columns', 'from_messages')),
-  ('Readers of published data sets', 'data.published', None),
-  ('Sources', 'data.sources', ('json_lines', 'parquet', 'hub')),
-  ('Mixtures of tasks', 'data.mixture', ('mixture',)),
-  ('Templates', 'data.templates', ('Template',)),
-  ('Tokenizers', 'data.tokenizers', ('CharacterTokenizer', 'ByteTokenizer', 'HubTokenizer')),
-  ('Tokenizers that are read when a run begins', 'storage.hub_tokenizer', ('Published',)),
-)
-HIDDEN = {'Compared', 'View', 'WeightedTerm', 'OutsideMass', 'named_parts', 'draw', 'value_of'}
-HIDDEN |= {'all_between', 'require'}  # what rules of other files are made with
-
-
-# --- signatures, as the source has them: the same under every version of Python ----------------------
-
-
-@functools.cache
-def source_of(module: ModuleType) -> dict[str, ast.AST]:
-  return {node.name: node for node in ast.parse(inspect.getsource(module)).body
-          if isinstance(node, ast.FunctionDef | ast.ClassDef)}  # fmt: skip
-
-
-def arguments(module: ModuleType, name: str) -> list[tuple[str, str, str]]:
-  """Name, type and default of every argument."""
-  node: Any = source_of(module)[name]
-  if isinstance(node, ast.ClassDef):
-    makers = [part for part in node.body if getattr(part, 'name', '') == '__init__']
-    if not makers:
-      return [(part.target.id, ast.unparse(part.annotation), default(module, part.value))
-              for part in node.body if isinstance(part, ast.AnnAssign)
-              and 'ClassVar' not in ast.unparse(part.annotation)]  # fmt: skip
-    node = makers[0]
-  given, keyword = node.args, node.args.kwonlyargs
-  positional = [each for each in given.args if each.arg != 'self']
-  missing = [None] * (len(positional) - len(given.defaults))
-  values = [*missing, *given.defaults, *given.kw_defaults]
-  return [
-    (each.arg, ast.unparse(each.annotation) if each.annotation else '', default(module, value))
-    for each, value in zip([*positional, *keyword], values, strict=True)
-  ]
-
-
-def default(module: ModuleType, node: Any) -> str:
-  if node is None:
-    return ''
-  if isinstance(node, ast.Call) and (factory := {k.arg: k.value for k in node.keywords}).keys() == {
-    'default_factory'
-  }:
-    return f'{ast.unparse(factory["default_factory"])}()'
-  shown = repr(getattr(module, node.id)) if isinstance(node, ast.Name) else ast.unparse(node)
-  return shown if len(shown) < 60 else ast.unparse(node)
-
-
-def described(doc: str) -> tuple[str, dict[str, str]]:
-  """The text before `Args:`, and what each argument means."""
-  text, _, listed = doc.partition('\nArgs:\n')
-  meanings: dict[str, str] = {}
-  names: list[str] = []
-  for line in listed.splitlines():
-    if match := re.match(r'  (\w[\w, ]*): (.*)', line):
-      names = match[1].split(', ')
-      meanings |= dict.fromkeys(names, match[2])
-    elif line.startswith('    ') and names:
-      meanings |= {name: f'{meanings[name]} {line.strip()}' for name in names}
-    else:
-      names = []
-  return text.split('\n>>>')[0].strip(), meanings
-
-
 # --- the reference ----------------------------------------------------------------------------------
 
 
-def item(module: ModuleType, name: str, prefix: str) -> Iterator[str]:
+def item(bindable: Bindable) -> Iterator[str]:
   """One thing that can be bound."""
-  made = getattr(module, name)
-  module = importlib.import_module(made.__module__)
-  text, meanings = described(inspect.cleandoc(made.__doc__ or ''))
-  yield f'### `{prefix}.{name}`\n'
-  yield fenced(text) + '\n'
-  listed = [each for each in arguments(module, name) if each[0]]
-  if listed:
+  yield f'### `{bindable.name}`\n'
+  yield fenced(bindable.text) + '\n'
+  if bindable.arguments:
     yield '| argument | type | default | meaning |\n|---|---|---|---|'
-    for argument, kind, value in listed:
-      cells = (f'`{argument}`', code(kind), code(value), meanings.get(argument, ''))
+    for each in bindable.arguments:
+      cells = (f'`{each.name}`', code(each.kind), code(each.default), each.meaning)
       yield '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
     yield ''
+  if bindable.note:
+    yield bindable.note + '\n'
 
 
 def code(text: str) -> str:
@@ -171,32 +59,8 @@ def fenced(text: str) -> str:
   return '\n\n'.join(parts)
 
 
-def names_of(module: ModuleType, chosen: tuple[str, ...] | None) -> list[str]:
-  if chosen is not None:
-    return list(chosen)
-  nodes = [name for name in source_of(module) if not name.startswith('_') and name not in HIDDEN]
-  own = [getattr(module, name) for name in nodes]
-  bases = {base for each in own if inspect.isclass(each) for base in each.__bases__}
-  return [name for name in nodes if getattr(module, name) not in bases]
-
-
-def method_section(entry: Entry) -> Iterator[str]:
-  """A method, the records of its file, and its variants."""
-  module = importlib.import_module(entry.make.__module__)
-  yield from item(module, entry.name, entry.name)
-  if entry.variants:
-    listed = '; '.join(
-      f'*{name}* ({", ".join(f"`{key} = {value!r}`" for key, value in settings.items())})'
-      for name, settings in entry.variants.items()
-    )
-    yield f'Variants: {listed}.\n'
-  for name in names_of(module, None):
-    if name != entry.name and name not in HIDDEN and inspect.isclass(getattr(module, name)):
-      yield from item(module, name, entry.name)
-
-
-def preset_section() -> Iterator[str]:
-  from opd_jax.models import config, presets
+def presets_table() -> Iterator[str]:
+  from opd_jax.models import presets
 
   yield 'Each takes the fields of `ModelConfig` as arguments: `presets.tiny.width = 128`.\n'
   yield '| preset | layers | width | heads | key-value heads | vocabulary |\n|---|---|---|---|---|---|'
@@ -205,27 +69,19 @@ def preset_section() -> Iterator[str]:
     numbers = (model.num_layers, model.width, model.num_heads, model.num_kv_heads)
     yield f'| `presets.{name}` | {" | ".join(map(str, (*numbers, model.vocab_size)))} |'
   yield ''
-  for name in ('ModelConfig', 'Experts', 'RopeScaling'):
-    yield from item(config, name, 'config')
 
 
 def reference() -> str:
-  lines = [HEAD, '## Methods\n']
-  for entry in discover():
-    lines += method_section(entry)
-  for title, path, chosen in SECTIONS:
-    module = importlib.import_module(f'opd_jax.{path}')
-    prefix = path.rpartition('.')[2]
-    lines += [f'## {title}\n', f'`from opd_jax{gin_import(path)}`\n']
-    for name in names_of(module, chosen):
-      lines += item(module, name, prefix)
-  lines += ['## Presets\n', '`from opd_jax.models import presets`\n', *preset_section()]
+  lines = [HEAD]
+  for section in sections():
+    lines.append(f'## {section.title}\n')
+    if section.imported:
+      lines.append(f'`{section.imported}`\n')
+    if section.title == 'Presets':
+      lines += presets_table()
+    for bindable in section.bindables:
+      lines += item(bindable)
   return '\n'.join(line.rstrip(' ') for line in lines).rstrip() + '\n'
-
-
-def gin_import(path: str) -> str:
-  folder, _, name = path.rpartition('.')
-  return f'{"." + folder if folder else ""} import {name}'
 
 
 # --- the table of methods ---------------------------------------------------------------------------

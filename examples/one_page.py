@@ -7,20 +7,17 @@ import tempfile
 
 import jax
 
-from opd_jax import judges
+from opd_jax import api, judges
 from opd_jax.data.tiny_worlds import sums
-from opd_jax.evaluation.evaluator import Evaluation, Evaluator
+from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.inference import decoding
 from opd_jax.inference.sampler import Sampling
 from opd_jax.losses.divergences import ForwardKL
 from opd_jax.methods import gkd, sft
 from opd_jax.models import presets, transformer
 from opd_jax.sharding import mesh_layout
-from opd_jax.storage import orbax_folder
-from opd_jax.training import following, optimisers, verbs, writers
+from opd_jax.training import optimisers
 from opd_jax.training.experiment import Experiment, Stage
-from opd_jax.training.runtime import build_runtime
-from opd_jax.training.state import RunPosition, initial_state
 
 STUDENT = presets.tiny(width=64, num_layers=2, vocab_size=24)
 TOKENIZER = sums.tokenizer()
@@ -33,30 +30,30 @@ HELD_OUT = Evaluation(task=ASKED, problems=64, budget=24, decoding=GREEDY)
 def experiment_of(method, steps: int, **judges) -> Experiment:
   fixed = {'optimiser': optimisers.adamw(rate=2e-3), 'sampling': Sampling(budget=24, slots=64)}
   stage = Stage(method=method, task=TASK, steps=steps, prompts=64, judges=judges, **fixed)
-  return Experiment(model=STUDENT, layout=mesh_layout(), stages=(stage,), tokenizer=TOKENIZER)
+  return Experiment(
+    model=STUDENT,
+    layout=mesh_layout(),
+    stages=(stage,),
+    tokenizer=TOKENIZER,
+    evaluations=(HELD_OUT,),
+  )
 
 
 def run(title: str, experiment: Experiment, params, *, show: int):
-  """The steps of a stage: the new weights, and the accuracy on held-out problems."""
-  runtime = build_runtime(experiment, 0)  # loads the judges
-  stage, stream, position = runtime.stage, runtime.stream(), RunPosition()
-  state = initial_state(experiment, stage, params)
-  evaluator = Evaluator(HELD_OUT, TOKENIZER, jax.random.key(0))
-  for step in range(1, stage.steps + 1):
-    weights = state.weights
-    responses = verbs.sample(runtime, weights, stream.take(stage.prompts), position)
-    evidence = verbs.score(runtime, weights, responses, position, state.memory)
-    batch, _ = verbs.weigh(runtime, weights, evidence)
-    state, row = verbs.updates(runtime, state, responses, evidence, batch, position)
-    state, _ = following.after_update(runtime, state, evidence, position)
-    position = RunPosition(stage_step=step, step=step, rows=step * stage.prompts)
-    if step % show == 0 or step == stage.steps:
-      outcome = evaluator.run(writers.student_model(runtime, state.weights))
-      accuracy = outcome.metrics['eval/sums/avg@1']
+  """The steps of a stage: what it ends as, and the accuracy on held-out problems."""
+  training = api.begin(experiment, params=params)  # loads the judges
+  steps = experiment.stages[0].steps
+  for step in range(1, steps + 1):
+    responses = api.sample(training)
+    evidence = api.score(training, responses)
+    batch = api.weigh(training, evidence)
+    training, row = api.update(training, responses, evidence, batch)
+    if step % show == 0 or step == steps:
+      accuracy = api.evaluate(training)['eval/sums/avg@1']
       gap = row.get('teacher/reverse_kl', float('nan'))  # SFT asks no teacher
       told = f'loss {row["loss"]:.3f}, reverse KL {gap:.3f}, accuracy {accuracy:.1%}'
       print(f'{title} {step:4d}: {told}', flush=True)
-  return state.params, accuracy
+  return training, accuracy
 
 
 def main(teacher_steps: int = 120, student_steps: int = 40, steps: int = 60):
@@ -66,9 +63,9 @@ def main(teacher_steps: int = 120, student_steps: int = 40, steps: int = 60):
   student, before = run('student, SFT', experiment_of(sft.sft(), student_steps), random[1], show=20)
   on_policy = gkd.gkd(divergence=ForwardKL(), student_fraction=1.0)
   with tempfile.TemporaryDirectory() as folder:
-    orbax_folder.save(f'{folder}/teacher', STUDENT, teacher, strings=TOKENIZER.strings())
+    api.save(teacher, f'{folder}/teacher')
     distil = experiment_of(on_policy, steps, teacher=judges.frozen(f'{folder}/teacher'))
-    _, after = run('student, GKD', distil, student, show=20)
+    _, after = run('student, GKD', distil, student.state.params, show=20)
   print(f'the student: {before:.1%} before, {after:.1%} after it learned from the teacher')
   return before, after
 

@@ -1,6 +1,7 @@
 """Floor 7. `opd`, the command line: finds the subcommands in commands/ and runs one of them."""
 
 import argparse
+import errno
 import importlib
 import logging
 import pkgutil
@@ -17,8 +18,9 @@ On-policy distillation of language models: the student writes, a teacher scores
 every token, and the student learns from the scores.
 """
 EPILOG = """\
-Exit status: 0 done, 2 refused (the message says why and what to do), 1 a certificate that fails, or a bug of ours;
-130 and 143: ctrl-c and SIGTERM, a run was saved and the same command goes on with it.
+Exit status: 0 done, 2 refused (the message says why and what to do), 3 a rule of the experiment stopped the run and all
+is saved (stopping.StopWhen), 1 a certificate that fails, or a bug of ours; 130 and 143: ctrl-c and SIGTERM, a run was
+saved and the same command goes on with it.
 `opd COMMAND --help` lists the flags of a command; `opd COMMAND --debug` adds the traceback to a refusal.
 """
 
@@ -60,17 +62,32 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit status."""
   args = parser().parse_args(argv)
-  logging.getLogger('absl').setLevel(logging.WARNING)
+  libraries = logging.getLogger('absl')
+  libraries.setLevel(logging.WARNING)
+  if not args.debug:  # what is logged with a traceback is raised as well, and then told in words
+    libraries.addFilter(_without_traceback)
   try:
     return args.run(args) or 0
   except (ValueError, OSError) as error:
     if args.debug:
       traceback.print_exc()
-    print(f'opd {args.command}: {str(error).removeprefix(args.command + ": ")}', file=sys.stderr)
+    print(f'opd {args.command}: {_said(error).removeprefix(args.command + ": ")}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f'opd {args.command}: stopped', file=sys.stderr)
     return 130
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+  return not record.exc_info
+
+
+def _said(error: Exception) -> str:
+  """A refusal in words; of a full disk, what to do."""
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    where = f' ({error.filename})' if error.filename else ''
+    return f'the disk is full{where}. Free some space, then run the same command again.'
+  return str(error)
 
 
 if __name__ == '__main__':

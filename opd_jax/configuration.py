@@ -2,26 +2,25 @@
 
 import io
 import re
-import sys
 import tokenize
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import gin
 import gin.config
+from gin import config_parser
 
 from opd_jax import kinds
+from opd_jax.gin_files import FLAG, IMPORT, GinFile, parse_message, read_files, unfinished_line
 from opd_jax.training.experiment import Experiment
+from opd_jax.trust import Trust
 
-INCLUDE = re.compile(r"""^include\s+(['"])(.+?)\1.*$""", flags=re.MULTILINE)
-IMPORT = re.compile(r'^(?:from|import) .*$', flags=re.MULTILINE)
-REGISTRATION = 'from __gin__ import dynamic_registration'
-FLAG = '--gin_bindings'
+DYNAMIC = '__gin__.dynamic_registration'
+BUILT_IN = ('gin.macro', 'gin.constant', 'gin.singleton')
 REQUIRED = '%gin.REQUIRED'
 CALLED = re.compile(r"\n  In call to configurable '(\S+)' .*")  # gin's words behind ours
 SHIPPED = {'MODEL': 'models', 'METHOD': 'methods', 'TASK': 'data', 'TOKENIZER': 'data'}
-HOME = Path(__file__).parents[1]  # holds experiments/ where the repository is installed from
 MISTAKES = (
   ValueError, AttributeError,
   TypeError, SyntaxError, ImportError, NameError, KeyError, tokenize.TokenError,
@@ -32,36 +31,31 @@ Selector = tuple[str, str]  # scope and full name of a function
 Bindings = dict[Selector, dict[str, Any]]
 
 
-class GinFile(NamedTuple):
-  """A file that was read. Its includes are blank lines: they were read before it."""
-
-  path: Path
-  text: str
-
-
-def build(files: Sequence[str], bindings: Sequence[str]) -> tuple[Experiment, str]:
+def build(
+  files: Sequence[str], bindings: Sequence[str], trust: Trust | None = None
+) -> tuple[Experiment, str]:
   """Builds the experiment and returns it with the configuration that was in force."""
-  return record_of(Experiment, files, bindings)
+  return record_of(Experiment, files, bindings, trust)
 
 
-def record_of(root: type[Root], files: Sequence[str], bindings: Sequence[str]) -> tuple[Root, str]:
+def record_of(
+  root: type[Root], files: Sequence[str], bindings: Sequence[str], trust: Trust | None = None
+) -> tuple[Root, str]:
   """Builds a record that gin files describe and returns it with the configuration that was in force.
 
   gin is finished when this returns: the result is plain Python, and nothing jitted ever calls gin.
 
   Args:
     root: the record, e.g. Experiment.
-    files: gin files, in order; later ones win, and a file wins over what it includes. Modules of the working directory
-      can be imported by them.
+    files: gin files, in order; later ones win, and a file wins over what it includes.
     bindings: gin bindings; they win over the files.
+    trust: what both may import and call; None: what experiments are made of, and modules of the files' own folders.
   """
   if not files:
     raise ValueError('no experiment given. Name a --gin_file, e.g. experiments/models/tiny.gin.')
-  if str(Path.cwd()) not in sys.path:
-    sys.path.append(str(Path.cwd()))
-  texts = list(read_files(files))
-  last, flags = _own_bindings(texts, bindings)
-  _parse_all(texts, bindings)
+  texts, trust = list(read_files(files)), trust or Trust()
+  last, flags = _own_bindings(texts, bindings, trust)
+  _parse_all(texts, bindings, trust)
   built = _constructed(root)
   unused = _unused(_without_required(last), except_for=_overridden(last, flags))
   if unused := sorted({*unused, *_unused(flags)}):
@@ -72,68 +66,78 @@ def record_of(root: type[Root], files: Sequence[str], bindings: Sequence[str]) -
   return built, gin.operative_config_str()
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def read_files(
-  names: Iterable[str | Path], includer: Path | None = None, seen: set[Path] | None = None
-) -> Iterator[GinFile]:
-  """Each file once, after the files that it includes: a base that is read again would take back what was set over it.
-
-  An include is looked for from the working directory, from every folder above its includer, and from ours.
-  """
-  seen = set() if seen is None else seen
-  for name in names:
-    path = _located(name, includer)
-    if path.resolve() in seen:
-      continue
-    seen.add(path.resolve())
-    try:
-      text = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as error:
-      raise ValueError(f'{path}: this is not a text file ({error}).') from error
-    included = [match[1] for match in INCLUDE.findall(text)]
-    yield from read_files(included, includer=path, seen=seen)
-    yield GinFile(path, INCLUDE.sub('', text))
-
-
-def _located(name: str | Path, includer: Path | None) -> Path:
-  folders = [Path(), *(includer.resolve().parents if includer else ()), HOME]
-  path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-  if path is None:
-    by = f', included by {includer}' if includer else ''
-    kind = 'gin file is a folder' if Path(name).is_dir() else 'gin file not found'
-    raise ValueError(f'{kind}: {name}{by}. The shipped files lie in experiments/.')
-  return path
+class _Refused(ValueError):
+  """A refusal of ours, with its file and line."""
 
 
 # --- parsing --------------------------------------------------------------------------------------
 
 
-def _parse_all(files: Sequence[GinFile], bindings: Sequence[str]) -> None:
+def _parse_all(files: Sequence[GinFile], bindings: Sequence[str], trust: Trust) -> None:
   """Fills gin with all files and then with the bindings."""
   gin.clear_config()
   for file in files:
     before = _copied(gin.config._CONFIG)
-    _parse(file.text, str(file.path), files)
+    _parse(file.text, str(file.path), files, trust)
     _restore_under_placeholders(before)
   # Bindings may name whatever the files import, also what the files do not use.
   imports = IMPORT.findall(gin.config_str())
-  _parse('\n'.join([*imports, *bindings]), FLAG, files)
+  _parse('\n'.join([*imports, *bindings]), FLAG, files, trust)
 
 
-def _parse(text: str, name: str, files: Sequence[GinFile]) -> None:
+def _parse(text: str, name: str, files: Sequence[GinFile], trust: Trust) -> None:
   stream = io.StringIO(text)
   stream.name = name  # gin names it in its messages
   try:
+    _check_imports(stream, name, trust)
+    stream.seek(0)
     gin.parse_config(stream)
+  except _Refused as error:
+    raise ValueError(str(error)) from error
   except MISTAKES as error:
     if isinstance(error, tokenize.TokenError):
-      line = f', line {_unfinished_line(text)}' if name != FLAG else ''
+      line = f', line {unfinished_line(text)}' if name != FLAG else ''
       raise ValueError(
         f'{name}{line}: a value does not end ({error.args[0]}). Check brackets and quotes.'
       ) from error
-    raise ValueError(_parse_message(error, name, files)) from error
+    raise ValueError(parse_message(error, name, files)) from error
+  _check_called(name, trust)
+
+
+class _Unresolved(config_parser.ParserDelegate):
+  """Reads values without looking anything up."""
+
+  def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None: ...
+
+  def macro(self, macro_name: str) -> None: ...
+
+
+def _check_imports(stream: io.StringIO, name: str, trust: Trust) -> None:
+  """Refuses what a file may not import, before gin reads the file and does it."""
+  for statement in config_parser.ConfigParser(stream, _Unresolved()):
+    line = '' if name == FLAG else f', line {statement.location.line_num}'
+    if isinstance(statement, config_parser.IncludeStatement):
+      raise _Refused(f'{name}{line}: an include stands on a line of its own, without indentation.')
+    if not isinstance(statement, config_parser.ImportStatement):
+      continue
+    if statement.module == DYNAMIC:
+      continue
+    try:
+      trust.importing(statement.module, None if name == FLAG else Path(name).parent)
+    except (ValueError, ImportError) as error:
+      raise _Refused(f'{name}{line}: {error}') from error
+
+
+def _check_called(name: str, trust: Trust) -> None:
+  """Refuses bindings of functions that no file may call."""
+  bound = {selector for _, selector in gin.config._CONFIG}
+  called = {each.config_key[1] for each in gin.config.iterate_references(gin.config._CONFIG)}
+  for selector in sorted({*bound, *called}):
+    if selector not in BUILT_IN:
+      try:
+        trust.calling(gin.config._REGISTRY[selector].wrapped, selector)
+      except ValueError as error:
+        raise ValueError(f'{name}: {error}') from error
 
 
 def _restore_under_placeholders(before: Bindings) -> None:
@@ -144,15 +148,17 @@ def _restore_under_placeholders(before: Bindings) -> None:
         gin.bind_parameter((scope, selector, argument), value)
 
 
-def _own_bindings(files: Sequence[GinFile], bindings: Sequence[str]) -> tuple[Bindings, Bindings]:
+def _own_bindings(
+  files: Sequence[GinFile], bindings: Sequence[str], trust: Trust
+) -> tuple[Bindings, Bindings]:
   """What the last file says without its includes, and what the command line says: these must be read."""
-  _parse_all(files, ())
+  _parse_all(files, (), trust)
   imports = IMPORT.findall(gin.config_str())
   gin.clear_config()
-  _parse(files[-1].text, str(files[-1].path), files)
+  _parse(files[-1].text, str(files[-1].path), files, trust)
   last = _copied(gin.config._CONFIG)
   gin.clear_config()
-  _parse('\n'.join([*imports, *bindings]), FLAG, files)
+  _parse('\n'.join([*imports, *bindings]), FLAG, files, trust)
   return last, _copied(gin.config._CONFIG)
 
 
@@ -163,10 +169,22 @@ def _constructed(root: type[Root]) -> Root:
     kinds.check(built)
   except (*MISTAKES, RuntimeError) as error:
     _refuse_required(error)
+    if 'macro() missing' in str(error):
+      raise ValueError(f'experiment: nobody sets {_unset_macros()}. Check the spelling.') from error
     reason = CALLED.sub('' if isinstance(error, ValueError) else r' (in a call of \1)', str(error))
     raise ValueError(f'{root.__name__.lower()}: {reason.strip()}') from error
   _refuse_required(None)
   return built
+
+
+def _unset_macros() -> str:
+  """The macros that values name and nothing binds, as files spell them."""
+  named = {each.config_key for each in gin.config.iterate_references(gin.config._CONFIG)}
+  return ', '.join(
+    f'%{scope}'
+    for scope, selector in sorted(named)
+    if selector == 'gin.macro' and (scope, selector) not in gin.config._CONFIG
+  )
 
 
 def _refuse_required(cause: Exception | None) -> None:
@@ -246,54 +264,3 @@ def _name(scope: str, selector: str, argument: str) -> str:
     return scope
   short = '.'.join(selector.split('.')[-2:])
   return f'{scope}/{short}.{argument}' if scope else f'{short}.{argument}'
-
-
-# --- messages -------------------------------------------------------------------------------------
-
-
-def _unfinished_line(text: str) -> int:
-  """The line where a value begins that never ends: the one behind the last line that can end a file."""
-  lines = text.splitlines(keepends=True)
-  for count in range(len(lines) - 1, 0, -1):
-    try:
-      list(tokenize.generate_tokens(io.StringIO(''.join(lines[:count])).readline))
-    except (tokenize.TokenError, SyntaxError):
-      continue
-    return count + 1
-  return 1
-
-
-def _parse_message(error: Exception, name: str, files: Sequence[GinFile]) -> str:
-  """What is wrong, led by the file and the line."""
-  if isinstance(error, SyntaxError):
-    own = error.filename in (name, None, '<tokenize>', '<string>')
-    line = f', line {error.lineno}' if error.lineno and name != FLAG else ''
-    shown = f'\n  in: {error.text.strip()}' if error.text else ''
-    return f'{name}{line}: {error.msg}{shown}' if own else f'{name}: {error}'
-  text, line, shown = str(error).strip(), '', ''
-  if place := re.search(r'\n\s*In (?:file ".*",|bindings string) line (\d+)\n\s*(.*)', text):
-    line = f', line {place[1]}' if name != FLAG else ''
-    text, shown = text[: place.start()], f'\n  in: {place[2].strip()}'
-  return f'{name}{line}: {text}{shown}{_advice(text, name, files)}'
-
-
-def _advice(text: str, name: str, files: Sequence[GinFile]) -> str:
-  """What to do about a mistake, where it can be said."""
-  if "doesn't have a parameter named" in text or 'has no field' in text:
-    return '\nCheck the spelling against the function that is named.'
-  if 'No configurable matching' in text:
-    return f'\nThe first statement of {name} must be `{REGISTRATION}`, and the module must be imported behind it.'
-  if 'was not provided by an import' not in text:
-    return ''
-  module = text.split("'")[1]
-  for file in files:
-    for statement in IMPORT.findall(file.text):
-      if re.search(rf'\b{module}\s*(#.*)?$', statement):
-        return (
-          f'\nAn import serves its own file only. Repeat `{statement}` of {file.path} in {name}.'
-        )
-  if name == FLAG:
-    return (
-      '\nNone of the gin files given imports it: add one that does, e.g. of experiments/models.'
-    )
-  return f'\nNo gin file given imports it: import the module of {module} in {name}.'

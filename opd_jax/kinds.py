@@ -20,16 +20,30 @@ def check(record: Any, *, name: str | None = None) -> None:
     name: of the record in the message; None takes its class's.
   """
   name = type(record).__name__ if name is None else name
+  fields = [field.name for field in dataclasses.fields(record)]
+  check_fields(record, *fields, name=name)
+  for field in fields:
+    for place, part in _records(getattr(record, field)):
+      check(part, name=f'{name}.{field}{place}')
+
+
+def check_fields(record: Any, *fields: str, name: str | None = None) -> None:
+  """Refuses a record in which one of these fields holds something of another kind; looks at nothing inside.
+
+  Args:
+    record: a dataclass of ours.
+    fields: names of those that are looked at.
+    name: see `check`.
+  """
   hints = _hints(type(record))
-  for field in dataclasses.fields(record):
-    value, hint = getattr(record, field.name), hints.get(field.name, Any)
+  for field in fields:
+    value, hint = getattr(record, field), hints.get(field, Any)
     if not _is(value, hint):
+      shown = repr(value) if isinstance(value, str) else str(value)
       raise ValueError(
-        f'{name}: {field.name} must be {_text(hint)}, got {str(value)[:80]!r}. In gin, texts have quotes, and what '
-        'makes a record or a function is called: @judges.frozen(), not @judges.frozen.'
+        f'{name or type(record).__name__}: {field} must be {_text(hint)}, got {shown[:80]}. In gin, texts have quotes, '
+        'and what makes a record or a function is called: @judges.frozen(), not @judges.frozen.'
       )
-    for place, part in _records(value):
-      check(part, name=f'{name}.{field.name}{place}')
 
 
 def _hints(kind: type) -> dict[str, Any]:

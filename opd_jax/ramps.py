@@ -220,6 +220,22 @@ def extremes(number: Number) -> tuple[float, float]:
   return float(min(values)), float(max(values))
 
 
+def turns(number: Number) -> tuple[int, ...]:
+  """The steps between which a number moves one way or not at all, with the first of all.
+
+  >>> turns(Ramp(begin=0, end=1, steps=4, delay=2)), turns(0.5)
+  ((0, 2, 6), (0,))
+  """
+  if isinstance(number, Ramp):
+    return 0, number.delay, number.delay + number.steps
+  return (0, *(step for step, _ in number.points)) if isinstance(number, Piecewise) else (0,)
+
+
+def least_at(number: Number, step: int) -> float:
+  """The least that a number may be at a step: of one that looks at metrics, the least that it ever is."""
+  return extremes(number)[0] if isinstance(number, Watching) else float(at(number, step))
+
+
 def scaled(number: Number, times: float, *, plus: float = 0.0) -> Any:
   """times · number + plus, wherever it moves.
 

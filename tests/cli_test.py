@@ -1,8 +1,11 @@
 """`opd`: what it prints, and that every refusal is one readable message with status 2."""
 
 import ast
+import errno
 import io
 import json
+import logging
+import socket
 import subprocess
 import sys
 
@@ -17,7 +20,8 @@ from opd_jax.training.workdir import locked
 
 TINY = 'experiments/models/tiny.gin'
 COMMANDS = (
-  'certify convert demo evaluate export methods new-method plan report sample score study train'
+  'certify check convert demo evaluate export gap methods new-method params plan report sample '
+  'score study train'
 )
 
 
@@ -66,6 +70,29 @@ def test_a_refusal_of_a_second_run_names_the_command_once(opd, tmp_path):
   with locked(tmp_path):
     status, _, err = opd('train', *flags, '--workdir', tmp_path)
   assert status == 2 and err.startswith(f'opd train: another run is at work in {tmp_path}: process')
+
+
+def test_a_port_in_use_is_refused_before_the_coordinator_dies_of_it(opd):
+  with socket.create_server(('', 0)) as taken:
+    where = f'127.0.0.1:{taken.getsockname()[1]}'
+    flags = ('--coordinator', where, '--processes', '2', '--process', '0')
+    status, _, err = opd('train', '--gin_file', TINY, '--workdir', 'nowhere', *flags)
+  assert status == 2 and f'--coordinator {where}: port' in err and 'Choose another one' in err
+
+
+def test_a_full_disk_is_told_in_one_line(opd, monkeypatch, tmp_path):
+  def full(*arguments, **options):
+    logging.getLogger('absl').error('a writer failed', exc_info=OSError('stack'))
+    raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+
+  monkeypatch.setattr('opd_jax.training.loop.train', full)
+  files = [
+    f'--gin_file=experiments/{name}.gin' for name in ('models/tiny', 'data/sums', 'methods/sft')
+  ]
+  status, _, err = opd('train', *files, '--workdir', tmp_path)
+  assert status == 2 and err == (
+    'opd train: the disk is full (metrics.jsonl). Free some space, then run the same command again.\n'
+  )
 
 
 def test_a_missing_file_and_a_missing_macro_are_refused(opd):
@@ -318,6 +345,18 @@ def test_methods_shows_what_one_method_can_be_told(opd):
   assert status == 2 and "no method is called 'opdd'; there are adwin, aopd" in err
   status, _, err = opd('methods', '--module', 'nowhere_at_all')
   assert status == 2 and '--module nowhere_at_all cannot be imported' in err
+
+
+def test_params_shows_what_gin_may_bind(opd):
+  status, out, _ = opd('params')
+  assert status == 0 and 'experiment.Stage' in out and 'optimisers.adamw' in out
+  status, out, _ = opd('params', 'adamw.rate')
+  assert 'from opd_jax.training import optimisers' in out and 'optimisers.adamw.rate' in out
+  assert '1e-05' in out and 'learning rate at its peak' in out and 'adamw.clip' not in out
+  budgets = {each['name'] for each in json.loads(opd('params', 'budget', '--json')[1])}
+  assert {'sampler.Sampling', 'evaluator.Evaluation'} <= budgets
+  status, _, err = opd('params', 'adamv')
+  assert status == 2 and 'Did you mean adamw?' in err
 
 
 # --- new-method -------------------------------------------------------------------------------------

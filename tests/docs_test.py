@@ -1,10 +1,13 @@
-"""What the documents say is there, is there: files, links, imports, commands, whole gin files."""
+"""What the documents say is there, is there: files, links, imports, commands, whole gin files; and the site."""
 
+import html
 import importlib
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -25,8 +28,9 @@ def blocks(page: Path, language: str = '') -> list[str]:
   return [text for name, text in found if name == language]
 
 
-def generate():
-  spec = importlib.util.spec_from_file_location('generate', ROOT / 'docs' / 'generate.py')
+def module_of(file: str):
+  """A script of docs/ as a module."""
+  spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -34,13 +38,13 @@ def generate():
 
 
 def test_what_is_generated_is_fresh():
-  module = generate()
+  module = module_of('docs/generate.py')
   stale = [path.name for path in module.stale(module.pages())]
   assert not stale, f'{stale} differ from the code; run `make docs`'
 
 
 def test_a_stale_page_is_seen():
-  module = generate()
+  module = module_of('docs/generate.py')
   page = ROOT / 'docs' / 'gin_reference.md'
   assert module.stale({page: page.read_text() + 'x'}) == [page]
 
@@ -65,21 +69,120 @@ def test_python_of_a_page_imports_what_exists(page):
           importlib.import_module(f'{module}.{name}')
 
 
+def commands(text: str) -> list[list[str]]:
+  """The words of every line that is an `opd` command."""
+  lines = text.replace('\\\n', ' ').splitlines()
+  lines = [line for line in lines if re.match(r'(\w+=\S+ )?opd [\w-]+(\s|$)', line)]
+  words = [shlex.split(line, comments=True) for line in lines]
+  return [each[each.index('opd') + 1 :] for each in words]
+
+
+def check_command(words: list[str]) -> None:
+  """A whole command parses, and the gin files that it names are there."""
+  args = cli.parser().parse_args(words)
+  named = [file for file in getattr(args, 'gin_file', ()) if file.startswith('experiments/')]
+  assert not [file for file in named if not (ROOT / file).is_file()]
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_have_these_flags(page):
-  lines = '\n'.join(blocks(page)).replace('\\\n', ' ').splitlines()
-  for line in lines:
-    words = (
-      shlex.split(line, comments=True) if re.match(r'(\w+=\S+ )?opd [\w-]+(\s|$)', line) else []
-    )
-    if words:
-      cli.parser().parse_args(words[words.index('opd') + 1 :])
+  for words in commands('\n'.join(blocks(page))):
+    check_command(words)
 
 
-@pytest.mark.parametrize('number', range(len(blocks(ROOT / 'docs' / 'gin.md', 'gin'))))
-def test_a_gin_file_of_the_primer_builds(number, tmp_path, monkeypatch):
+def flags_of(words: list[str]) -> set[str]:
+  return {word.partition('=')[0] for word in words if word.startswith('--')}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_inside_a_sentence_have_these_flags(page):
+  """These may leave out what is required."""
+  [known] = [action.choices for action in cli.parser()._actions if action.dest == 'command']
+  assert isinstance(known, dict)
+  for text in re.findall(r'`opd ([\w-]+[^`…]*)`', page.read_text()):
+    name, *rest = shlex.split(text)
+    if name != PLACEHOLDER and not name.isupper():
+      assert name in known, f'{page.name}: opd {text}'
+      unknown = flags_of(rest) - {*known[name]._option_string_actions}
+      assert not unknown, f'{page.name}: opd {text} has no {unknown}'
+
+
+GIN_FILES = sorted((ROOT / 'experiments').rglob('*.gin'))
+
+
+def test_the_command_of_every_gin_file_parses():
+  checked = 0
+  for file in GIN_FILES:
+    text = re.sub(r'\\\n# *', '', file.read_text())
+    for line in re.findall(r'^# Command  (opd [^…\n]*)$', text, re.MULTILINE):
+      check_command(*commands(line))
+      checked += 1
+  assert checked > 50
+
+
+GIN_BLOCKS = [
+  pytest.param(text, id=f'{page.stem}-{number}')
+  for page in PAGES
+  for number, text in enumerate(blocks(page, 'gin'))
+]
+
+
+@pytest.mark.parametrize('text', GIN_BLOCKS)
+def test_a_gin_file_of_a_page_builds(text, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   file = tmp_path / 'shown.gin'
-  file.write_text(blocks(ROOT / 'docs' / 'gin.md', 'gin')[number])
+  file.write_text(text)
   experiment, _ = build([*BASE, str(file)], [])
   assert experiment.stages
+
+
+# --- the site ---------------------------------------------------------------------------------------
+
+
+def named_in(navigation) -> list[str]:
+  """The pages of the navigation, whatever folders they are in."""
+  if isinstance(navigation, str):
+    return [navigation]
+  inner = navigation.values() if isinstance(navigation, dict) else navigation
+  return [page for each in inner for page in named_in(each)]
+
+
+def test_the_navigation_has_every_page_once():
+  settings = tomllib.loads((ROOT / 'docs' / 'zensical.toml').read_text())
+  named = named_in(settings['project']['nav'])
+  pages = [str(page.relative_to(ROOT)) for page in module_of('docs/build_site.py').pages()]
+  assert sorted(named) == sorted(pages)
+
+
+def dead_links(site: Path) -> list[str]:
+  """What a page of the site links to or loads, and is neither a file of it nor an anchor there."""
+  texts = {file.resolve(): file.read_text() for file in site.rglob('*.html')}
+  dead = []
+  for file, text in texts.items():
+    for link in re.findall(r'<(?:a|img|script|link)\s[^>]*?(?:href|src)="?([^" >]+)', text):
+      path, _, anchor = html.unescape(link).partition('#')
+      if re.match(r'\w+:', link) or file.name == '404.html':
+        continue
+      target = (file.parent / unquote(path)).resolve() if path else file
+      target = target / 'index.html' if target.is_dir() else target
+      found = target.is_file() and (not anchor or is_anchor(texts.get(target, ''), unquote(anchor)))
+      dead += [] if found else [f'{file.name}: {link}']
+  return dead
+
+
+def is_anchor(text: str, name: str) -> bool:
+  return re.search(rf'\b(?:id|name)="?{re.escape(name)}[" >]', text) is not None
+
+
+@pytest.mark.skipif(importlib.util.find_spec('zensical') is None, reason='needs the extra docs')
+def test_the_site_is_built_without_dead_links_and_loads_nothing_from_elsewhere(tmp_path):
+  assert module_of('docs/build_site.py').build(tmp_path) == 0
+  site = tmp_path / 'site'
+  assert len([*site.rglob('*.html')]) > len(PAGES)
+  assert not dead_links(site)
+  loaded = re.compile(
+    r'<(?:script|img|iframe)\s[^>]*src="?https?:|<link\s[^>]*stylesheet[^>]*https?:'
+  )
+  assert not [file for file in site.rglob('*.html') if loaded.search(file.read_text())]
+  (site / 'docs' / 'gin.html').unlink()
+  assert 'index.html: gin.html' in dead_links(site)

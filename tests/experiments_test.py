@@ -77,3 +77,15 @@ def test_three_stages_take_at_most_25_lines():
 def test_every_gin_file_begins_with_what_it_is_and_how_to_run_it(file):
   first, *rest = file.read_text().splitlines()
   assert first.startswith('# ') and any(line.startswith('# Command  opd ') for line in rest)
+
+
+@pytest.mark.parametrize(
+  'file', sorted((ROOT / 'recipes').glob('*.gin')), ids=lambda file: file.stem
+)
+def test_a_recipe_says_what_it_costs_at_most(file):
+  text = file.read_text()
+  experiment, _ = configuration.build([str(file)], ['TEACHER = "tiny"'] * ('TEACHER' in text))
+  rows = [stage.steps * stage.prompts * stage.samples for stage in experiment.stages]
+  budgets = [stage.sampling.budget for stage in experiment.stages]
+  tokens = sum(count * budget for count, budget in zip(rows, budgets, strict=True))
+  assert f'# Cost     at most {tokens:,} tokens of responses' in text

@@ -121,6 +121,9 @@ def test_the_policy_lets_the_page_draw_and_hostile_text_stays_text(report):
   shown = re.findall(r'<span data-at="\d+"[^>]*>(.*?)</span>', document, re.DOTALL)
   assert len(shown) == 4 * 6 and html.unescape(shown[0]) == report_runs.HOSTILE
   assert '<img' not in document and '<b>bold' not in document
+  assert document.count('what teacher reads') == 2  # of the other two rows it was shown nothing
+  assert document.count('teacher is shown nothing of this row') == 2
+  assert document.count(html.escape(f'{report_runs.HOSTILE} and its solution', quote=False)) == 2
   assert 'owned' not in re.findall(r'<title>(.*?)</title>', document)[0].replace(
     "title='owned'", ''
   )

@@ -20,6 +20,7 @@ def record(row: int, step: int, *, tokens: int = 6, prompt: str = '', text: str 
     'row': row,
     'problem': f'problem {row}',
     'prompt': prompt or f'question {row}',
+    'shown': {'teacher': f'{prompt} and its solution' if row % 2 else None},
     'reward': float(row % 2),
     'length': tokens,
     'ended_by': 'stop',

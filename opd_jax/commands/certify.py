@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+from opd_jax import trust
 from opd_jax.commands import console, flags
 
 HELP = (
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     )
   from opd_jax.certify import certificates
 
-  module = None if args.module is None else flags.imported(args.module)
+  module = None if args.module is None else trust.imported(args.module)
   with console.progress_bar('certify') as bar:
     lines = certificates.certificates(args.names or None, bar, module)
   if args.json:

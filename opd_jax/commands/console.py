@@ -76,23 +76,32 @@ class RunLine:
       print(text, file=sys.stderr, flush=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-  """Prints aligned columns."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | None = None) -> None:
+  """Prints aligned columns.
+
+  Args:
+    head: their names.
+    rows: their cells.
+    width: of the whole; None takes the terminal's, or 160 where there is none.
+  """
   from rich.console import Console
+  from rich.markup import escape
   from rich.table import Table
 
   shown = Table(*head, box=None, pad_edge=False)
   for row in rows:
-    shown.add_row(*map(str, row))
-  Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    shown.add_row(*(escape(str(cell)) for cell in row))
+  if width is None and not sys.stdout.isatty():
+    width = 160
+  Console(width=width, highlight=False).print(shown)
 
 
-def held(parts: Mapping[str, int]) -> str:
-  """Sizes by name, largest first, and their sum."""
+def held(parts: Mapping[str, int], unknown: Sequence[str] = ()) -> str:
+  """Sizes by name, largest first, and their sum; what is not in it is named."""
   listed = ', '.join(
     f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size
   )
-  return f'{memory(sum(parts.values()))} on each device ({listed}), and judges and activations'
+  return f'{memory(sum(parts.values()))} on each device ({listed}), and {", ".join([*unknown, "activations"])}'
 
 
 def memory(size: float | int) -> str:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from opd_jax.commands import flags, train
+from opd_jax.commands import check, flags, train
 
 HELP = 'distil a teacher into a student on your own problems; writes the experiment as a gin file and runs it'
 EPILOG = """\
@@ -78,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
   experiment, operative = build([str(folder / FILE)], [])
   print(f'--- {folder / FILE}\n{text}---')
   if args.dry_run:
-    from opd_jax.training import preflight
-
-    preflight.look_at_stages(experiment, print)
+    check.look(experiment, folder)
     print(train.header(experiment, skip_preflight=False))
     print(f'go on with: opd train --gin_file {folder / FILE} --workdir {args.workdir}')
     return 0

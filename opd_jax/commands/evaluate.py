@@ -45,14 +45,14 @@ def run(args: argparse.Namespace) -> None:
   import jax
 
   from opd_jax.commands.loading import with_tokenizer
-  from opd_jax.evaluation.evaluator import Evaluator, problems_of
+  from opd_jax.evaluation.evaluator import Evaluator
   from opd_jax.inference import sampler
   from opd_jax.processes import first_does
   from opd_jax.training.workdir import locked, prepare
 
-  evaluations, config = _evaluations(args.gin_file, args.gin_bindings)
+  evaluations, config = _evaluations(args.gin_file, args.gin_bindings, flags.trust_of(args))
   for each in evaluations:
-    problems_of(each)  # what cannot be read is said before a model is loaded
+    _ = each.chosen  # what cannot be read is said before a model is loaded
   name, root = _model_of(args.model), Path(args.workdir)
   prepare(root, command='evaluate')
   with locked(root, command='evaluate'):
@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> None:
     key = jax.random.key(args.seed)
     evaluators = [Evaluator(each, tokenizer, key) for each in evaluations]
     for evaluator in evaluators:
-      evaluator.check_room(loaded.config.max_positions)
+      evaluator.evaluation.check_room(tokenizer, loaded.config.max_positions)
     rows = {each.evaluation.label: _asked(each, model, root, args.seed) for each in evaluators}
     first_does(lambda: _tell(evaluations, rows, root))
 
 
-def _evaluations(files: list[str], bindings: list[str]) -> tuple[list[Any], list[str]]:
+def _evaluations(files: list[str], bindings: list[str], trust: Any) -> tuple[list[Any], list[str]]:
   """The evaluations of all files, and the configurations that were in force."""
   from opd_jax.configuration import record_of
   from opd_jax.evaluation.evaluator import Suite
@@ -81,7 +81,7 @@ def _evaluations(files: list[str], bindings: list[str]) -> tuple[list[Any], list
     raise ValueError(
       'evaluate: name at least one --gin_file, e.g. experiments/evaluations/aime24.gin.'
     )
-  built = [record_of(Suite, [file], bindings) for file in files]
+  built = [record_of(Suite, [file], bindings, trust) for file in files]
   evaluations = [each for suite, _ in built for each in suite.evaluations]
   names = [each.label for each in evaluations]
   if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -1,18 +1,19 @@
 """Floor 6. Flags that several commands have."""
 
 import argparse
-import importlib
 import math
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
+import socket
+from typing import Any
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 GIN = """\
 Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win, and what a file includes
 is read before it. Every binding in the last file and in --gin_bindings
 must be used, or the command fails; unused bindings of other files are ignored.
+A gin file calls functions. It may import what experiments are made of, modules of its
+own folder and those that --module names; anything else, e.g. `import os`, is refused
+unless --trust_gin is given (SECURITY.md).
 """
 
 
@@ -79,6 +80,25 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
     metavar='NAME=VALUE',
     help='may be repeated',
   )
+  parser.add_argument(
+    '--module',
+    action='append',
+    default=[],
+    metavar='MODULE',
+    help='a module that gin files may import, e.g. my_method of ./my_method.py; may be repeated',
+  )
+  parser.add_argument(
+    '--trust_gin',
+    action='store_true',
+    help='let gin files import and call anything: they then can do whatever you can',
+  )
+
+
+def trust_of(args: argparse.Namespace) -> Any:
+  """What the gin files of a command may import and call."""
+  from opd_jax.trust import Trust
+
+  return Trust(args.module, everything=args.trust_gin)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +125,8 @@ def join(args: argparse.Namespace) -> None:
     raise ValueError(
       f'--coordinator is HOST:PORT of process 0, e.g. 10.0.0.2:1234, got {args.coordinator!r}.'
     )
+  if args.process == 0:
+    _check_port(args.coordinator)
   import jax
 
   try:
@@ -116,6 +138,21 @@ def join(args: argparse.Namespace) -> None:
   except RuntimeError as error:
     raise ValueError(
       f'--coordinator {args.coordinator}: {str(error).splitlines()[0]} Is the port free, and do all processes run?'
+    ) from error
+
+
+def _check_port(coordinator: str) -> None:
+  """Refuses a port that another process has: the coordinator's service would die of it without a word."""
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    with socket.socket() as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind(('', port))
+  except (OSError, OverflowError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ValueError(
+      f'--coordinator {coordinator}: port {port} cannot be opened here ({reason}). Choose another one, the same for '
+      'all processes.'
     ) from error
 
 
@@ -136,15 +173,3 @@ def add_module(parser: argparse.ArgumentParser) -> None:
     metavar='MODULE',
     help='a module of your own with methods, e.g. my_method of ./my_method.py; default: opd_jax.methods',
   )
-
-
-def imported(name: str) -> ModuleType:
-  """Imports a module by its name, also from the working directory."""
-  if str(Path.cwd()) not in sys.path:
-    sys.path.append(str(Path.cwd()))
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    raise ValueError(
-      f'--module {name} cannot be imported ({error}). Give its name without .py, from its own folder.'
-    ) from error

@@ -5,8 +5,6 @@ from typing import Any
 
 from opd_jax.commands import console
 
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-
 
 def with_tokenizer(
   name: str, *, seed: int, dtype: str | None, everywhere: bool = False
@@ -22,7 +20,7 @@ def with_tokenizer(
   import jax
 
   from opd_jax import programs
-  from opd_jax.data.tokenizers import ByteTokenizer, HubTokenizer
+  from opd_jax.data.tokenizers import FILES, ByteTokenizer, HubTokenizer
   from opd_jax.sharding import mesh_layout
   from opd_jax.storage import load
 
@@ -34,7 +32,7 @@ def with_tokenizer(
     loaded = load.model(name, layout, seed=seed, progress=progress, **types)
   if loaded.folder is None:
     return loaded, ByteTokenizer(), layout
-  if not any((loaded.folder / file).is_file() for file in TOKENIZER_FILES):
+  if not any((loaded.folder / file).is_file() for file in FILES):
     return loaded, None, layout
   tokenizer = HubTokenizer(loaded.folder)
   if (tokens := len(tokenizer.strings())) > loaded.config.vocab_size:

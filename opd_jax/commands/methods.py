@@ -5,7 +5,8 @@ import inspect
 import json
 from typing import Any
 
-from opd_jax.commands import console, flags
+from opd_jax import trust
+from opd_jax.commands import console, flags, params
 
 HELP = 'the table of methods; with NAME, what its arguments mean and what they are by default'
 EPILOG = """\
@@ -24,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   from opd_jax.methods import discover, named
 
-  methods = discover() if args.module is None else discover(flags.imported(args.module))
+  methods = discover() if args.module is None else discover(trust.imported(args.module))
   if args.name is not None:
     _show(named(args.name, methods), as_json=args.json)
     return
@@ -37,24 +38,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _show(method: Any, *, as_json: bool) -> None:
-  doc = inspect.cleandoc(method.make.__doc__)
-  arguments = {
-    name: _default(parameter)
-    for name, parameter in inspect.signature(method.make).parameters.items()
-  }
+  from opd_jax.reference import of_method
+
+  first, *records = of_method(method)
   if as_json:
-    record = {'name': method.name, 'paper': method.paper, 'arguments': arguments, 'doc': doc}
-    print(json.dumps(record, indent=2))
+    record = {'name': method.name, 'paper': method.paper}
+    record |= {'arguments': {each.name: each.default for each in first.arguments}}
+    print(json.dumps({**record, 'doc': inspect.cleandoc(method.make.__doc__)}, indent=2))
     return
-  print(f'{method.name}, {method.paper}\n\n{doc}\n')
-  if arguments:
-    module = method.make.__module__.split('.')[-1]
-    rows = [(f'{module}.{method.name}.{name}', value) for name, value in arguments.items()]
-    console.table(('gin binding', 'default'), rows)
-
-
-def _default(parameter: inspect.Parameter) -> str:
-  value = parameter.default
-  if value is inspect.Parameter.empty:
-    return 'none: it must be bound'
-  return value.__name__ if inspect.isfunction(value) else repr(value)
+  print(f'{method.name}, {method.paper}\n')
+  imported = f'import {method.make.__module__}'
+  if '.' in method.make.__module__:
+    imported = 'from {0} import {2}'.format(*method.make.__module__.rpartition('.'))
+  for bindable in (first, *records):
+    params.show(bindable, imported)

@@ -27,6 +27,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help='write the configuration in force to DIR/config.gin',
   )
   parser.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
+  parser.add_argument(
+    '--chip',
+    metavar='NAME',
+    help='tell the hours that the run costs of such a chip: h100, h200, v5p, v6e',
+  )
+  parser.add_argument(
+    '--mfu', type=float, default=0.4, metavar='X', help='share of its peak to reckon with; 0.4'
+  )
   flags.add_json(parser)
 
 
@@ -34,22 +42,39 @@ def run(args: argparse.Namespace) -> None:
   if args.devices is not None:
     _simulate(args.devices)
   from opd_jax.configuration import build
-  from opd_jax.planning import memory
+  from opd_jax.planning import cost, memory
+  from opd_jax.planning.flops import chip_of
 
-  experiment, operative = build(args.gin_file, args.gin_bindings)
+  experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
   parameters, mesh = memory.plan(experiment), memory.devices_of(experiment)
   held = {stage.name: memory.held(experiment, stage)._asdict() for stage in experiment.stages}
   if args.workdir:
     folder = Path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.gin').write_text(operative)
+  hours = None
+  if args.chip is not None:
+    chip = chip_of(args.chip, args.mfu)
+    hours = cost.cost_of(experiment, {}).hours(chip, args.mfu)
   if args.json:
     model = dataclasses.asdict(experiment.student)
     print(
-      json.dumps({'model': model, 'mesh': mesh, **parameters._asdict(), 'stages': held}, indent=2)
+      json.dumps(
+        {
+          'model': model,
+          'mesh': mesh,
+          **parameters._asdict(),
+          'stages': held,
+          'hours': hours and hours._asdict(),
+        },
+        indent=2,
+      )
     )
     return
-  _print(experiment.student, parameters, mesh, held)
+  unknown = {stage.name: memory.unknown(experiment, stage) for stage in experiment.stages}
+  _print(experiment.student, parameters, mesh, held, unknown)
+  if hours is not None:
+    print(f'cost     {_told(hours, str(args.chip), args.mfu)}')
   if args.workdir:
     print(f'wrote    {Path(args.workdir) / "config.gin"}')
 
@@ -63,7 +88,22 @@ def _simulate(devices: int) -> None:
   jax.config.update('jax_num_cpu_devices', devices)
 
 
-def _print(model: Any, parameters: Any, mesh: str, held: dict[str, dict[str, int]]) -> None:
+def _told(hours: Any, chip: str, mfu: float) -> str:
+  share = lambda part: f'{part / hours.total:.0%}'
+  return (
+    f'{hours.total:.3g} hours of one {chip} at {mfu:.0%} of its peak, were every response as long as its budget: '
+    f'train {share(hours.train)}, score {share(hours.score)}, sample {share(hours.sample)}, bound by '
+    f'{hours.sampling_bound}'
+  )
+
+
+def _print(
+  model: Any,
+  parameters: Any,
+  mesh: str,
+  held: dict[str, dict[str, int]],
+  unknown: dict[str, list[str]],
+) -> None:
   print(
     f'model    {model.family}, {model.num_layers} layers x {model.width}, {parameters.parameters:,} parameters, '
     f'{parameters.trained:,} of them trained'
@@ -74,6 +114,6 @@ def _print(model: Any, parameters: Any, mesh: str, held: dict[str, dict[str, int
   )
   print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
   for name, parts in held.items():
-    print(f'stage    {name} holds {console.held(parts)}')
+    print(f'stage    {name} holds {console.held(parts, unknown[name])}')
   rows = [(path, shape, console.memory(size)) for path, shape, size in parameters.largest]
   console.table(('largest parameters', 'on one device', 'bytes there'), rows)

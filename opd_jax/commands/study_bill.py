@@ -14,14 +14,10 @@ BOUNDS = """\
 
 def show(ledger: Any, file: Path, *, chip: str, mfu: float) -> None:
   """Every run with its command and cost, then the cells, then the whole study."""
-  from opd_jax.planning.flops import CHIPS
+  from opd_jax.planning.flops import chip_of
   from opd_jax.studies import bill
 
-  if chip not in CHIPS or not 0 < mfu <= 1:
-    raise ValueError(
-      f'--chip is one of {", ".join(CHIPS)} and --mfu above 0 and at most 1, got {chip} and {mfu}.'
-    )
-  prices = bill.prices(ledger, file, chip=CHIPS[chip], mfu=mfu)
+  prices = bill.prices(ledger, file, chip=chip_of(chip, mfu), mfu=mfu)
   counted = any(price.counted for price in prices.values())
   print(_head(ledger.study.paper, chip, mfu, counted=counted))
   for order in bill.orders(ledger, file):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opd_jax.commands import console, flags
+from opd_jax.commands import check, console, flags
 
 HELP = 'run an experiment; the same command goes on with one that was interrupted'
 EPILOG = (
@@ -25,6 +25,7 @@ JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
             --gin_file experiments/methods/sft.gin --workdir runs/sft
 """
 )
+STOPPED = 3  # exit status where a rule of the experiment stopped the run
 SIGNALLED = 128  # and the number of the signal
 STUDENT = 'student'  # the folder of the finished model, in the workdir
 ADAPTER = 'adapter'  # that of its adapters, as PEFT reads them
@@ -53,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
   from opd_jax.configuration import build
 
   host.keep_memory()
-  experiment, operative = build(args.gin_file, args.gin_bindings)
+  experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
   return train(
     experiment,
     operative,
-    workdir=Path(args.workdir),
+    workdir=Path(args.workdir).expanduser(),
     skip_preflight=args.skip_preflight,
     extend=args.extend,
   )
@@ -80,7 +81,8 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
     f'layout   {memory.devices_of(experiment)}; {console.memory(plan.bytes_per_device)} of parameters on each',
   ]
   for stage in experiment.stages:
-    lines += [*_stage(stage), f'  holds  {console.held(memory.held(experiment, stage)._asdict())}']
+    parts, unknown = memory.held(experiment, stage)._asdict(), memory.unknown(experiment, stage)
+    lines += [*_stage(stage), f'  holds  {console.held(parts, unknown)}']
   if skip_preflight:
     lines.append('preflight skipped, as asked')
   return '\n'.join(lines)
@@ -115,7 +117,10 @@ def train(
   skip_preflight: bool = False,
   extend: bool = False,
 ) -> int:
-  """Runs to the end, or until a signal asks it to stop; returns the exit status, as shells count signals."""
+  """Runs to the end, to a signal, or to where a rule of the experiment stops it; returns the exit status.
+
+  Signals are told as shells count them.
+  """
   import jax
 
   from opd_jax import programs
@@ -127,7 +132,9 @@ def train(
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
   with console.RunLine('training') as line:
-    shown = {'progress': line.progress, 'compiling': line.compiling} if chief else {}
+    shown: dict[str, Any] = {}
+    if chief:
+      shown = {'progress': line.progress, 'compiling': line.compiling, 'findings': check.show}
     listener = loop.Listener(say=say, **shown)
     outcome = loop.train(
       experiment,
@@ -138,12 +145,18 @@ def train(
       extend=extend,
       finish=lambda state: _write_student(experiment, state, workdir),
     )
-  if not outcome.finished:
+  if outcome.signal:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
     return SIGNALLED + outcome.signal
   if chief:
     _last_words(workdir, time.monotonic() - began)
-  return 0
+  if outcome.stopped:
+    student = shlex.quote(f'WEIGHTS = "{workdir / STUDENT}"')
+    say(
+      'stopped by a rule of the experiment; everything is saved. To go on from these weights, mend what was wrong and '
+      f'take another --workdir: --gin_bindings {student}'
+    )
+  return STOPPED if outcome.stopped else 0
 
 
 def _write_student(experiment: Any, state: Any, workdir: Path) -> None:

@@ -27,6 +27,7 @@ class Problem(NamedTuple):
   extra: Mapping[str, str] = {}  # further columns, e.g. a hint that only the teacher sees
 
 
+GIN = '\n  In call to configurable'
 OUTCOMES = ('correct', 'wrong', 'unparsed', 'timed out')
 
 
@@ -101,8 +102,8 @@ def judged(verify: Verifier, problem: Problem, text: str, *, of: str) -> Verdict
   """
   try:
     result: Any = verify(problem, text)
-  except ValueError:
-    raise  # it says what is wrong
+  except ValueError as error:  # it says what is wrong; gin adds lines to what it has wrapped
+    raise ValueError(str(error).partition(GIN)[0]) from error
   except Exception as error:
     reason = str(error).splitlines()[0][:200] if str(error) else ''
     raise ValueError(

@@ -28,6 +28,11 @@ class Source:
     """The row's name without folders: the same on every machine that has the file."""
     return self.name(number)
 
+  @property
+  def is_drawn(self) -> bool:
+    """Whether rows are drawn from a seed, so that a few of them show what all are like."""
+    return False
+
 
 class JsonLines(Source):
   """The objects of a file, one a line. The file is scanned once; a row is parsed each time it is read."""
@@ -133,6 +138,10 @@ class Part(Source):
   def id(self, number: int) -> str:
     return self._source.id(int(self._rows[number]))
 
+  @property
+  def is_drawn(self) -> bool:
+    return self._source.is_drawn
+
 
 def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed: int = 0) -> Source:
   """The rows that are trained on, or those that are held out: no row is both.
@@ -143,8 +152,8 @@ def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed:
     fraction: of all rows that is held out, at least one.
     seed: of the choice, which depends on nothing else but the number of rows.
   """
-  if not 0 < fraction < 1:
-    raise ValueError(f'sources: fraction must lie between 0 and 1, got {fraction}.')
+  if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+    raise ValueError(f'sources: fraction must lie between 0 and 1, got {fraction!r}.')
 
   def rows(count: int) -> np.ndarray:
     if count < 2:

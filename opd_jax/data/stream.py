@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, cast
 import grain
 
 from opd_jax.data.problems import Problem, Task
+from opd_jax.ramps import NO_DECISIONS
+
+SHOWN = 2  # bad rows that a refusal names
 
 
 class _Left(NamedTuple):
@@ -25,7 +28,7 @@ class _Reading:
   """Reads rows as problems, for grain; a row that cannot be read, or does not fit, becomes a `_Left` that says why."""
 
   task: Task
-  fits: Callable[[Problem], None] = lambda problem: None
+  fits: Callable[[Problem], object] = lambda problem: None
 
   def __len__(self) -> int:
     return len(self.task.source)
@@ -54,7 +57,7 @@ class Stream(Iterator[Problem]):
   """
 
   def __init__(
-    self, task: Task, *, seed: int = 0, fits: Callable[[Problem], None] = lambda problem: None
+    self, task: Task, *, seed: int = 0, fits: Callable[[Problem], object] = lambda problem: None
   ):
     self.task, self.skipped = task, 0
     order = grain.MapDataset.source(cast(Any, _Reading(task, fits))).seed(seed).shuffle().repeat()
@@ -76,7 +79,10 @@ class Stream(Iterator[Problem]):
         self.skipped, last = self.skipped + 1, f'the last bad one is {row.message}'
     raise ValueError(_none(self.task, last))
 
-  def take(self, count: int) -> list[Problem]:
+  def take(
+    self, count: int, *, step: int = 0, decisions: Mapping[str, float] = NO_DECISIONS
+  ) -> list[Problem]:
+    """The next problems, whatever the step: only those of a `Curriculum` depend on it."""
     return [next(self) for _ in range(count)]
 
   def state(self) -> dict[str, Any]:
@@ -87,24 +93,60 @@ class Stream(Iterator[Problem]):
     self.skipped = int(state['skipped'])
 
 
-def first(
-  task: Task, count: int, *, fits: Callable[[Problem], None] = lambda problem: None
-) -> list[Problem]:
-  """The first problems of a task in the order of its source, `count` or fewer, at least one; see `Stream`."""
-  problems: list[Problem] = []
-  reading, last = _Reading(task, fits), 'all are filtered out'
+class Survey(NamedTuple):
+  """What was seen of the rows of a task."""
+
+  rows: int  # that were read
+  usable: int  # of them
+  bad: int  # of them; others are not wanted
+  examples: tuple[str, ...]  # the first of the bad ones, with what is wrong
+
+
+def survey(
+  task: Task,
+  *,
+  fits: Callable[[Problem], object] = lambda problem: None,
+  visit: Callable[[Problem], None] = lambda problem: None,
+  wanted: int | None = None,
+) -> Survey:
+  """Reads the rows of a task in the order of its source, and goes on at bad ones.
+
+  Args:
+    task: whose rows.
+    fits: see `Stream`.
+    visit: is shown every usable problem.
+    wanted: usable rows after which it stops; None reads all.
+  """
+  reading, usable, bad, examples = _Reading(task, fits), 0, 0, []
   for number in range(len(reading)):
-    if len(problems) == count:
-      break
+    if usable == wanted:
+      return Survey(number, usable, bad, tuple(examples))
     row = reading[number]
     if isinstance(row, Problem):
-      problems.append(row)
+      usable += 1
+      visit(row)
     elif row.message is not None:
-      if task.on_bad_row == 'stop':
-        raise ValueError(_bad(task, row.message))
-      last = f'the last bad one is {row.message}'
-  if not problems:
+      bad += 1
+      examples += [row.message][: SHOWN - len(examples)]
+  return Survey(len(reading), usable, bad, tuple(examples))
+
+
+def refuse(task: Task, seen: Survey) -> None:
+  """Refuses rows that cannot be used, where they may not be skipped, and a task that has no others."""
+  if seen.bad and task.on_bad_row == 'stop':
+    others = f'; {seen.bad} rows are bad, another is {seen.examples[-1]}' * (seen.bad > 1)
+    raise ValueError(_bad(task, seen.examples[0] + others))
+  if not seen.usable:
+    last = (
+      f'one of {seen.bad} bad ones is {seen.examples[0]}' if seen.bad else 'all are filtered out'
+    )
     raise ValueError(_none(task, last))
+
+
+def first(task: Task, count: int) -> list[Problem]:
+  """The first problems of a task in the order of its source, `count` or fewer, at least one."""
+  problems: list[Problem] = []
+  refuse(task, survey(task, visit=problems.append, wanted=count))
   return problems
 
 

@@ -2,12 +2,17 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jinja2
 
+from opd_jax.data.time_limit import limited
+
+FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt', 'spiece.model')
+MARK = '\ue0f0'  # of a private area: stands around the place of a control token's text while a chat is rendered
 Message = Mapping[str, str]  # {'role': 'user', 'content': '…'}
 
 
@@ -124,6 +129,11 @@ class HubTokenizer:
     """
     import transformers  # seconds to import: only for those who use it
 
+    if not any((Path(folder) / file).is_file() for file in FILES):
+      raise ValueError(
+        f'tokenizer: {folder} has no tokenizer file that is read without running foreign code '
+        f'({", ".join(FILES[:3])} …). Put it beside the weights.'
+      )
     try:
       # Without trust_remote_code an `auto_map` in the folder is ignored.
       self._inner: Any = transformers.AutoTokenizer.from_pretrained(
@@ -152,9 +162,11 @@ class HubTokenizer:
     rendered = ''
     if self._inner.chat_template:
       turns = [{'role': 'user', 'content': 'a question'}, {'role': 'assistant', 'content': mark}]
-      rendered = self._inner.apply_chat_template(turns, tokenize=False)
+      rendered = self._rendered(turns)
     special = set(self.specials().values())
-    behind = (token for token in self.encode(rendered.rpartition(mark)[2]) if token in special)
+    behind = (
+      token for token in self._with_controls(rendered.rpartition(mark)[2]) if token in special
+    )
     return next(behind, min(self.stop_tokens))
 
   def _declared(self, folder: Path) -> frozenset[int]:
@@ -176,6 +188,21 @@ class HubTokenizer:
     return frozenset(vocabulary[name] for name in names)
 
   def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    """See `Tokenizer`. Text that looks like a control token stays text."""
+    if not (held := [name for name in self._controls if name in text]):
+      return self._with_controls(text, begin=begin)
+    tokens = self._inner.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if stray := {self._controls[name] for name in held} & {*tokens}:
+      raise ValueError(
+        f'the text holds {held[0]!r}, which this tokenizer cannot write but as its control token {min(stray)}'
+      )
+    return [*(self._with_controls('', begin=True) if begin else ()), *tokens]
+
+  @functools.cached_property
+  def _controls(self) -> dict[str, int]:
+    return dict(self.specials())
+
+  def _with_controls(self, text: str, *, begin: bool = False) -> list[int]:
     return list(self._inner.encode(text, add_special_tokens=begin))
 
   def decode(self, tokens: Iterable[int]) -> str:
@@ -193,15 +220,45 @@ class HubTokenizer:
         'Leave thinking at None.'
       )
     options = {} if thinking is None else {'enable_thinking': thinking}
+    marked, held = self._marked(messages)
+    text = self._rendered(marked, add_generation_prompt=True, **options)
+    if not held:
+      return self._with_controls(text)  # the template writes the begin token itself
+    tokens: list[int] = []
+    for number, piece in enumerate(re.split(f'{MARK}(\\d+){MARK}', text)):
+      tokens += self.encode(held[int(piece)]) if number % 2 else self._with_controls(piece)
+    return tokens
+
+  def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+    """The messages with a mark in the place of each control token in their text, and the texts of these."""
+    held: list[str] = []
+
+    def mark(match: re.Match[str]) -> str:
+      held.append(match[0])
+      return f'{MARK}{len(held) - 1}{MARK}'
+
+    names = '|'.join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
+    if not names:
+      return [*messages], held
+    turns: list[Message] = [
+      {**each, 'content': re.sub(names, mark, each['content'])} for each in messages
+    ]
+    return turns, held
+
+  def _rendered(self, messages: Sequence[Message], **options: Any) -> str:
+    """The chat template's text; transformers renders in jinja's sandbox."""
+    render = lambda: self._inner.apply_chat_template([*messages], tokenize=False, **options)
     try:
-      text = self._inner.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, **options
-      )
+      return limited(render)
+    except jinja2.TemplateSyntaxError as error:
+      reason = f'has a mistake in line {error.lineno}: {error.message}'
+    except jinja2.exceptions.SecurityError as error:
+      reason = f'does what the sandbox forbids: {error}'
     except jinja2.TemplateError as error:  # how templates refuse roles out of order
-      raise ValueError(
-        f'tokenizer: the chat template refuses this conversation: {error}'
-      ) from error
-    return self.encode(text)  # the template writes the begin token itself
+      reason = f'refuses this conversation: {error}'
+    except Exception as error:
+      reason = f'fails ({type(error).__name__}: {error})'
+    raise ValueError(f'tokenizer: the chat template {" ".join(reason.split())}')
 
   def strings(self) -> tuple[str | None, ...]:
     vocabulary = self._inner.get_vocab()

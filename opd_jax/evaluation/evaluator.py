@@ -1,6 +1,7 @@
 """Floor 4. One evaluation: fixed problems, its own budget, template, rules and random streams."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import scenes_of
 from opd_jax.processes import to_host
+from opd_jax.ramps import NO_DECISIONS
 from opd_jax.responses import Responses, trimmed
 from opd_jax.types import ENDINGS, ScoreRequest, Weights
 
@@ -94,6 +96,29 @@ class Evaluation:
       *(() if self.decoding.rules else ('entropy',)),
     )
 
+  @functools.cached_property
+  def chosen(self) -> list[Problem]:
+    """Its problems, all that it asks for."""
+    problems = first(self.task, self.problems)
+    if len(problems) < self.problems:
+      raise ValueError(
+        f'evaluation {self.label}: {self.problems} problems are asked for, the task has {len(problems)}.'
+      )
+    return problems
+
+  def check_room(self, tokenizer: Tokenizer, positions: int) -> int:
+    """The tokens of its longest prompt. Refuses, by its name, one that is longer than a model's position table."""
+    longest = 0
+    for problem in self.chosen:
+      length = len(self.template.render(tokenizer, problem.messages))
+      longest = max(longest, length)
+      if length > positions:
+        raise ValueError(
+          f'evaluation {self.label}: the prompt of {problem.name} has {length} tokens, the model has {positions} '
+          'positions. Take a model with more of them, or leave the problem out of the file.'
+        )
+    return longest
+
   def is_due(self, step: int) -> bool:
     """Whether it takes place after this step, not being the last of a stage."""
     return self.every > 0 and step % self.every == 0
@@ -117,16 +142,6 @@ class Outcome(NamedTuple):
   responses: Responses
 
 
-def problems_of(evaluation: Evaluation) -> list[Problem]:
-  """The problems of an evaluation, all that it asks for."""
-  problems = first(evaluation.task, evaluation.problems)
-  if len(problems) < evaluation.problems:
-    raise ValueError(
-      f'evaluation {evaluation.label}: {evaluation.problems} problems are asked for, the task has {len(problems)}.'
-    )
-  return problems
-
-
 class Evaluator:
   """An evaluation with its problems at hand."""
 
@@ -134,17 +149,7 @@ class Evaluator:
     self.evaluation, self.tokenizer = evaluation, tokenizer
     name = zlib.crc32(evaluation.label.encode())  # evaluations do not share their random streams
     self.key = jax.random.fold_in(jax.random.fold_in(key, STREAM), name)
-    self.problems = problems_of(evaluation)
-
-  def check_room(self, positions: int) -> None:
-    """Refuses, by its name, a problem whose prompt is longer than a model's position table."""
-    for problem in self.problems:
-      length = len(self.evaluation.template.render(self.tokenizer, problem.messages))
-      if length > positions:
-        raise ValueError(
-          f'evaluation {self.evaluation.label}: the prompt of {problem.name} has {length} tokens, the model has '
-          f'{positions} positions. Take a model with more of them, or leave the problem out of the file.'
-        )
+    self.problems = evaluation.chosen
 
   def run(self, model: Model) -> Outcome:
     """Samples, verifies, and counts."""
@@ -179,7 +184,14 @@ class Evaluator:
     return metrics
 
   def reverse_kl(
-    self, judge: WorkingJudge, weights: Weights, outcome: Outcome, *, step: int, seed: int
+    self,
+    judge: WorkingJudge,
+    weights: Weights,
+    outcome: Outcome,
+    *,
+    step: int,
+    seed: int,
+    decisions: Mapping[str, float] = NO_DECISIONS,
   ) -> dict[str, float]:
     """The mean of log p / q over tokens that the model drew itself; nothing where that would not be the reverse KL.
 
@@ -189,7 +201,7 @@ class Evaluator:
       judge: whose q it is.
       weights: for judges that are the student.
       outcome: of `run`.
-      step, seed: for contexts that use them.
+      step, seed, decisions: for contexts that use them.
     """
     responses = outcome.responses
     if self.evaluation.decoding.rules or not responses.rollout.mask.any():
@@ -199,7 +211,8 @@ class Evaluator:
     }:
       return {}
     rollout = trimmed(responses.rollout)
-    scenes = scenes_of(responses._replace(rollout=rollout), seed=seed, step=step)
+    responses = responses._replace(rollout=rollout)
+    scenes = scenes_of(responses, seed=seed, step=step, decisions=decisions)
     judge = judge.of_evaluations(self.evaluation.template)
     scores = to_host(judge.score(weights, scenes, rollout, None, ScoreRequest()))
     counted = rollout.mask & np.asarray(scores.known)

@@ -8,41 +8,66 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
+from opd_jax import ramps
 from opd_jax.data.problems import Problem, Reader, Task
 from opd_jax.data.sources import Raw
 from opd_jax.data.tokenizers import Message
-from opd_jax.judges.scenes import Context, Scene, columns_of, name_of
+from opd_jax.judges.scenes import Context, Scene, columns_of, name_of, numbers_of
+from opd_jax.ramps import Number, Watching
 from opd_jax.static import static
 
+SOME_ROWS = 1  # behind a row's seed: this draw and those of `siblings` are apart
 
-def _reading(context: Context, columns: Sequence[str]) -> Context:
-  """Marks a context with the columns that it reads, so that a row without one is found where rows are read."""
+
+def _marked(context: Context, *, columns: Sequence[str] = (), numbers: Sequence[Number]) -> Context:
+  """Marks a context with what it needs.
+
+  Args:
+    context: it.
+    columns: that it reads, so that a row without one is found where rows are read.
+    numbers: that may move; those that look at metrics are shown the metrics of the stage.
+  """
   vars(context)['columns'] = tuple(columns)
+  vars(context)['numbers'] = tuple(each for each in numbers if isinstance(each, Watching))
   return context
 
 
 # --- what lies in the data ------------------------------------------------------------------------
 
 
-def solution(*, introduction: str = '\n\nA correct solution:\n', closing: str = '') -> Context:
+def solution(
+  *, introduction: str = '\n\nA correct solution:\n', closing: str = '', part: Number = 1.0
+) -> Context:
   """The problem with the data set's solution behind it; no judgement where a problem has none.
 
   Args:
     introduction: between the question and the solution.
     closing: behind the solution, e.g. where it ends and what is to be done with it.
+    part: of the solution's characters, from its beginning; where that is none, the judge reads the question alone. As
+      it moves from 1 to 0, what the judge is shown fades.
   """
+  _check_fraction('solution: part', part)
 
   def context(scene: Scene) -> Sequence[Message] | None:
     text = scene.problem.demonstration
     if not isinstance(text, str) or not text:
       return None
+    if not (text := _beginning(text, part, scene)):
+      return scene.problem.messages
     return behind(scene.problem, introduction + text + closing)
 
-  return context
+  return _marked(context, numbers=(part,))
 
 
 def column(
-  *, name: str, introduction: str = '\n\n', closing: str = '', instead_of: str | None = None
+  *,
+  name: str,
+  introduction: str = '\n\n',
+  closing: str = '',
+  instead_of: str | None = None,
+  part: Number = 1.0,
 ) -> Context:
   """The problem with a column of the data: a hint, a cue, or a short passage in place of a long document.
 
@@ -52,18 +77,35 @@ def column(
     name: of the column; a reader takes it along, e.g. `from_columns(extra=('hint',))`.
     introduction, closing: in front of what it holds, and behind it.
     instead_of: the column whose text in the question it replaces; None puts it behind the question.
+    part: of the column's characters, as in `solution`.
   """
+  _check_fraction('column: part', part)
 
   def context(scene: Scene) -> Sequence[Message] | None:
     extra = scene.problem.extra
-    text = introduction + extra[name] + closing
     if not extra[name].strip():
       return None
+    if not (shown := _beginning(extra[name], part, scene)):
+      return scene.problem.messages
+    text = introduction + shown + closing
     if instead_of is None:
       return behind(scene.problem, text)
     return _in_place_of(scene.problem, extra[instead_of], text, column=instead_of)
 
-  return _reading(context, [name] if instead_of is None else [name, instead_of])
+  columns = [name] if instead_of is None else [name, instead_of]
+  return _marked(context, columns=columns, numbers=(part,))
+
+
+def _beginning(text: str, part: Number, scene: Scene) -> str:
+  """The part of a text that is shown of it at this step."""
+  fraction = ramps.at(part, scene.step, scene.decisions)
+  return text[: round(fraction * len(text))].rstrip() if fraction < 1 else text
+
+
+def _check_fraction(name: str, number: Number) -> None:
+  least, most = ramps.extremes(number) if isinstance(number, Number) else (-1, -1)
+  if not 0 <= least <= most <= 1:
+    raise ValueError(f'{name} must lie in [0, 1], got {number}.')
 
 
 def behind(problem: Problem, text: str) -> Sequence[Message]:
@@ -179,7 +221,27 @@ def guarded(*, context: Context, where_shown: str = 'refuse') -> Context:
       "without a judgement: guarded.where_shown = 'unknown'."
     )
 
-  return _reading(held, columns_of(context))
+  return _marked(held, columns=columns_of(context), numbers=numbers_of(context))
+
+
+def in_some_rows(*, context: Context, fraction: Number) -> Context:
+  """Another context in a fraction of the rows, drawn row by row; in the others the judge reads the question alone.
+
+  With a `Ramp` from 1 to 0 a privileged teacher becomes one that sees what the student sees.
+
+  Args:
+    context: what is shown in these rows.
+    fraction: of the rows.
+  """
+  _check_fraction('in_some_rows: fraction', fraction)
+
+  def some(scene: Scene) -> Sequence[Message] | None:
+    drawn = np.random.default_rng([*scene.seed, SOME_ROWS]).random()
+    if drawn < ramps.at(fraction, scene.step, scene.decisions):
+      return context(scene)
+    return scene.problem.messages
+
+  return _marked(some, columns=columns_of(context), numbers=(fraction, *numbers_of(context)))
 
 
 def _given_away(problem: Problem, messages: Sequence[Message]) -> str | None:

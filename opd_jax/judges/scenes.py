@@ -1,12 +1,13 @@
 """Floor 3. What a context may look at: a `Scene` for every row, made of a batch of responses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from opd_jax.data.problems import Problem
 from opd_jax.data.tokenizers import Message
+from opd_jax.ramps import NO_DECISIONS, Watching
 from opd_jax.responses import Responses
 
 
@@ -28,6 +29,7 @@ class Scene(NamedTuple):
   mates: tuple[Mate, ...]  # without the row itself
   seed: tuple[int, int]  # of the run, and the row's number in it
   step: int  # of the stage
+  decisions: Mapping[str, float] = NO_DECISIONS  # where numbers stand that look at metrics
 
   @property
   def rng(self) -> np.random.Generator:
@@ -48,6 +50,7 @@ def scenes(
   rows: Sequence[int],
   seed: int,
   step: int,
+  decisions: Mapping[str, float] = NO_DECISIONS,
 ) -> list[Scene]:
   """The scene of every row of a batch.
 
@@ -57,6 +60,7 @@ def scenes(
     rows: the numbers of the rows in the whole run.
     seed: of the run.
     step: of the stage.
+    decisions: as in `ramps.at`.
   """
   members: dict[int, list[int]] = {}
   for number, group in enumerate(groups):
@@ -74,12 +78,19 @@ def scenes(
       mates=tuple(mate(other) for other in members[int(groups[number])] if other != number),
       seed=(seed, int(rows[number])),
       step=step,
+      decisions=decisions,
     )
     for number in range(len(problems))
   ]
 
 
-def scenes_of(responses: Responses, *, seed: int, step: int) -> list[Scene]:
+def scenes_of(
+  responses: Responses,
+  *,
+  seed: int,
+  step: int,
+  decisions: Mapping[str, float] = NO_DECISIONS,
+) -> list[Scene]:
   """The scene of every row of some responses; see `scenes`."""
   rollout = responses.rollout
   return scenes(
@@ -91,6 +102,7 @@ def scenes_of(responses: Responses, *, seed: int, step: int) -> list[Scene]:
     rows=rollout.prompt.row.tolist(),
     seed=seed,
     step=step,
+    decisions=decisions,
   )
 
 
@@ -114,3 +126,8 @@ def name_of(context: Context) -> str:
 def columns_of(context: Context | None) -> tuple[str, ...]:
   """The columns of the data that every row must have, because the context reads them."""
   return getattr(context, 'columns', ())
+
+
+def numbers_of(context: Context | None) -> tuple[Watching, ...]:
+  """The numbers of a context that look at metrics."""
+  return getattr(context, 'numbers', ())

@@ -27,8 +27,9 @@ from opd_jax.types import Params
 
 
 def _keep_products(primitive, *arguments, **settings) -> bool:
-  ragged = primitive.name.startswith('ragged_dot')
-  return ragged or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+  """Products of matrices, also of experts and of cuDNN's attention, which JAX's own policy does not know."""
+  known = primitive.name.startswith(('ragged_dot', 'dot_product_attention_fwd'))
+  return known or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
     primitive, *arguments, **settings
   )
 

@@ -6,6 +6,7 @@ Prompts come on top of it, forks and prefixes too; answers that end earlier take
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from opd_jax import ramps
 from opd_jax.evaluation.evaluator import Evaluation
@@ -14,6 +15,7 @@ from opd_jax.method_reads import judges_read
 from opd_jax.models import presets
 from opd_jax.models.config import ModelConfig
 from opd_jax.planning.flops import Cost, scoring, training, writing
+from opd_jax.storage import load
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.types import ScoreRequest
 
@@ -68,22 +70,26 @@ def _configs(
 ) -> Iterator[ModelConfig]:
   """Of the models that work under the name of a judge. Of routed ones the largest would do; all are counted."""
   for _, part in readers(stage.judges[name]):
-    yield _config_of(part, student, shapes)
+    yield config_of(part, student, shapes)
 
 
-def _config_of(judge: Judge, student: ModelConfig, shapes: Shapes) -> ModelConfig:
+def config_of(judge: Judge, student: ModelConfig, shapes: Shapes) -> ModelConfig:
+  """The model that a single judge asks."""
   if judge.weights is None:
     return student
   config = shapes[judge.weights] if judge.weights in shapes else shape_of(judge.weights)
-  return config if judge.dtype is None else dataclasses.replace(config, dtype=judge.dtype)
+  types = {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+  return dataclasses.replace(config, **types)
 
 
 def shape_of(weights: str) -> ModelConfig:
-  """The shape of a preset, also by the hub id of its model: nothing is fetched.
+  """The shape of a folder, or of a preset, also by the hub id of its model: nothing is fetched.
 
   >>> [shape_of(f'Qwen/Qwen3-{size}').num_layers for size in ('30B-A3B', '4B-Base', '1.7B')]
   [48, 36, 28]
   """
+  if Path(weights).is_dir():
+    return load.config_of(weights)
   name = _plain(weights.rpartition('/')[2])
   for preset, make in presets.every().items():
     if _plain(preset) == name:

@@ -26,6 +26,28 @@ OF_BANDWIDTH = 0.65  # what decoding reaches of it; measured on an H200: 65 to 6
 BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
 
 
+def chip_of(name: str, mfu: float) -> Chip:
+  """A device by its name, where it and the share of its peak can be reckoned with."""
+  if name not in CHIPS or not 0 < mfu <= 1:
+    raise ValueError(
+      f'--chip is one of {", ".join(CHIPS)} and --mfu above 0 and at most 1, got {name} and {mfu}.'
+    )
+  return CHIPS[name]
+
+
+class Hours(NamedTuple):
+  """Of one device, however many share the work."""
+
+  train: float
+  score: float
+  sample: float
+  sampling_bound: str  # what sampling waits for
+
+  @property
+  def total(self) -> float:
+    return self.train + self.score + self.sample
+
+
 class Cost(NamedTuple):
   """What passes compute, and what sampling reads."""
 
@@ -45,17 +67,18 @@ class Cost(NamedTuple):
   def flops(self) -> float:
     return self.train + self.score + self.sample
 
-  def device_hours(self, chip: Chip, mfu: float) -> float:
-    """Of one device, however many share the work: passes at `mfu` of its peak, decoding no faster than it reads.
+  def hours(self, chip: Chip, mfu: float) -> Hours:
+    """Passes at `mfu` of the chip's peak, decoding no faster than it reads.
 
     Passes of 2e15 FLOPs and decoding of 1e15 take 4,000 and 2,000 s; reading 6.5e13 bytes for it would take 10,000 s:
 
-    >>> round(Cost(train=2e15, sample=1e15, read=6.5e13).device_hours(Chip(1e12, 1e10), mfu=0.5) * 3600)
+    >>> round(Cost(train=2e15, sample=1e15, read=6.5e13).hours(Chip(1e12, 1e10), mfu=0.5).total * 3600)
     14000
     """
-    passes = (self.train + self.score) / (mfu * chip.flops)
-    reading = self.read / (OF_BANDWIDTH * chip.bandwidth)
-    return (passes + max(self.sample / (mfu * chip.flops), reading)) / 3600
+    computed = lambda flops: flops / (mfu * chip.flops) / 3600
+    writing, reading = computed(self.sample), self.read / (OF_BANDWIDTH * chip.bandwidth) / 3600
+    bound = 'reading weights and cache' if reading > writing else 'computing'
+    return Hours(computed(self.train), computed(self.score), max(writing, reading), bound)
 
 
 def weights_of(config: ModelConfig, *, active: bool = True) -> int:

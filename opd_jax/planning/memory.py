@@ -5,8 +5,13 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from opd_jax.judges.spec import readers
 from opd_jax.models import adapters, transformer
+from opd_jax.models.config import ModelConfig
+from opd_jax.planning import cost
+from opd_jax.sharding import Layout
 from opd_jax.storage import parameter_names
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.state import abstract_state
@@ -39,19 +44,21 @@ def plan(experiment: Experiment, *, largest: int = 5) -> Plan:
 
 
 class Held(NamedTuple):
-  """Bytes that a stage holds on each device. Judges with weights of their own and activations come on top."""
+  """Bytes that a stage holds on each device. Activations come on top, and prompts in the cache."""
 
   parameters: int
   optimiser: int
   gradient: int  # float32
   snapshots: int  # judges that are earlier selves of the student
   writer: int  # what is sampled from: layers apart, in the type they are used in
+  cache: int  # keys and values of the rows in flight, were every response as long as its budget
+  judges: int  # that have weights of their own and whose shape is known; see `unknown`
 
 
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
   config, state = experiment.student, abstract_state(experiment, stage)
-  copy = transformer.decoding_config(config)
+  copy, place = transformer.decoding_config(config), experiment.sampling_layout or experiment.layout
   writes = stage.mix.needs_student and copy != config
   wide = adapters.trained(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
@@ -59,10 +66,42 @@ def held(experiment: Experiment, stage: Stage) -> Held:
     optimiser=_each(state.optimiser),
     gradient=_each(wide),
     snapshots=_each(state.snapshots),
-    writer=_each(transformer.abstract(copy, experiment.sampling_layout or experiment.layout))
-    if writes
-    else 0,
+    writer=_each(transformer.abstract(copy, place)) if writes else 0,
+    cache=_cache(copy, place, stage) if stage.mix.needs_student else 0,
+    judges=sum(
+      _each(transformer.abstract(config, layout))
+      for config, layout, _ in _judges(experiment, stage)
+      if config is not None
+    ),
   )
+
+
+def unknown(experiment: Experiment, stage: Stage) -> list[str]:
+  """Weights of judges whose shape nobody knows without fetching them."""
+  return [weights for config, _, weights in _judges(experiment, stage) if config is None]
+
+
+def _judges(experiment: Experiment, stage: Stage) -> list[tuple[ModelConfig | None, Layout, str]]:
+  """Every model with weights of its own that judges ask, once: shape, layout, and what they are called."""
+  found = {}
+  for name in stage.asked:
+    for _, judge in readers(stage.judges[name]):
+      if judge.weights is None:
+        continue
+      layout = judge.layout or experiment.layout
+      try:
+        config = cost.config_of(judge, experiment.model, {})
+      except ValueError:
+        config = None
+      found[judge.weights, judge.dtype, layout] = (config, layout, judge.weights)
+  return list(found.values())
+
+
+def _cache(config: ModelConfig, layout: Layout, stage: Stage) -> int:
+  rows = min(stage.sampling.slots, stage.prompts * stage.samples)
+  row = 2 * config.num_layers * config.num_kv_heads * config.head_dim * stage.sampling.budget
+  pieces = layout.size('batch') * layout.size('kv_heads')
+  return rows * row * jnp.dtype(config.dtype).itemsize // pieces
 
 
 def _each(tree: Any) -> int:

@@ -211,7 +211,18 @@ function fill(article) {
   article.style.minHeight = '';
 }
 
-const promptOf = (row) => el('div', { class: 'prompt' }, row.prompt);
+// The question, and what judges read that see more of it.
+const promptOf = (row) =>
+  el(
+    'div',
+    {},
+    el('div', { class: 'prompt' }, row.prompt),
+    ...Object.entries(row.shown ?? {}).map(([name, text]) =>
+      text === null
+        ? el('div', { class: 'prompt' }, `${name} is shown nothing of this row`)
+        : el('details', { class: 'shown' }, el('summary', {}, `what ${name} reads`), el('div', { class: 'prompt' }, text)),
+    ),
+  );
 
 // Which response it is, what became of it and, of two, whose it is.
 function factsOf(row, side = null) {

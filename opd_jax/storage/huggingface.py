@@ -169,6 +169,16 @@ def _sharded(host: np.ndarray, leaf: jax.ShapeDtypeStruct, *, depth: int) -> jax
   return jax.make_array_from_callback(host.shape, sharding, cut)
 
 
+def check_files(
+  folder: Path, layout: Layout
+) -> tuple[ModelConfig, list[parameter_names.Piece], dict[str, Tensor]]:
+  """A checkpoint's settings, the tensors that they ask for, and those that are there; no weight is read."""
+  config, tensors = huggingface_config.read(folder), tensors_of(folder)
+  pieces = parameter_names.pieces(config, layout)
+  _checked(pieces, tensors, config=config, folder=folder)
+  return config, pieces, tensors
+
+
 def load(
   source: str | Path,
   layout: Layout,
@@ -187,10 +197,7 @@ def load(
       that of the parameters), remat.
   """
   folder = folder_of(source)
-  config = huggingface_config.read(folder)
-  tensors = tensors_of(folder)
-  pieces = parameter_names.pieces(config, layout)
-  _checked(pieces, tensors, config=config, folder=folder)
+  config, pieces, tensors = check_files(folder, layout)
   param_dtype = param_dtype or _stored_dtype((tensors[piece.name] for piece in pieces), folder)
   config = dataclasses.replace(
     config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides}
@@ -272,11 +279,8 @@ def save(
   with atomic_folder.fresh(destination) as folder:
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-      name = (
-        'model.safetensors'
-        if len(shards) == 1
-        else f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-      )
+      name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+      name = 'model.safetensors' if len(shards) == 1 else name
       weight_map |= {piece.name: name for piece in shard}
       header = safetensors.header_of((p.name, saved, p.published_shape) for p in shard)
       if jax.process_index() == 0:

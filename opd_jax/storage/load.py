@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from opd_jax.data import tokenizers
 from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.models import presets, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import hub, huggingface, huggingface_config, orbax_folder, peft
 from opd_jax.types import Params
-
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
 class Loaded(NamedTuple):
@@ -115,15 +114,17 @@ def strings_of(source: str) -> tuple[str | None, ...] | None:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-  return any((folder / file).is_file() for file in TOKENIZER_FILES)
+  return any((folder / file).is_file() for file in tokenizers.FILES)
 
 
-def check_files(source: str) -> None:
-  """Refuses a model whose files are missing or truncated, without reading a weight."""
+def check_files(source: str, layout: Layout) -> None:
+  """Refuses a model whose files are missing, truncated, or do not fit its settings, without reading a weight."""
   if is_preset(source):
     return
   folder = folder_of(source)
   if peft.is_adapter(folder):
-    check_files(peft.base_of(folder))
-  if orbax_folder.is_native(folder):
+    check_files(peft.base_of(folder), layout)
+  elif orbax_folder.is_native(folder):
     orbax_folder.check_files(folder)
+  else:
+    huggingface.check_files(folder, layout)

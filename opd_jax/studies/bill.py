@@ -96,7 +96,7 @@ def prices(ledger: Ledger, file: Path, *, chip: Chip, mfu: float) -> dict[str, P
       experiment = experiment_of(cell, file)
       shapes[cell.name] = experiment.model
       counted = cost.cost_of(experiment, shapes)
-      found[cell.name] = Price(counted.device_hours(chip, mfu), counted)
+      found[cell.name] = Price(counted.hours(chip, mfu).total, counted)
     except ValueError as error:
       found[cell.name] = Price(None, why=str(error))
   return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import opd_jax
-from opd_jax.configuration import read_files
+from opd_jax.gin_files import read_files
 from opd_jax.storage.atomic_folder import write_whole
 from opd_jax.studies.ledger import DONE
 from opd_jax.studies.study import Study, fields_of

@@ -79,10 +79,16 @@ class Runner:
   def _fill(self, jobs: int) -> int:
     """Begins what is ready while there is room; returns how many runs are done."""
     survey = self.ledger.survey()
-    for run in [run for run in survey.ready if run not in self.working]:
-      if len(self.working) < jobs:
-        self._begin(run)
+    ready = [run for run in survey.ready if run not in self.working]
+    while ready and len(self.working) < jobs:
+      run = min(ready, key=self._companions)  # of equals the first
+      ready.remove(run)
+      self._begin(run)
     return len(survey.done)
+
+  def _companions(self, run: Run) -> int:
+    """Runs of the same cell that are at work: beginning together, they would all compile the same programs."""
+    return sum(other.cell == run.cell for other in self.working)
 
   def command(self, run: Run) -> list[str]:
     """The training command of a run."""

@@ -110,7 +110,8 @@ class Checkpointer:
     except (
       Exception
     ) as error:  # tensorstore and orbax raise many types; what a user can mend is the disk
-      good = [kept for kept in self._manager.all_steps(read=True) if kept < step]
+      self._manager.reload()
+      good = [kept for kept in self._manager.all_steps() if kept < step]
       text = str(error).strip().splitlines()
       raise ValueError(
         f'checkpoints: {self.folder} cannot be written at step {step} ({type(error).__name__}: '

@@ -6,7 +6,7 @@ import jax
 
 from opd_jax.evaluation import geometry
 from opd_jax.evaluation.evaluator import Evaluator
-from opd_jax.training import writers
+from opd_jax.training import moving, writers
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.recorder import Recorder, texts_record
 from opd_jax.training.runtime import StageRuntime
@@ -26,8 +26,6 @@ class Evaluations:
     self.evaluators = [
       Evaluator(evaluation, runtime.tokenizer, key) for evaluation in experiment.evaluations
     ]
-    for evaluator in self.evaluators:
-      evaluator.check_room(runtime.config.max_positions)
 
   def run(
     self, state: State, position: RunPosition, *, all_of_them: bool = False
@@ -47,7 +45,12 @@ class Evaluations:
       row |= outcome.metrics
       if (teacher := self.runtime.judges.get('teacher')) is not None:
         row |= evaluator.reverse_kl(
-          teacher, state.weights, outcome, step=position.stage_step, seed=self.seed
+          teacher,
+          state.weights,
+          outcome,
+          step=position.stage_step,
+          seed=self.seed,
+          decisions=moving.decisions(position.moving),
         )
       name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
       self.recorder.samples(texts_record(outcome.responses, position.step, name))

@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import optax
 
-from opd_jax import ramps
+from opd_jax import kinds, ramps
 from opd_jax.data.problems import Task
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
@@ -22,6 +21,7 @@ from opd_jax.sharding import Layout
 from opd_jax.storage.hub_tokenizer import Published
 from opd_jax.training.alarms import Bounds
 from opd_jax.training.rollout_records import RolloutRecords
+from opd_jax.training.stopping import StopWhen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Stage:
     whole_diagnosis: ask the teacher for its whole distribution even where the method does not: exact KLs in every row
       of the metrics, for the price of its head.
     rows: per pass of a judge.
+    stops: rules that end the stage, or the run, before its last step.
   """
 
   name: str = 'train'
@@ -66,9 +67,10 @@ class Stage:
   updates: int = 1
   whole_diagnosis: bool = False
   rows: int = 64
+  stops: Sequence[StopWhen] = ()
 
   def __post_init__(self):
-    check_kinds(self, method=Method, task=Task, sampling=Sampling, template=Template)
+    kinds.check_fields(self, 'method', 'task', 'sampling', 'template')
     numbers = ('steps', 'prompts', 'samples', 'microbatches', 'minibatches', 'updates', 'rows')
     for name in numbers:
       if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
@@ -92,7 +94,21 @@ class Stage:
         f'Stage {self.name}: the method needs the judges {missing}; name them, e.g. '
         f"judges = {{'{missing[0]}': @judges.itself()}} for the student as it was when the stage began."
       )
+    self._check_stops()
     self._check_writers()
+
+  def _check_stops(self) -> None:
+    """Refuses what is no list of rules, and two rules of one name."""
+    rules = self.stops if isinstance(self.stops, list | tuple) else (self.stops,)
+    object.__setattr__(self, 'stops', tuple(rules))
+    for rule in self.stops:
+      if not isinstance(rule, StopWhen):
+        raise ValueError(
+          f'Stage {self.name}: stops must be made by stopping.StopWhen, got {str(rule)[:80]}. Write '
+          '(@stopping.StopWhen(),).'
+        )
+    if len({rule.name for rule in self.stops}) < len(self.stops):
+      raise ValueError(f'Stage {self.name}: two of its stops are {self.stops[0].name}; keep one.')
 
   def _check_writers(self) -> None:
     """Refuses writers that cannot work together, or that are not there."""
@@ -173,7 +189,7 @@ class Experiment:
   wandb: str | None = None
 
   def __post_init__(self):
-    check_kinds(self, model=ModelConfig, layout=Layout)
+    kinds.check_fields(self, 'model', 'layout', 'rollouts', 'lora')
     for field, kind in (('stages', Stage), ('evaluations', Evaluation)):
       if not isinstance(getattr(self, field), Sequence):
         raise ValueError(
@@ -187,8 +203,6 @@ class Experiment:
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
     self._check_lora()
-    if self.rollouts is not None:
-      check_kinds(self, rollouts=RolloutRecords)
     if self.geometry and not self.evaluations:
       raise ValueError(
         'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'
@@ -214,7 +228,6 @@ class Experiment:
         'Experiment: the model has LoRA of its own. Bind Experiment.lora instead: the run then knows what it freezes.'
       )
     if self.lora is not None:
-      check_kinds(self, lora=Lora)
       _ = self.student
 
   @functools.cached_property
@@ -237,13 +250,3 @@ class Experiment:
         'Experiment: training needs a tokenizer. Bind TOKENIZER, e.g. @tokenizers.HubTokenizer() with its folder.'
       )
     return self.tokenizer.tokenizer if isinstance(self.tokenizer, Published) else self.tokenizer
-
-
-def check_kinds(record: Any, **kinds: type) -> None:
-  """Refuses fields of another kind, as gin may fill them."""
-  for name, kind in kinds.items():
-    if not isinstance(getattr(record, name), kind):
-      raise ValueError(
-        f'{type(record).__name__}: {name} must be a {kind.__name__}, got {str(getattr(record, name))[:80]}. In gin, '
-        'call what makes one, with its parentheses: @presets.tiny(), @sharding.mesh_layout(), @opd.opd().'
-      )

@@ -1,4 +1,4 @@
-"""Floor 5. What follows a step or an evaluation: judges that are the student, and numbers that look at metrics.
+"""Floor 5. What follows a step or an evaluation: judges that are the student, and whoever looks at metrics.
 
 Everything here is a function of what was remembered and of one row of metrics; what it remembers is in `RunPosition`,
 so the checkpoint keeps it.
@@ -14,7 +14,7 @@ from opd_jax.judges import snapshots
 from opd_jax.judges.gates import Gate
 from opd_jax.judges.snapshots import Followed
 from opd_jax.method import Evidence
-from opd_jax.training import moving
+from opd_jax.training import moving, stopping
 from opd_jax.training.experiment import Stage
 from opd_jax.training.measured import check_measured
 from opd_jax.training.runtime import StageRuntime
@@ -36,10 +36,12 @@ def gates_of(stage: Stage) -> dict[str, Gate]:
 
 
 def check_gates(stage: Stage, evaluations: Sequence[Evaluation]) -> None:
-  """Refuses a gate that looks at what is never measured."""
+  """Refuses a gate, or a rule that ends the stage, that looks at what is never measured."""
   for name, gate in gates_of(stage).items():
     for metric in gate.metrics:
       check_measured(f'the gate of the judge {name}', metric, stage, evaluations)
+  for rule in stage.stops:
+    check_measured(f'StopWhen {rule.name}', rule.metric, stage, evaluations)
 
 
 def after_update(
@@ -61,7 +63,7 @@ def after_update(
 def after_row(
   runtime: StageRuntime, state: State, position: RunPosition, row: Mapping[str, Any]
 ) -> Moved:
-  """Shows a row of a step or of an evaluation to the gates, and to the numbers that look at metrics.
+  """Shows a row of a step or of an evaluation to gates, to numbers that look at metrics, to rules that end the stage.
 
   Args:
     position: after the step.
@@ -73,9 +75,10 @@ def after_row(
     due += [name] * decision.opens
   followed = _followed(runtime, state, due, position.stage_step, position)
   known = moving.after(runtime.moving, position.moving, row)
+  stops = stopping.after_row(runtime.stage.stops, position.stops, row)
   return Moved(
     state._replace(snapshots=followed.snapshots),
-    position._replace(gates=memory, moving=known),
+    position._replace(gates=memory, moving=known, stops=stops),
     _shocks(followed),
   )
 

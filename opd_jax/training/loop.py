@@ -12,11 +12,23 @@ from typing import Any
 
 import jax
 
+from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.stream import Stream
 from opd_jax.evaluation import geometry
 from opd_jax.processes import largest
 from opd_jax.programs import counted
-from opd_jax.training import following, metrics, moving, optimiser_step, preflight, probing, verbs
+from opd_jax.training import (
+  following,
+  inspection,
+  metrics,
+  moving,
+  optimiser_step,
+  preflight,
+  probing,
+  step_records,
+  stopping,
+  verbs,
+)
 from opd_jax.training import workdir as workdirs
 from opd_jax.training.ahead import Ahead, Example
 from opd_jax.training.checkpoints import Checkpointer, state_of
@@ -25,7 +37,7 @@ from opd_jax.training.experiment import Experiment
 from opd_jax.training.pace import Pace, Stopwatch
 from opd_jax.training.recorder import Recorder
 from opd_jax.training.resuming import Plan
-from opd_jax.training.run import Listener, Outcome, Run, record_texts, watched
+from opd_jax.training.run import Listener, Outcome, Run, watched
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
   RunPosition,
@@ -59,14 +71,17 @@ def train(
     finish: what is made of the last state, e.g. a folder with the student; the workdir is still locked.
   """
   listener = listener or Listener()
-  check_startable(experiment)
+  inspection.check_startable(experiment)
   workdirs.prepare(workdir)
   with workdirs.locked(workdir):
-    preflight.look_at_stages(experiment, listener.say)
+    begun = (workdir / 'checkpoints').exists()  # then its rows have been read
+    listener.findings(
+      inspection.check(experiment, listener.say, workdir=workdir, every_row=not begun)
+    )
     outcome = _run(
       experiment, workdir, config, listener, skip_preflight=skip_preflight, extend=extend
     )
-    if outcome.finished:
+    if outcome.finished or outcome.stopped:
       finish(outcome.state)
     return outcome
 
@@ -121,19 +136,6 @@ def _run(
     checkpointer.close()
 
 
-def check_startable(experiment: Experiment) -> None:
-  """Refuses what cannot be trained at all."""
-  if not experiment.stages:
-    raise ValueError(
-      'train: the experiment has no stages. Bind TASK and STEPS, or Experiment.stages.'
-    )
-  if experiment.lora is None and experiment.model.param_dtype != 'float32':
-    raise ValueError(
-      f'train: parameters in {experiment.model.param_dtype} would lose small updates to rounding. Bind the model with '
-      "param_dtype = 'float32' (the masters) and dtype = 'bfloat16' (what is computed in)."
-    )
-
-
 def _restored(experiment: Experiment, checkpointer: Checkpointer, say) -> tuple[State, RunPosition]:
   """Where the newest checkpoint stands, or the very beginning."""
   last = len(experiment.stages) - 1
@@ -178,8 +180,11 @@ def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
 def _is_over(experiment: Experiment, position: RunPosition) -> bool:
   """Whether the last stage has ended; it may be extended, so its position and its optimiser are kept."""
   last = len(experiment.stages) - 1
-  ended = position.stage == last and position.stage_step >= experiment.stages[last].steps
-  return ended or position.stage > last
+  if position.stage < last:
+    return False
+  rule = stopping.met(experiment.stages[last].stops, position.stops)
+  ended = rule is not None and rule.ends == 'stage'
+  return ended or position.stage > last or position.stage_step >= experiment.stages[last].steps
 
 
 def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
@@ -195,29 +200,48 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=True)
-  while position.stage_step < runtime.stage.steps:
+  is_over = lambda position: (
+    position.stage_step == runtime.stage.steps
+    or stopping.met(runtime.stage.stops, position.stops) is not None
+  )
+  while not is_over(position):
     state, position, row = one_step(run, runtime, stream, state, position)
     line = run.pace.line(row, now=time.monotonic())
     run.listener.progress(position.step, experiment.steps, line)
-    last, step = position.stage_step == runtime.stage.steps, position.step
+    last, step = is_over(position), position.step
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=last)
-    if step % run.checkpointer.every == 0 and not last:
+    if step % run.checkpointer.every == 0 and not is_over(position):
       run.checkpointer.save(state, position)
     if signal := largest(run.interrupted()):
       run.checkpointer.save(state, position)
       run.checkpointer.finish()
       run.listener.say(f'interrupted and saved at step {step}; run the same command to go on')
-      return Outcome(state, position, signal)
-  return Outcome(state, position)
+      return Outcome(state, position, signal=signal)
+  return _ended(run, runtime, state, position)
+
+
+def _ended(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
+  """How a stage ended: with its last step, or by a rule, which may stop the run."""
+  rule = stopping.met(runtime.stage.stops, position.stops)
+  if rule is None:
+    return Outcome(state, position)
+  name = runtime.stage.name
+  text = stopping.explained(rule, position.stops, stage=name, step=position.step)
+  run.listener.say(text)
+  if rule.ends == 'stage':
+    return Outcome(state, position)
+  run.checkpointer.save(state, position)
+  run.checkpointer.finish()
+  return Outcome(state, position, stopped=text)
 
 
 def one_step(
-  run: Run, runtime: StageRuntime, stream: Stream, state: State, position: RunPosition
+  run: Run, runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition
 ) -> tuple[State, RunPosition, Mapping[str, Any]]:
   """One batch of rollouts, from the question to the new weights, and the metrics of it."""
   watch, weights, waited = Stopwatch(), state.weights, run.count.waited
   with watch('sample'):
-    responses = verbs.sample(runtime, weights, stream.take(runtime.stage.prompts), position)
+    responses = verbs.sample(runtime, weights, runtime.take(stream, position), position)
   with watch('score'):
     evidence = verbs.score(runtime, weights, responses, position, state.memory)
     evidence = jax.block_until_ready(evidence)
@@ -230,7 +254,8 @@ def one_step(
   step, name = position.step + 1, runtime.stage.name
   row = {'step': step, 'stage': name, **row, **seen, **shocks}
   row |= jax.tree.map(float, jax.device_get(survey))
-  row |= {**metrics.of_rollout(responses.rollout, step=position.step), 'skipped': stream.skipped}
+  row |= metrics.of_rollout(responses.rollout, step=position.step)
+  row |= {**metrics.of_routes(responses.problems), 'skipped': stream.skipped}
   row |= moving.shown(runtime.moving, position.moving)
   row |= {
     **watch.seconds,
@@ -249,7 +274,7 @@ def one_step(
   run.recorder.row(row)
   if not run.skip_preflight:  # a resumed run has no dry step
     run.ahead.begin(runtime, state, Example(responses, evidence, batch), position)
-  record_texts(run, runtime, responses, evidence, batch, step)
+  step_records.record_texts(runtime, run.recorder, responses, evidence, batch, position)
   alarms = watched(run, row, position, batch)
   return moved.state, moved.position._replace(alarms=alarms), row
 

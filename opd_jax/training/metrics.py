@@ -1,6 +1,7 @@
 """Floor 5. What a step tells of itself: of its text, its evidence, and what the vocabulary pass saw."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from opd_jax.data.problems import Problem
 from opd_jax.forks import without_forks
 from opd_jax.losses import weights
 from opd_jax.losses.terms import DivergenceTerm
@@ -33,6 +35,12 @@ def of_rollout(rollout: Rollout, *, step: int) -> dict[str, float]:
   if np.isfinite(rollout.reward).any():
     metrics['reward'] = float(np.nanmean(rollout.reward))
   return metrics
+
+
+def of_routes(problems: Sequence[Problem]) -> dict[str, float]:
+  """The fraction of a batch that each task of a mixture has; nothing where problems have no routes."""
+  counts = Counter(problem.route for problem in problems if problem.route)
+  return {f'asked/{route}': count / len(problems) for route, count in sorted(counts.items())}
 
 
 def _repeats(tokens: np.ndarray) -> float:

@@ -1,15 +1,16 @@
 """Floor 5. Numbers of a stage that look at metrics: which there are, what they remember, where they stand."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from opd_jax.data.curriculum import weights_that_watch
 from opd_jax.evaluation.evaluator import Evaluation
-from opd_jax.judges import snapshots
+from opd_jax.judges import scenes, snapshots, spec
 from opd_jax.ramps import Latest, Watching
 from opd_jax.training.experiment import Stage
 from opd_jax.training.measured import check_measured
+from opd_jax.training.readings import reading_of
 
 Memory = Mapping[str, Mapping[str, float]]
 
@@ -46,7 +47,11 @@ def _check_probe(stage: Stage, number: Watching) -> None:
 
 
 def _found(stage: Stage) -> Iterator[Watching]:
-  """In who writes, in the rules of decoding, in how judges follow the student."""
+  """In what is asked, in who writes, in the rules of decoding, in how judges follow the student and what they see."""
+  yield from weights_that_watch(stage.task)
+  for name in stage.asked:
+    for _, judge in spec.readers(stage.judges[name]):
+      yield from scenes.numbers_of(judge.context)
   refreshes = snapshots.refreshes_of(stage.judges, stage.asked)
   for record in (stage.mix, *stage.sampling.decoding.rules, *refreshes.values()):
     fields: Any = record
@@ -64,31 +69,13 @@ def decisions(memory: Memory | None) -> dict[str, float]:
 def after(
   numbers: Sequence[Watching], memory: Memory | None, row: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-  """What the numbers remember after a row of metrics.
-
-  A row of an evaluation says nothing about training, and the other way round; what is not finite is no reading.
-  """
+  """What the numbers remember after a row of metrics."""
   moved = {name: dict(each) for name, each in (memory or {}).items()}
   for number in numbers:
-    prefix = _family(number.metric)
-    told = any(name.startswith(prefix) for name in row) if prefix else 'loss' in row
-    if not told:
-      continue
-    if number.metric not in row and number.name in moved:
-      continue  # it was there before: nothing was measured this time
-    if number.metric not in row or not isinstance(row[number.metric], float | int):
-      raise ValueError(
-        f'{number.name} looks at {number.metric}, and this step reports {sorted(row)}. Bind one of these as its metric.'
-      )
-    if math.isfinite(row[number.metric]):
-      moved[number.name] = number.after(moved.get(number.name, {}), float(row[number.metric]))
+    value = reading_of(number.name, number.metric, row, was_there=number.name in moved)
+    if value is not None:
+      moved[number.name] = number.after(moved.get(number.name, {}), value)
   return moved
-
-
-def _family(metric: str) -> str:
-  """What the metrics begin with that are reported together with this one; '' for those of every step."""
-  room, *rest = metric.split('/')
-  return {'eval': '/'.join((room, *rest[:1])) + '/', 'probe': 'probe/'}.get(room, '')
 
 
 def shown(numbers: Sequence[Watching], memory: Memory | None) -> dict[str, float]:

@@ -1,75 +1,41 @@
-"""Floor 5. What is looked at before it costs: cheap to check now, silent and expensive later.
+"""Floor 5. Before a stage, with weights loaded: cheap to look at now, silent and expensive later.
 
-Before step 0, of every stage: the method reads what it asks for, judges are there and speak the student's vocabulary,
-the first problems can be read and have room. Before a stage: prompts of all roles are shown, a judge says the same
-twice, the student agrees with itself, and the programs of a step run once.
+Prompts of all roles are shown, a judge says the same twice, the student agrees with itself, and the programs of a step
+run once. What can be seen without weights was looked at before step 0: see `inspection`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.prompts import unpadded
-from opd_jax.data.stream import Stream, first
-from opd_jax.data.tokenizers import HubTokenizer, Tokenizer
-from opd_jax.judges.build import check_vocabulary
+from opd_jax.data.stream import Stream
+from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.judges.cached import CachedJudge
-from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.reading import readers_of, text_of
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import Scene
-from opd_jax.judges.spec import named_parts
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
-from opd_jax.storage import load
 from opd_jax.training import verbs
 from opd_jax.training.ahead import Example
-from opd_jax.training.asking import bias_of_updates, check_stage
-from opd_jax.training.experiment import Experiment
-from opd_jax.training.following import check_gates
-from opd_jax.training.runtime import StageRuntime, room
+from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
 
 SHOWN = 600  # characters of a prompt
-LOOKED_AT = 64  # problems of every stage, or a batch where that is less
 PLAIN, WHOLE = ScoreRequest(), ScoreRequest(hidden=True)
 Say = Callable[[str], None]
 
 
-def look_at_stages(experiment: Experiment, say: Say) -> None:
-  """Refuses what would stop a later stage, without loading a weight."""
-  tokenizer = experiment.known_tokenizer
-  if (tokens := len(tokenizer.strings())) > experiment.model.vocab_size:
-    raise ValueError(
-      f'the tokenizer has {tokens} tokens, the student only {experiment.model.vocab_size} rows; they do not belong '
-      'together.'
-    )
-  for stage in experiment.stages:
-    try:
-      check_stage(stage, experiment.model)
-      check_gates(stage, experiment.evaluations)
-      for name in stage.asked:
-        for part_name, judge in named_parts(name, stage.judges[name]):
-          if judge.weights is not None:
-            check_vocabulary(part_name, judge.weights, tokenizer, experiment.model)
-            load.check_files(judge.weights)
-      if (biased := bias_of_updates(stage)) is not None:
-        say(f'warning: {biased}')
-      first(stage.task, min(stage.prompts, LOOKED_AT), fits=room(experiment, stage))
-    except ValueError as error:
-      prefix = f'stage {stage.name}: '
-      raise ValueError(
-        str(error) if str(error).startswith(prefix) else prefix + str(error)
-      ) from error
-
-
 def check(
-  runtime: StageRuntime, stream: Stream, state: State, position: RunPosition, say: Say
+  runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition, say: Say
 ) -> tuple[State, Example]:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
   try:
@@ -80,13 +46,13 @@ def check(
 
 
 def _rehearsed(
-  runtime: StageRuntime, stream: Stream, state: State, position: RunPosition, say: Say
+  runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition, say: Say
 ) -> tuple[State, Example]:
   before = stream.state()
-  problems = stream.take(runtime.stage.prompts)
+  problems = runtime.take(stream, position)
   stream.restore(before)  # the run itself begins with the same problems
   question = runtime.stage.template.render(runtime.tokenizer, problems[0].messages)
-  say(f'the student reads: {_text(runtime.tokenizer, question)!r}')
+  say(f'the student reads: {text_of(runtime.tokenizer, question, most=SHOWN)!r}')
   responses = verbs.sample(runtime, state.weights, problems, position)
   say(f'and writes:        {responses.texts[0][:SHOWN]!r}')
   scenes = runtime.scenes(responses, position)
@@ -124,35 +90,22 @@ def _shows_something(
 ) -> None:
   """Says what each model of a judge reads, and refuses a judge that is shown nothing of any row."""
   unknown = True
-  for part_name, part, rows in _readers(name, judge, scenes):
-    prompts = part.prompts(rows)
+  for reader in readers_of(name, judge, scenes):
+    prompts = reader.judge.prompts([scenes[row] for row in reader.rows])
     known = next((prompt for prompt in prompts if prompt is not None), None)
     unknown = unknown and known is None
     missing = sum(prompt is None for prompt in prompts)
     few = f' (nothing in {missing} of {len(prompts)} rows)' if missing else ''
-    read = 'is shown nothing' if known is None else f'reads: {_text(tokenizer, known)!r}'
-    say(f'{part_name} {read}{few}')
+    read = (
+      'is shown nothing' if known is None else f'reads: {text_of(tokenizer, known, most=SHOWN)!r}'
+    )
+    say(f'{reader.name} {read}{few}')
   if unknown:
     raise ValueError(
       f'preflight: the context of the judge {name} shows nothing for any of the {len(scenes)} rows of the first batch, '
       'so nothing would be learnt from it. Check that the data has what it shows; a context of successes needs a '
       'student that answers some questions right, more samples of each, or more prompts.'
     )
-
-
-def _readers(
-  name: str, judge: WorkingJudge, scenes: Sequence[Scene]
-) -> Iterator[tuple[str, WorkingJudge, Sequence[Scene]]]:
-  """The single models of a judge, each with the rows that it reads."""
-  if isinstance(judge, RoutedJudge):
-    for route, rows in judge.rows_of(scenes).items():
-      yield from _readers(f'{name}/{route}', judge.table[route], [scenes[row] for row in rows])
-  elif isinstance(judge, CombinedJudge):
-    for number, (_, members) in enumerate(judge.parts):
-      for member in members:
-        yield f'{name}/{number}', member, scenes
-  else:
-    yield name, judge, scenes
 
 
 def live(judge: WorkingJudge) -> WorkingJudge:
@@ -164,16 +117,6 @@ def live(judge: WorkingJudge) -> WorkingJudge:
       judge, table={name: live(part) for name, part in judge.table.items()}
     )
   return judge
-
-
-def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-  """With the special tokens, which is where templates go wrong."""
-  strings = tokenizer.strings()
-  if isinstance(tokenizer, HubTokenizer):
-    special = set(tokenizer.specials().values())
-    pieces = [str(strings[t]) if t in special else tokenizer.decode([t]) for t in tokens]
-    return ''.join(pieces)[:SHOWN]
-  return ''.join(str(strings[token]) for token in tokens)[:SHOWN]
 
 
 def _finite(evidence: Evidence) -> None:
@@ -200,8 +143,8 @@ def _blame_weights(runtime: StageRuntime, state: State, cause: Exception) -> Non
   """Names the role whose weights are not finite, where there is one: everything else follows from that."""
   roles: dict[str, Any] = {'student': state.weights.student}
   for name, judge in runtime.judges.items():
-    for part_name, part, _ in _readers(name, judge, []):
-      roles[part_name] = getattr(live(part), 'own', None)
+    for reader in readers_of(name, judge, []):
+      roles[reader.name] = getattr(live(reader.judge), 'own', None)
   for role, params in roles.items():
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
       if leaf.is_deleted() or bool(jnp.isfinite(leaf).all()):

@@ -1,7 +1,8 @@
 """Floor 5. What rollouts.jsonl keeps of a batch: some responses token by token, with what everybody thought of them.
 
-A line is one response. Lists of numbers have one entry a token, null where nobody knows; `pieces` says what an id reads
-like. Numbers keep four digits: they are looked at, not computed with.
+A line is one response. `shown` says what judges with a context read in place of the prompt. Lists of numbers have one
+entry a token, null where nobody knows; `pieces` says what an id reads like. Numbers keep four digits: they are looked
+at, not computed with.
 """
 
 import math
@@ -27,6 +28,7 @@ class RolloutRecords:
   Args:
     every: steps between two records; the first step has one, too.
     rows: the most responses of a record: the first of the batch, so that samples of one question stay together.
+    context: the most characters kept of what a judge with a context read.
     top_k: the most entries kept of a list of likeliest tokens; lists are there where a judge was asked for
       them, the student's also where `Sampling.recording` says so.
     mib: the most that the file may grow to; what does not fit is left out, and said once. A token with two lists of 8
@@ -35,11 +37,12 @@ class RolloutRecords:
 
   every: int = 50
   rows: int = 32
+  context: int = 2000
   top_k: int = 8
   mib: int = 64
 
   def __post_init__(self):
-    for name, least in (('every', 1), ('rows', 1), ('top_k', 0), ('mib', 1)):
+    for name, least in (('every', 1), ('rows', 1), ('context', 0), ('top_k', 0), ('mib', 1)):
       value = getattr(self, name)
       if not isinstance(value, int) or value < least:
         raise ValueError(
@@ -61,8 +64,13 @@ def record_of(
   *,
   step: int,
   stage: str,
+  shown: Sequence[Mapping[str, str | None]] | None = None,
 ) -> list[dict[str, Any]]:
-  """One object for each kept response; every process calls it, since arrays may lie in several."""
+  """One object for each kept response; every process calls it, since arrays may lie in several.
+
+  Args:
+    shown: what judges with a context read of each row.
+  """
   count = min(settings.rows, len(responses.problems))
   rows = _rows_of(responses, evidence, terms, count, settings.top_k)
   names = tokenizer.strings()
@@ -74,6 +82,7 @@ def record_of(
       'row': row,
       'problem': responses.problems[row].id,
       'prompt': responses.problems[row].messages[-1]['content'],
+      **({} if shown is None or not shown[row] else {'shown': dict(shown[row])}),
       'reward': _short([responses.rollout.reward[row]])[0],
       'length': int(length),
       'ended_by': ENDINGS[int(responses.rollout.ended_by[row])],

@@ -1,22 +1,18 @@
 """Floor 5. What the parts of a run share, who listens to it, and how a call of it ends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd_jax.method import Evidence
 from opd_jax.programs import Count
-from opd_jax.responses import Responses
+from opd_jax.training import inspection, step_records
 from opd_jax.training.advice import advise
 from opd_jax.training.ahead import Ahead
-from opd_jax.training.alarms import Alarm, check_alarms
 from opd_jax.training.checkpoints import Checkpointer
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
 from opd_jax.training.pace import Pace
-from opd_jax.training.recorder import Recorder, save_batch, texts_record
-from opd_jax.training.rollout_records import record_of
-from opd_jax.training.runtime import StageRuntime
+from opd_jax.training.recorder import Recorder
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import Params
 
@@ -27,6 +23,7 @@ class Listener(NamedTuple):
   say: Callable[[str], None] = print
   progress: Callable[[int, int, str], None] = lambda done, total, text: None
   compiling: Callable[[str], None] = lambda text: None
+  findings: Callable[[Sequence[inspection.Finding]], None] = lambda findings: None  # before step 0
 
 
 class Outcome(NamedTuple):
@@ -34,11 +31,12 @@ class Outcome(NamedTuple):
 
   state: State
   position: RunPosition
-  signal: int = 0  # that interrupted the run, which was saved; 0: it is finished
+  signal: int = 0  # that interrupted the run, which was saved
+  stopped: str = ''  # why a rule of a stage stopped the run, which was saved; '' where none did
 
   @property
   def finished(self) -> bool:
-    return not self.signal
+    return not self.signal and not self.stopped
 
 
 class Run(NamedTuple):
@@ -57,34 +55,11 @@ class Run(NamedTuple):
   pace: Pace
 
 
-def record_texts(
-  run: Run,
-  runtime: StageRuntime,
-  responses: Responses,
-  evidence: Evidence,
-  batch: Batch,
-  step: int,
-) -> None:
-  """Texts of a batch, and responses token by token, where a record of them is due."""
-  name, settings = runtime.stage.name, run.experiment.rollouts
-  if step % run.experiment.samples_every == 0 or step == 1:
-    run.recorder.samples(texts_record(responses, step, name))
-  if settings is not None and settings.is_due(step):
-    rows = record_of(
-      responses, evidence, batch.terms, runtime.tokenizer, settings, step=step, stage=name
-    )
-    run.recorder.rollouts(rows, mib=settings.mib)
-
-
 def watched(
   run: Run, row: Mapping[str, Any], position: RunPosition, batch: Batch
 ) -> dict[str, float]:
   """What alarms and advice remember behind a step; an alarm stops the run, advice is said."""
-  try:
-    memory = check_alarms(row, position.alarms or {}, run.experiment.bounds)
-  except Alarm as alarm:
-    file = save_batch(batch, run.workdir, row['step'])
-    raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm
+  memory = step_records.alarms(run.experiment.bounds, run.workdir, row, position, batch)
   memory, advice = advise(row, memory)
   for text in advice:
     run.listener.say(text)

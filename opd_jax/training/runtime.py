@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from opd_jax.data.curriculum import Curriculum, stream_of
 from opd_jax.data.problems import Problem
 from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
@@ -126,25 +127,30 @@ class StageRuntime:
     remember = method.remember
     return jax.jit(lambda evidence: remember(as_asked(evidence, method.needs)))
 
-  def stream(self) -> Stream:
+  def stream(self) -> Stream | Curriculum:
     """The problems of the stage; every stage has an order of its own."""
     seed = self.experiment.seed
     if self.number:
       seed = int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0] >> 1)
-    return Stream(self.stage.task, seed=seed, fits=room(self.experiment, self.stage))
+    return stream_of(self.stage.task, seed=seed, fits=room(self.experiment, self.stage))
+
+  def take(self, stream: Stream | Curriculum, position: RunPosition) -> list[Problem]:
+    """The problems of a step."""
+    decisions = moving.decisions(position.moving)
+    return stream.take(self.stage.prompts, step=position.stage_step, decisions=decisions)
 
   def scenes(self, responses: Responses, position: RunPosition) -> list[Scene]:
     """What contexts may look at, a row each."""
-    seed, step = self.experiment.seed, position.stage_step
-    return scenes.scenes_of(responses, seed=seed, step=step)
+    seed, decisions = self.experiment.seed, moving.decisions(position.moving)
+    return scenes.scenes_of(responses, seed=seed, step=position.stage_step, decisions=decisions)
 
 
-def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
-  """Refuses a row that a stage cannot use: what it shows or imitates is missing, or has no room."""
+def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], int]:
+  """The tokens of a row's prompt. Refuses a row that a stage cannot use: what it shows is missing, or has no room."""
   tokenizer, table = experiment.known_tokenizer, experiment.model.max_positions
   columns = _columns_shown(stage)
 
-  def fits(problem: Problem) -> None:
+  def fits(problem: Problem) -> int:
     for name, route, column in columns:
       if route in (None, problem.route) and column not in problem.extra:
         raise ValueError(
@@ -161,11 +167,12 @@ def room(experiment: Experiment, stage: Stage) -> Callable[[Problem], None]:
         raise ValueError(
           f'the response has {response} tokens, the budget of the stage is {stage.sampling.budget}'
         )
-    whole = len(stage.template.render(tokenizer, problem.messages)) + response
-    if whole > table:
+    prompt = len(stage.template.render(tokenizer, problem.messages))
+    if prompt + response > table:
       raise ValueError(
-        f'prompt and response have {whole} tokens, the position table of the student has {table}'
+        f'prompt and response have {prompt + response} tokens, the position table of the student has {table}'
       )
+    return prompt
 
   return fits
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from opd_jax.judges import snapshots
 from opd_jax.models import adapters, transformer
+from opd_jax.models.config import ModelConfig
 from opd_jax.storage import load
 from opd_jax.training import optimiser_step
 from opd_jax.training.experiment import Experiment, Stage
@@ -56,6 +57,7 @@ class RunPosition(NamedTuple):
   alarms: dict[str, float] | None = None  # what the alarms remember
   moving: dict[str, dict[str, float]] | None = None  # what numbers remember that look at metrics
   gates: dict[str, dict[str, Any]] | None = None  # what gates of judges remember
+  stops: dict[str, dict[str, Any]] | None = None  # what rules remember that end the stage
 
 
 def initial_state(
@@ -127,11 +129,17 @@ def first_weights(experiment: Experiment, say: Callable[[str], None]) -> Any:
     'dtype': student.dtype,
   }
   loaded = load.model(experiment.weights, experiment.layout, seed=experiment.seed, **types)
+  check_model(experiment, loaded.config)
+  return loaded.params
+
+
+def check_model(experiment: Experiment, stored: ModelConfig) -> None:
+  """Refuses weights of another model than that of the experiment."""
   free = ('param_dtype', 'dtype', 'remat', 'unroll', 'begin_token', 'end_tokens', 'pad_token')
-  wanted, stored = (dataclasses.asdict(config) for config in (student, loaded.config))
-  if unlike := [name for name in stored if name not in free and stored[name] != wanted[name]]:
-    listed = ', '.join(f'{name} {stored[name]!r} instead of {wanted[name]!r}' for name in unlike)
+  student = adapters.plain(experiment.student)
+  wanted, known = (dataclasses.asdict(config) for config in (student, stored))
+  if unlike := [name for name in known if name not in free and known[name] != wanted[name]]:
+    listed = ', '.join(f'{name} {known[name]!r} instead of {wanted[name]!r}' for name in unlike)
     raise ValueError(
       f'train: {experiment.weights} is not the MODEL of this experiment: {listed}. Bind MODEL to what the weights are.'
     )
-  return loaded.params

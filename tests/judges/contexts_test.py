@@ -15,6 +15,7 @@ from opd_jax.data.tiny_worlds.sums import verify_sum
 from opd_jax.judges import contexts, scenes
 from opd_jax.judges.contexts import Wording
 from opd_jax.methods import kdrl, seqkd
+from opd_jax.ramps import Ramp, Stepped
 from opd_jax.training import verbs
 from opd_jax.training.alarms import Alarm, Bounds, check_alarms
 from opd_jax.training.state import RunPosition
@@ -234,3 +235,30 @@ def test_tiny_worlds_give_hints_without_answers_short_passages_and_feedback():
   assert problem.extra['document'].count('(') == 4 and problem.extra['passage'].count('(') == 1
   verdict = calls.verify_calls(problem, 'Action: none')
   assert verdict.feedback.startswith('expected the function')
+
+
+def test_what_a_context_shows_may_fade():
+  """From its end; where nothing is left the judge reads what the student reads."""
+  seen = lambda context, step: text_of(context, ONE._replace(step=step))
+  fading = Ramp(begin=1.0, end=0.0, steps=4)
+  solved = contexts.solution(introduction=':', closing='!', part=fading)
+  assert [seen(solved, step) for step in range(5)] == [
+    '1+2+3=:1+2=3;3+3=6:6!', '1+2+3=:1+2=3;3+3=!', '1+2+3=:1+2=3;!', '1+2+3=:1+2!', '1+2+3=',
+  ]  # fmt: skip
+  assert seen(contexts.column(name='hint', introduction=':', part=0.6), 0) == '1+2+3=:1+2'
+  with pytest.raises(ValueError, match=r'solution: part must lie in \[0, 1\]'):
+    contexts.solution(part=1.5)
+
+
+def test_a_context_may_be_shown_in_some_rows():
+  watching = Stepped(name='rows', begin=1.0, end=0.0, by=0.25, metric='reward', above=0.5)
+  some = contexts.in_some_rows(context=contexts.column(name='hint'), fraction=watching)
+  rows = [ONE._replace(seed=(3, row)) for row in range(400)]
+  shown = lambda value: [
+    len(text_of(some, row._replace(decisions={'rows': value}))) > len('1+2+3=') for row in rows
+  ]
+  few, more = shown(0.25), shown(0.5)
+  assert 70 < sum(few) < 130 < sum(more) and all(b for a, b in zip(few, more, strict=True) if a)
+  assert shown(1.0) == [True] * 400 and shown(0.0) == [False] * 400
+  guarded = contexts.guarded(context=some)
+  assert scenes.columns_of(guarded) == ('hint',) and scenes.numbers_of(guarded) == (watching,)

@@ -38,7 +38,7 @@ def test_an_adapter_is_a_model_on_top_of_its_base(family, tmp_path, settings):
   loaded = load.model(str(tmp_path / 'adapter'), SINGLE)
   assert loaded.config == family() == load.config_of(str(tmp_path / 'adapter'))
   jax.tree.map(np.testing.assert_array_equal, loaded.params, merged)
-  load.check_files(str(tmp_path / 'adapter'))
+  load.check_files(str(tmp_path / 'adapter'), SINGLE)
 
 
 def test_names_are_those_of_peft(tmp_path):

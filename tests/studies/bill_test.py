@@ -60,7 +60,7 @@ def test_seconds_are_believed_and_others_are_counted_with_the_shape_of_the_cell_
   shapes = {'teacher': bill.experiment_of(ledger.study.cell('teacher'), TOY).model}
   counted = cost.cost_of(bill.experiment_of(opd, TOY), shapes)
   assert prices['opd'].counted == counted and shapes['teacher'].width == 32
-  assert prices['opd'].hours == counted.device_hours(CHIPS['v5p'], 0.5)
+  assert prices['opd'].hours == counted.hours(CHIPS['v5p'], 0.5).total
 
 
 def test_a_cost_that_nobody_can_count_is_said_and_not_summed(tmp_path, monkeypatch, capsys):

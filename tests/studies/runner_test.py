@@ -17,7 +17,7 @@ from opd_jax.report import folders
 from opd_jax.studies import folder
 from opd_jax.studies.ledger import DONE, PROVENANCE, Ledger
 from opd_jax.studies.runner import Runner
-from opd_jax.studies.study import Study, read_study
+from opd_jax.studies.study import Cell, Study, read_study
 
 TESTS = Path(__file__).parent.parent
 TOY, STUB, ROOT = TESTS / 'toy_study.py', TESTS / 'stub_study.py', TESTS.parent
@@ -262,3 +262,16 @@ STUDY = dataclasses.replace(
   assert all(one['tokens'] > 0 and 'cpu' in one['device'] for one in told)
   steps = [json.loads(line)['step'] for line in first.read_text().splitlines()]
   assert steps == sorted(steps) and steps[-1] == 3
+
+
+def test_runs_of_different_cells_begin_first(run, tmp_path, monkeypatch):
+  """Together, runs of one cell would all compile the same programs."""
+  begun, begin = [], Runner._begin
+  monkeypatch.setattr(Runner, '_begin', lambda self, one: (begun.append(one), begin(self, one))[1])
+  cells = [
+    Cell(name=name, files=('experiments/models/small.gin',), rates=(1e-3, 1e-4))
+    for name in ('a', 'b')
+  ]
+  study = dataclasses.replace(read_study(TOY), cells=tuple(cells), contrasts=(), printed=())
+  run(study, jobs=2)
+  assert {one.cell.name for one in begun[:2]} == {'a', 'b'}

@@ -18,7 +18,7 @@ from opd_jax.method import Method, Requirements, required_by
 from opd_jax.method_reads import judges_read
 from opd_jax.methods import opd, scope, seqkd
 from opd_jax.storage import load
-from opd_jax.training import preflight
+from opd_jax.training import inspection
 from opd_jax.types import STUDENT, ScoreRequest
 
 WHOLE = DivergenceTerm(divergence=ReverseKL(), support=FULL)
@@ -127,7 +127,7 @@ def test_what_nobody_can_give_is_refused_before_anything_is_loaded(
   known = runs.experiment(tmp_path, distil={'method': method, 'judges': both})
   monkeypatch.setattr(load, 'model', lambda *args, **options: pytest.fail('weights were loaded'))
   with pytest.raises(ValueError, match=f'stage distil: .*{words}'):
-    preflight.look_at_stages(known, lambda text: None)
+    inspection.check(known, lambda text: None)
   with pytest.raises(ValueError, match=f'stage distil: .*{words}'):
     runs.build_runtime(known, 1)
 
@@ -159,7 +159,7 @@ def test_what_only_a_plan_of_forks_or_a_memory_looks_at_is_found_too(tmp_path, m
 
   def look(read, **changes):
     distil = {'method': made(read), 'judges': frozen, **changes}
-    preflight.look_at_stages(runs.experiment(tmp_path, distil=distil), lambda text: None)
+    inspection.check(runs.experiment(tmp_path, distil=distil), lambda text: None)
 
   with pytest.raises(ValueError, match=r"reads the teacher's scores and there is no judge called"):
     look(lambda evidence: evidence.teacher.logp, judges={})
@@ -188,13 +188,13 @@ GIVEN = {
 def test_what_somebody_can_give_is_not_refused(tmp_path, method, judge):
   teacher = {'teacher': judge(runs.teacher_folder(tmp_path))}
   known = runs.experiment(tmp_path, distil={'method': method, 'judges': teacher})
-  preflight.look_at_stages(known, lambda text: None)
+  inspection.check(known, lambda text: None)
 
 
 def test_a_reward_needs_a_verifier_unless_the_method_says_what_it_does_without(tmp_path):
   """Found by tracing `weigh`; a method that states `reward=False` takes a task that nobody verifies."""
   silent = dataclasses.replace(runs.sums.sums(), verify=None)
-  look = lambda method, task: preflight.look_at_stages(
+  look = lambda method, task: inspection.check(
     runs.experiment(tmp_path, distil={'method': method, 'task': task}), lambda text: None
   )
   words = (

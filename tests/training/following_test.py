@@ -12,7 +12,7 @@ from opd_jax.data.problems import question
 from opd_jax.judges.gates import Improved, RewardRose
 from opd_jax.methods import opd
 from opd_jax.ramps import Ramp
-from opd_jax.training import loop, preflight
+from opd_jax.training import inspection, loop
 
 OFTEN = RewardRose(every=1, apart=2, margin=None, tail=None, window=1)
 
@@ -108,7 +108,7 @@ def test_a_run_that_was_cut_off_renews_at_the_same_steps(tmp_path, gate):
 
 
 def test_a_gate_on_what_is_never_measured_is_refused(tmp_path):
-  look = lambda known: preflight.look_at_stages(known, lambda text: None)
+  look = lambda known: inspection.check(known, lambda text: None)
   known = experiment(tmp_path, RewardRose())
   look(known)
   unverified = dataclasses.replace(known.stages[0].task, verify=None)

@@ -1,14 +1,34 @@
 """`kill -9`, in its short form; `benchmarks/kill.py` does it twenty times."""
 
 import importlib.util
+import json
 from pathlib import Path
+
+from opd_jax.judges.gates import Improved
 
 SCRIPT = Path(__file__).parent.parent.parent / 'benchmarks' / 'kill.py'
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
+def script():
   spec = importlib.util.spec_from_file_location('kill', SCRIPT)
   assert spec and spec.loader
   kill = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(kill)
-  kill.kill_test(2, tmp_path, steps=10)
+  return kill
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
+  script().kill_test(2, tmp_path, steps=10)
+
+
+def test_a_killed_run_finds_its_gate_and_its_numbers_again(tmp_path):
+  """The teacher is renewed when the evaluation improves, and writes a prefix that looks at another metric of it."""
+  kill, gate, memory = script(), Improved(metric='eval/sums/entropy'), {}
+  *_, (metrics, _, positions) = kill.kill_test(1, tmp_path, files=kill.MOVING, steps=6)
+  rows, remembered = [json.loads(row) for row in metrics], {}
+  for row in rows:
+    memory, opens = gate.after(memory, row)
+    assert ('refresh/teacher' in row) == opens
+    remembered[row['step']] = memory
+  assert [row['moving/prefix'] for row in rows if 'loss' in row] == [3, 3, 2, 2, 1, 1]
+  assert [each['gates'] for each in positions] == [{'teacher': remembered[5]}, None]

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tiny_runs as runs
 
-from opd_jax import ramps, rollouts
+from opd_jax import judges, ramps, rollouts
+from opd_jax.data import mixture
+from opd_jax.data.tiny_worlds import sums
 from opd_jax.evaluation.evaluator import Evaluation
-from opd_jax.judges import spec
+from opd_jax.judges import contexts, spec
 from opd_jax.ramps import Piecewise, Ramp, Stepped
-from opd_jax.training import loop, moving
+from opd_jax.training import loop, moving, recorder
 
 LONGER = Stepped(name='length', begin=8, end=20, by=8, metric='truncated', above=0.5)
 
@@ -84,11 +86,17 @@ def test_refusals(tmp_path):
 
 
 def test_a_run_that_was_cut_off_finds_its_numbers_again(tmp_path):
-  """The budget grows while answers are cut; one number looks at training, one at the evaluation."""
+  """Who writes, how long, which task is asked and what the judge is shown all move, and two of them by metrics."""
   more = Stepped(name='data', begin=1.0, end=0.0, by=0.25, metric='eval/sums/length', above=0.0)
   length = dataclasses.replace(LONGER, metric='length', above=0.0)
   mix = rollouts.RolloutMix(stop_after=length, data=more)
-  experiment = runs.experiment(tmp_path, distil={'rollout': mix})
+  tasks = {'short': sums.sums(**runs.WORLD), 'other': sums.sums(seed=1, **runs.WORLD)}
+  other = dataclasses.replace(more, name='other', begin=0.5, end=1.0)
+  weights = {'short': Ramp(begin=1, end=0, steps=2), 'other': other}
+  fading = contexts.solution(introduction=':', part=dataclasses.replace(more, name='shown'))
+  teacher = judges.frozen(runs.teacher_folder(tmp_path), context=fading)
+  changes = {'task': mixture.mixture(tasks, weights=weights), 'judges': {'teacher': teacher}}
+  experiment = runs.experiment(tmp_path, distil={'rollout': mix, **changes})
   experiment = dataclasses.replace(experiment, stages=experiment.stages[1:])
   whole = runs.run(experiment, tmp_path / 'whole')
   rows = runs.metrics_of(tmp_path / 'whole')
@@ -96,6 +104,9 @@ def test_a_run_that_was_cut_off_finds_its_numbers_again(tmp_path):
   assert (
     stood[0][0] == 0.75 and stood[-1][0] < 0.75 and stood[-1][1] > 8
   )  # evaluated at step 0, too
+  asked = [row.get('asked/short', 0) for row in rows if 'loss' in row]
+  assert asked[0] > 0 and asked[-1] == 0
+  assert rows[-2]['moving/shown'] < 1 and rows[-2]['moving/other'] == 1
 
   def pull(done, total, text):
     if done == 2:
@@ -108,6 +119,12 @@ def test_a_run_that_was_cut_off_finds_its_numbers_again(tmp_path):
   resumed = runs.run(experiment, tmp_path / 'cut')
   assert runs.metrics_of(tmp_path / 'cut') == rows
   assert runs.digest_of(resumed) == runs.digest_of(whole)
+  recorded, again = (
+    recorder.read_lines(tmp_path / name / recorder.ROLLOUTS) for name in ('whole', 'cut')
+  )
+  assert recorded == again and all(
+    row['prompt'] + ':' in row['shown']['teacher'] for row in recorded
+  )
 
 
 def test_a_weight_inside_a_method_cannot_look_at_metrics():

@@ -24,7 +24,7 @@ from opd_jax.losses.terms import PolicyGradient
 from opd_jax.method import Method, Requirements
 from opd_jax.methods import gkd, iw_opd, opd, seqkd, sft
 from opd_jax.storage import orbax_folder
-from opd_jax.training import preflight, recorder, verbs
+from opd_jax.training import inspection, recorder, verbs
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.state import RunPosition
 from opd_jax.training.workdir import locked
@@ -93,7 +93,9 @@ def test_problems_that_cannot_be_used_are_found_before_step_0_and_named(tmp_path
     assert not (tmp_path / name / 'metrics.jsonl').exists()
   none = dataclasses.replace(changed(range(5), messages=says('x')), on_bad_row='skip')
   none = dataclasses.replace(none, source=runs.sums.sums(size=5, **runs.WORLD).source)
-  with pytest.raises(ValueError, match=r'no row of the task sums can be used: .* problem 4: '):
+  with pytest.raises(
+    ValueError, match=r'no row of the task sums can be used: one of 5 bad ones is .* problem 0: '
+  ):
     runs.run(runs.experiment(tmp_path, distil={'task': none, 'template': plain}), tmp_path / 'none')
 
 
@@ -232,7 +234,7 @@ def test_text_of_older_weights_is_refused_unless_its_age_is_corrected_for(tmp_pa
 def test_several_updates_that_a_method_does_not_correct_for_are_said_before_step_0(tmp_path):
   def said(**distil):
     told = []
-    preflight.look_at_stages(runs.experiment(tmp_path, distil=distil), told.append)
+    inspection.check(runs.experiment(tmp_path, distil=distil), told.append)
     return told
 
   (warning,) = said(method=opd.opd(), updates=2, minibatches=2)

@@ -39,6 +39,10 @@ class Made(Source):
         return raw
     raise ValueError(f'no problem of the split {self.split!r} in 1000 draws')
 
+  @property
+  def is_drawn(self) -> bool:
+    return True
+
   def draw(self, rng: np.random.RandomState) -> dict[str, Any]:
     raise NotImplementedError
 
