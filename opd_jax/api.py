@@ -12,13 +12,11 @@ import jax
 from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.problems import Problem
 from opd_jax.data.stream import Stream
-from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.evaluation.evaluator import Evaluator
 from opd_jax.method import Evidence
 from opd_jax.models import adapters
 from opd_jax.responses import Responses
-from opd_jax.storage import orbax_folder
-from opd_jax.training import following, verbs, writers
+from opd_jax.training import following, student_folder, verbs, writers
 from opd_jax.training import state as states
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
@@ -77,12 +75,7 @@ def update(
   runtime, stream, state, position = training
   state, metrics = verbs.updates(runtime, state, responses, evidence, batch, position)
   state, _ = following.after_update(runtime, state, evidence, position)
-  position = position._replace(
-    stage_step=position.stage_step + 1,
-    step=position.step + 1,
-    rows=position.rows + len(responses.problems),
-  )
-  moved = following.after_row(runtime, state, position, metrics)
+  moved = following.after_row(runtime, state, position.after(len(responses.problems)), metrics)
   return Training(runtime, stream, moved.state, moved.position), metrics
 
 
@@ -98,11 +91,4 @@ def evaluate(training: Training) -> dict[str, Any]:
 
 def save(training: Training, folder: str | Path) -> None:
   """A folder with the student, which every command reads; `opd convert` makes one for transformers of it."""
-  experiment, tokenizer = training.runtime.experiment, training.runtime.tokenizer
-  orbax_folder.save(
-    Path(folder),
-    experiment.model,
-    states.whole_student(experiment, training.state),
-    strings=tokenizer.strings(),
-    companions=tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None,
-  )
+  student_folder.save(training.runtime.experiment, training.state, Path(folder))

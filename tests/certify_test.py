@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax import cli, rollouts
+from opd_jax import cli, rollouts, trust
 from opd_jax.certify import bigram, certificates, expectations, keys
 from opd_jax.certify.estimators import checked_terms
 from opd_jax.certify.gradients import by_method
 from opd_jax.certify.terms import agrees
 from opd_jax.claims import Nothing, Unbiased
-from opd_jax.commands import flags
 from opd_jax.losses import advantages, selectors, weights
 from opd_jax.losses.divergences import ForwardKL, ReverseKL
 from opd_jax.losses.normalisers import per_token
@@ -262,7 +261,7 @@ def test_the_command_certifies_a_module_of_your_own(capsys, monkeypatch):
     return dataclasses.replace(opd(coefficient=coefficient), claim=claim)
 
   vars(module).update(mine=mine, VARIANTS={'twice': {'coefficient': 2.0}})
-  monkeypatch.setattr(flags, 'imported', lambda name: module)
+  monkeypatch.setattr(trust, 'imported', lambda name: module)
   with jax.enable_x64(False):
     assert cli.main(['certify', '--module', 'mine']) == 0
     out = capsys.readouterr().out

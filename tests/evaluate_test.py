@@ -10,6 +10,7 @@ from opd_jax import cli
 from opd_jax.commands import evaluate
 from opd_jax.evaluation.evaluator import Evaluator
 from opd_jax.training.workdir import locked
+from opd_jax.trust import Trust
 
 AIME = Path(__file__).parent.parent / 'experiments/evaluations/aime24.gin'
 TWO = AIME.with_name('aime24_two_graders.gin')
@@ -82,7 +83,7 @@ def test_outcomes_of_something_else_are_refused(tmp_path, capsys, more, said):
   (tmp_path / 'out').mkdir()
   record = {'model': 'tiny', 'seed': 0, 'dtype': None, 'config': []}
   if 'seed' in said:
-    built = evaluate._evaluations([str(AIME)], words(tmp_path)[5:-2:2])
+    built = evaluate._evaluations([str(AIME)], words(tmp_path)[5:-2:2], Trust())
     record['config'] = built[1]
   (tmp_path / 'out/evaluate.json').write_text(json.dumps(record))
   assert cli.main(words(tmp_path, *more)) == 2

@@ -12,7 +12,6 @@ from scipy import stats
 from opd_jax import cli, judges
 from opd_jax import responses as batches
 from opd_jax.data.problems import question
-from opd_jax.evaluation.evaluator import problems_of
 from opd_jax.inference import sampler
 from opd_jax.judges import contexts
 from opd_jax.methods import opd
@@ -75,7 +74,7 @@ def measured(folder, context, verify, **changes):
   runtime, state = runs.at_work(folder, teacher, method=opd.opd(), samples=2, **changes)
   evaluation = runtime.experiment.evaluations[0]
   task = dataclasses.replace(evaluation.task, verify=verify)
-  problems = problems_of(evaluation)
+  problems = evaluation.chosen
   return gap.measure(runtime, state, task, problems, samples=3), runtime, state
 
 
@@ -105,7 +104,7 @@ def test_the_accuracies_are_those_of_two_texts_and_the_divergences_exact(tmp_pat
 def dense(runtime, state):
   """Both divergences by the whole distributions in float64, on the same text sampled anew."""
   evaluation = runtime.experiment.evaluations[0]
-  problems = problems_of(evaluation)
+  problems = evaluation.chosen
   batch = batches.prompt_batch(problems, 3, runtime.stage.template, runtime.tokenizer, first_row=0)
   key = jax.random.split(jax.random.fold_in(runtime.key, gap.STREAM))[0]
   model = writers.student_model(runtime, state.weights)

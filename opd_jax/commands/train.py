@@ -161,22 +161,17 @@ def train(
 
 def _write_student(experiment: Any, state: Any, workdir: Path) -> None:
   """Folders with the trained model and its adapters, in place of those that an earlier call wrote."""
-  from opd_jax.data.tokenizers import HubTokenizer
   from opd_jax.processes import first_does
-  from opd_jax.storage import orbax_folder, peft
-  from opd_jax.training.state import whole_student
+  from opd_jax.storage import peft
+  from opd_jax.training import student_folder
 
   folder, beside = workdir / STUDENT, workdir / ADAPTER
   for old in (folder, beside):
     first_does(lambda old=old: shutil.rmtree(old) if old.exists() else None)
-  tokenizer = experiment.known_tokenizer
-  companions = tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
-  params = whole_student(experiment, state)
-  orbax_folder.save(
-    folder, experiment.model, params, strings=tokenizer.strings(), companions=companions
-  )
+  student_folder.save(experiment, state, folder)
   if experiment.lora is not None:
     student, layout, base = experiment.student, experiment.layout, experiment.weights
+    companions = student_folder.companions_of(experiment)
     peft.save(beside, student, layout, state.params, base=base, companions=companions)
 
 

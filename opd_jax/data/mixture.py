@@ -79,6 +79,10 @@ class Interleaved(Source):
     place = self._at(number)
     return {'task': place.task, 'row': self.sources[place.task][place.number]}
 
+  @property
+  def is_drawn(self) -> bool:
+    return all(source.is_drawn for source in self.sources.values())
+
 
 class _Part(Source):
   """The rows of one task of a mixture, as the reader of the mixture wants them."""
@@ -98,15 +102,15 @@ class _Part(Source):
   def id(self, number: int) -> str:
     return f'{self._task}: {self._source.id(number)}'
 
+  @property
+  def is_drawn(self) -> bool:
+    return self._source.is_drawn
+
 
 def only(mixed: Task, task: str) -> Task:
   """A mixture of which one task is left: the same routes, names and verdicts."""
   assert isinstance(mixed.source, Interleaved)
   return dataclasses.replace(mixed, source=_Part(task, mixed.source.sources[task]))
-
-  @property
-  def is_drawn(self) -> bool:
-    return all(source.is_drawn for source in self._sources.values())
 
 
 def mixture(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from opd_jax import ramps
 from opd_jax.evaluation.evaluator import Evaluation
+from opd_jax.judges.build import types_of
 from opd_jax.judges.spec import Judge, readers
 from opd_jax.method_reads import judges_read
 from opd_jax.models import presets
@@ -78,8 +79,7 @@ def config_of(judge: Judge, student: ModelConfig, shapes: Shapes) -> ModelConfig
   if judge.weights is None:
     return student
   config = shapes[judge.weights] if judge.weights in shapes else shape_of(judge.weights)
-  types = {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
-  return dataclasses.replace(config, **types)
+  return dataclasses.replace(config, **types_of(judge))
 
 
 def shape_of(weights: str) -> ModelConfig:

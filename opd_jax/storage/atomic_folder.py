@@ -1,6 +1,7 @@
 """Floor 2. Model folders and files appear whole or not at all; models carry their tokenizer with them."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ COMPANIONS = (
   'tokenizer*', 'vocab.json', 'vocab.txt', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
   'chat_template*', 'generation_config.json',
 )  # fmt: skip
+SETTINGS = 'tokenizer_config.json'
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -59,3 +61,24 @@ def copy_companions(source: Path | None, destination: Path) -> None:
     return
   for file in (file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()):
     shutil.copy2(file, destination / file.name)
+  if (source / 'config.json').is_file():
+    _pin_tokenizer(source, destination)
+
+
+def _pin_tokenizer(source: Path, destination: Path) -> None:
+  """Names the tokenizer's class, where transformers reads it off a config.json that is not copied.
+
+  Another class may cut text otherwise with the same strings, so nothing else would tell.
+  """
+  settings = destination / SETTINGS
+  if not settings.is_file():
+    return
+  import transformers  # seconds to import: only for those who use it
+
+  try:
+    used = type(transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False))
+  except Exception:  # of foreign code, or damaged: nobody can have used it
+    return
+  known = json.loads(settings.read_text())
+  if known.get('tokenizer_class') != used.__name__:
+    write_whole(settings, json.dumps({**known, 'tokenizer_class': used.__name__}, indent=2) + '\n')

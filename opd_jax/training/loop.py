@@ -263,12 +263,7 @@ def one_step(
     'time/compiles': optimiser_step.compiled_programs(),
     'time/compiling': run.count.waited - waited,
   }
-  after = position._replace(
-    stage_step=position.stage_step + 1,
-    step=step,
-    rows=position.rows + len(responses.problems),
-    stream=stream.state(),
-  )
+  after = position.after(len(responses.problems))._replace(stream=stream.state())
   moved = following.after_row(runtime, state, after, row)
   row |= moved.seen
   run.recorder.row(row)

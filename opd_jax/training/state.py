@@ -59,6 +59,11 @@ class RunPosition(NamedTuple):
   gates: dict[str, dict[str, Any]] | None = None  # what gates of judges remember
   stops: dict[str, dict[str, Any]] | None = None  # what rules remember that end the stage
 
+  def after(self, rows: int) -> 'RunPosition':
+    """Behind one more step, of so many trajectories."""
+    counts = {'stage_step': self.stage_step + 1, 'step': self.step + 1, 'rows': self.rows + rows}
+    return self._replace(**counts)
+
 
 def initial_state(
   experiment: Experiment, stage: Stage, params: Params, base: Params = adapters.NO_BASE

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from opd_jax.data import problems, sources, stream
-from opd_jax.data.mixture import Interleaved, mixture
+from opd_jax.data.mixture import Interleaved, mixture, only
 from opd_jax.data.problems import Problem, Task
 from opd_jax.data.stream import Stream
 from opd_jax.data.tiny_worlds import calls, sums
@@ -118,3 +118,11 @@ def test_mixtures_that_cannot_be_meant_are_refused(tmp_path):
   assert isinstance(mixture(tasks).source, Interleaved)
   with refused('are mixtures themselves'):
     mixture({'c': mixture(tasks)})
+
+
+def test_a_mixture_is_drawn_where_all_its_tasks_are(tmp_path):
+  """Then a few of its rows show what all are like, and nobody reads every one before step 0."""
+  drawn = mixture({'a': sums.sums(), 'b': sums.sums(largest=4)})
+  assert drawn.source.is_drawn and only(drawn, 'a').source.is_drawn
+  some = mixture({'a': sums.sums(), 'b': listed(tmp_path, 'b', 3)})
+  assert not some.source.is_drawn and not only(some, 'b').source.is_drawn

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import tiny_runs as runs
 
-from opd_jax.training import loop, preflight, stopping
+from opd_jax.training import inspection, loop, stopping
 from opd_jax.training.stopping import StopWhen
 
 SHORT = StopWhen(metric='length', below=0.5, readings=2)  # never: a response has a token
@@ -113,4 +113,4 @@ def test_refusals(tmp_path):
     dataclasses.replace(stage, stops=(LONG, dataclasses.replace(LONG, readings=9)))
   away = dataclasses.replace(stage, stops=(StopWhen(metric='eval/maths/avg@1', below=0.5),))
   with pytest.raises(ValueError, match=r"StopWhen eval/maths.*report \['eval/sums/'\]"):
-    preflight.look_at_stages(dataclasses.replace(known, stages=(away,)), lambda text: None)
+    inspection.check(dataclasses.replace(known, stages=(away,)), lambda text: None)
