@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -163,6 +164,9 @@ def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
   used = devices[: math.prod(shape)]
   # make_mesh would choose Explicit axes by itself, which turns a gather on a cut axis into a type error.
   auto = (AxisType.Auto,) * len(names)
+  slices = len({getattr(device, 'slice_index', 0) for device in used})
+  if slices > 1:
+    return Mesh(_over_slices(sizes, used, slices), names, axis_types=auto)
   try:
     return jax.make_mesh(shape, names, axis_types=auto, devices=used)
   except NotImplementedError:
@@ -174,6 +178,29 @@ def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
   except (NotImplementedError, AssertionError, ValueError) as error:
     raise ValueError(_no_mesh(sizes, devices)) from error
   return Mesh(array, names, axis_types=auto)
+
+
+def _over_slices(sizes: dict[str, int], devices: list[Any], slices: int) -> np.ndarray:
+  """Devices of several slices, whose network is slow: the outer axes are cut by slices, `data` first."""
+  across, left = [], slices
+  for size in sizes.values():
+    across.append(math.gcd(size, left))
+    left //= across[-1]
+  within = [size // share for size, share in zip(sizes.values(), across, strict=True)]
+  wanted = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+  if left > 1:
+    raise ValueError(
+      f'Layout: {wanted} cannot be laid over {slices} slices. Choose a multiple of {slices} for the first axis, '
+      f'{next(iter(sizes))}.'
+    )
+  try:
+    return mesh_utils.create_hybrid_device_mesh(
+      within, across, devices, allow_split_physical_axes=True
+    )
+  except (NotImplementedError, AssertionError, ValueError) as error:
+    raise ValueError(
+      f'Layout: {wanted} cannot be laid over {slices} slices of {len(devices) // slices} devices: {error}'
+    ) from error
 
 
 def _no_mesh(sizes: dict[str, int], devices: list[Any]) -> str:

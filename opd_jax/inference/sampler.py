@@ -253,31 +253,29 @@ class Run:
 
   def _keep(self, record: decode_programs.Record, count: int, held: np.ndarray) -> None:
     """Copies the tokens of a segment into the rows of the rollout."""
-    rollout = self.rollout
-    for step in range(count):
-      active = record.written[step]
-      rows = held[active]
-      at = rows, self.written[rows]
-      sound = np.isfinite(record.behaviour_logp[step, active]) & ~np.isnan(
-        record.logp[step, active]
+    rollout, written = self.rollout, np.asarray(record.written[:count])
+    step, slot = np.nonzero(written)
+    row = held[slot]
+    at = row, self.written[row] + np.cumsum(written, axis=0)[step, slot] - 1
+    sound = np.isfinite(record.behaviour_logp[step, slot]) & ~np.isnan(record.logp[step, slot])
+    if not sound.all():
+      first = np.argmin(sound)
+      raise ValueError(
+        f'sampler: no distribution to draw from at position {at[1][first]} of row {self.rows[row[first]]}: the logits '
+        'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'
       )
-      if not sound.all():
-        row = rows[np.argmin(sound)]
-        raise ValueError(
-          f'sampler: no distribution to draw from at position {self.written[row]} of row {self.rows[row]}: the logits '
-          'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'
-        )
-      rollout.response[at] = record.token[step, active]
-      rollout.mask[at] = True
-      rollout.writer[at] = STUDENT
-      rollout.behaviour_logp[at] = record.behaviour_logp[step, active]
-      rollout.logp[at] = record.logp[step, active]
-      if rollout.entropy is not None and record.entropy is not None:
-        rollout.entropy[at] = record.entropy[step, active]
-      if rollout.top_k is not None and record.top_k is not None:
-        rollout.top_k.ids[at] = record.top_k.ids[step, active]
-        rollout.top_k.logp[at] = record.top_k.logp[step, active]
-      self.written[rows] += 1
+    rollout.response[at] = record.token[step, slot]
+    rollout.mask[at] = True
+    rollout.writer[at] = STUDENT
+    rollout.behaviour_logp[at] = record.behaviour_logp[step, slot]
+    rollout.logp[at] = record.logp[step, slot]
+    if rollout.entropy is not None and record.entropy is not None:
+      rollout.entropy[at] = record.entropy[step, slot]
+    if rollout.top_k is not None and record.top_k is not None:
+      rollout.top_k.ids[at] = record.top_k.ids[step, slot]
+      rollout.top_k.logp[at] = record.top_k.logp[step, slot]
+    here = held >= 0
+    self.written[held[here]] += written.sum(axis=0)[here]
 
 
 def _blank(prompts: Prompts, sampling: Sampling, version: int) -> Rollout:

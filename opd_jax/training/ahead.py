@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from opd_jax import dealing
 from opd_jax.inference import decode_ahead
 from opd_jax.inference.buckets import bucket
 from opd_jax.judges.local import LocalJudge
@@ -132,7 +133,7 @@ def _behind_the_sampler(
   others = widths(present, runtime.sampling.budget)
   for width in others:
     whole, seen = _batch_at(batch, width), _evidence_at(evidence, width)
-    for piece, _ in pieces.values():
+    for piece, *_ in pieces.values():
       lower = functools.partial(gradient.add.lower, sums.loss, sums.gradient, params)
       yield _compiled(lower, _batch_at(piece, width), base, **known, tile=None, diagnose=diagnose)
     yield _compiled(runtime.weigh.lower, seen)
@@ -141,24 +142,27 @@ def _behind_the_sampler(
   for width in (*others, present):  # a microbatch may be narrower than its batch
     whole = _batch_at(batch, width)
     narrow = [each for each in (*others, present) if each <= width]
-    for columns, (_, members) in pieces.items():
+    for members, local in {(members, local) for _, members, local in pieces.values()}:
       for cut in narrow if runtime.stage.microbatches > 1 else [width]:
-        lower = functools.partial(gradient.part.lower, whole, members, **layout)
-        yield _compiled(lower, width=cut, columns=columns)
+        lower = functools.partial(dealing.taken.lower, gradient.on_devices(whole), members)
+        yield _compiled(lower, **layout, width=cut, local=local)
 
 
 def _compiled(lower: Callable[..., Any], *shapes: Any, **settings: Any) -> Program:
   return lambda: lower(*shapes, **settings).compile()
 
 
-def _pieces(runtime: StageRuntime, batch: Batch) -> dict[int, tuple[Batch, Any]]:
-  """Shapes of a microbatch and of the numbers of its rows, by columns of its prompts."""
+def _pieces(runtime: StageRuntime, batch: Batch) -> dict[int, tuple[Batch, Any, bool]]:
+  """Shapes of a microbatch and of the numbers of its rows, and whether these stay, by columns of its prompts."""
   stage, pieces = runtime.stage, {}
   rows = np.arange(len(batch.rollout.response) // stage.minibatches)
   parts = gradient.parts_of(batch, stage.microbatches, layout=runtime.layout, rows=rows)
   for members, piece in parts:
     columns = piece.rollout.prompt.tokens.shape[1]
-    pieces.setdefault(columns, (shapes_of(piece), shapes_of(members)))
+    local = dealing.stay(
+      members, rows=len(batch.rollout.response), pieces=runtime.layout.size('batch')
+    )
+    pieces.setdefault(columns, (shapes_of(piece), shapes_of(members), local))
   return pieces
 
 

@@ -69,7 +69,7 @@ def test_a_batch_of_another_width_finds_its_programs(stage):
   finally:
     jax.monitoring.unregister_event_duration_listener(note)
   assert evidence.mask.shape[1] == width != present
-  large = {'score', 'part', 'of_evidence', '<lambda>', 'add'}
+  large = {'score', 'taken', 'of_evidence', '<lambda>', 'add'}
   assert not large & {str(name).removeprefix('jit(').removesuffix(')') for name in compiled}
   assert responses.trimmed(rollout).response.shape[1] == present
 
