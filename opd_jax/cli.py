@@ -19,7 +19,8 @@ every token, and the student learns from the scores.
 """
 EPILOG = """\
 Exit status: 0 done, 2 refused (the message says why and what to do), 3 a rule of the experiment stopped the run and all
-is saved (stopping.StopWhen), 1 a certificate that fails, or a bug of ours.
+is saved (stopping.StopWhen), 1 a certificate that fails, or a bug of ours; 130 and 143: ctrl-c and SIGTERM, a run was
+saved and the same command goes on with it.
 `opd COMMAND --help` lists the flags of a command; `opd COMMAND --debug` adds the traceback to a refusal.
 """
 

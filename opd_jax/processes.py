@@ -36,13 +36,11 @@ def any_process_each(here: np.ndarray) -> np.ndarray:
   return multihost_utils.process_allgather(np.asarray(here)).any(axis=0)
 
 
-def any_process(here: bool) -> bool:
-  """Whether it is true in any process."""
-  return (
-    bool(multihost_utils.process_allgather(np.asarray(here)).any())
-    if jax.process_count() > 1
-    else here
-  )
+def largest(here: int) -> int:
+  """The largest number that any process hands in."""
+  if jax.process_count() == 1:
+    return here
+  return int(multihost_utils.process_allgather(np.int32(here)).max())
 
 
 def first_does(what: Callable[[], T]) -> T | None:

@@ -16,6 +16,7 @@ FLOORS = {
   'kinds': 0,
   'ramps': 0,
   'processes': 0,
+  'programs': 0,
   'storage': 2,
   'losses': 1,
   'models': 1,

@@ -31,6 +31,51 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
   yield line
 
 
+class RunLine:
+  """How a run stands: one line at the bottom of a terminal, cut to its width; elsewhere a line every five seconds, and
+  always the first step and the last.
+
+  Args:
+    title: in front.
+  """
+
+  def __init__(self, title: str):
+    self.title, self._bar, self._last = title, None, time.monotonic()
+
+  def __enter__(self) -> 'RunLine':
+    if sys.stderr.isatty():
+      from rich.console import Console
+      from rich.progress import Progress, TextColumn
+      from rich.table import Column
+
+      column = Column(no_wrap=True, overflow='ellipsis')
+      text = TextColumn('{task.description}', markup=False, table_column=column)
+      console = Console(stderr=True)
+      self._bar = Progress(
+        text, console=console, transient=True, redirect_stdout=sys.stdout.isatty()
+      )
+      self._bar.start()
+      self._bar.add_task(f'{self.title} begins')
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+  def progress(self, done: int, total: int, text: str) -> None:
+    self._show(f'{self.title} {done}/{total} {text}', always=done in (1, total))
+
+  def compiling(self, text: str) -> None:
+    self._show(text, always=False)
+
+  def _show(self, text: str, *, always: bool) -> None:
+    if self._bar is not None:
+      self._bar.update(self._bar.task_ids[0], description=text)
+    elif always or time.monotonic() - self._last > 5:
+      self._last = time.monotonic()
+      print(text, file=sys.stderr, flush=True)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | None = None) -> None:
   """Prints aligned columns.
 

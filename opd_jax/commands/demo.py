@@ -23,15 +23,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--workdir', default='runs/demo', metavar='DIR', help='default: runs/demo')
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   from opd_jax import host
 
   host.keep_memory()
-  demo(Path(args.workdir))
+  return demo(Path(args.workdir))
 
 
-def demo(workdir: Path) -> None:
-  """Runs or resumes the four runs, then prints a table of their metrics and draws them."""
+def demo(workdir: Path) -> int:
+  """Runs or resumes the four runs, then prints a table of their metrics and draws them; returns the exit status."""
   from opd_jax.configuration import build
   from opd_jax.training import recorder
 
@@ -53,11 +53,11 @@ def demo(workdir: Path) -> None:
   runs: dict[str, list[dict[str, Any]]] = {}
   for number, (name, (files, bindings)) in enumerate(plans.items(), start=1):
     print(f'\n=== {number} of {len(plans)}: {name}', flush=True)
-    outcome = train(*build(files, bindings), workdir=workdir / name, skip_preflight=False)
-    if not outcome.finished:
-      return
+    if status := train(*build(files, bindings), workdir=workdir / name):
+      return status
     runs[name] = recorder.read(workdir / name)
   _report(runs, workdir, time.monotonic() - began)
+  return 0
 
 
 def _report(runs: Mapping[str, list[dict[str, Any]]], workdir: Path, seconds: float) -> None:

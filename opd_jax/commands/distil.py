@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
     print(train.header(experiment, skip_preflight=False))
     print(f'go on with: opd train --gin_file {folder / FILE} --workdir {args.workdir}')
     return 0
-  outcome = train.train(experiment, operative, workdir=folder, skip_preflight=False)
-  return train.status_of(outcome)
+  return train.train(experiment, operative, workdir=folder)
 
 
 def _write(file: Path, text: str) -> None:

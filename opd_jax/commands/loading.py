@@ -1,5 +1,6 @@
 """Floor 6. Loads a model by its name, with the tokenizer from its folder."""
 
+import sys
 from typing import Any
 
 from opd_jax.commands import console
@@ -18,10 +19,12 @@ def with_tokenizer(
   """
   import jax
 
+  from opd_jax import programs
   from opd_jax.data.tokenizers import FILES, ByteTokenizer, HubTokenizer
   from opd_jax.sharding import mesh_layout
   from opd_jax.storage import load
 
+  programs.keep(lambda text: print(text, file=sys.stderr))
   one = (jax.local_devices()[0],)
   layout = mesh_layout(data=-1) if everywhere else mesh_layout(devices=one)
   types = {} if dtype is None else {'param_dtype': dtype, 'dtype': dtype}

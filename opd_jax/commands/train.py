@@ -14,11 +14,19 @@ HELP = 'run an experiment; the same command goes on with one that was interrupte
 EPILOG = (
   flags.GIN
   + """\
+
+A run goes on with its own configuration. How it is observed may change: evaluations, checkpoint_every,
+checkpoints_kept, samples_every, rollouts, geometry, wandb. --extend takes more STEPS of the last stage.
+SIGTERM and ctrl-c save after the step and exit with 143 and 130; ctrl-c twice does not wait.
+Compiled programs are kept in ~/.cache/opd_jax; JAX_COMPILATION_CACHE_DIR names another folder,
+JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+
   opd train --gin_file experiments/models/small.gin --gin_file experiments/data/sums.gin \\
             --gin_file experiments/methods/sft.gin --workdir runs/sft
 """
 )
 STOPPED = 3  # exit status where a rule of the experiment stopped the run
+SIGNALLED = 128  # and the number of the signal
 STUDENT = 'student'  # the folder of the finished model, in the workdir
 ADAPTER = 'adapter'  # that of its adapters, as PEFT reads them
 
@@ -30,7 +38,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add(
     '--skip_preflight',
     action='store_true',
-    help='begin without the dry step of every stage',
+    help='begin without looking at tokenizers and judges, and compile programs when they are needed',
+  )
+  add(
+    '--extend',
+    action='store_true',
+    help='lengthen a run, also a finished one, by a larger number of steps of its last stage',
   )
   flags.add_processes(parser)
 
@@ -42,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
 
   host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
-  workdir, skip = Path(args.workdir).expanduser(), args.skip_preflight
-  return status_of(train(experiment, operative, workdir=workdir, skip_preflight=skip))
-
-
-def status_of(outcome: Any) -> int:
-  """The exit status of a run that did not fail."""
-  return STOPPED if outcome.stopped else 0
+  return train(
+    experiment,
+    operative,
+    workdir=Path(args.workdir).expanduser(),
+    skip_preflight=args.skip_preflight,
+    extend=args.extend,
+  )
 
 
 def header(experiment: Any, *, skip_preflight: bool) -> str:
@@ -96,29 +109,46 @@ def _stage(stage: Any) -> list[str]:
   ]
 
 
-def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: bool) -> Any:
-  """Runs to the end, to SIGTERM, or to where a rule of the experiment stops it; returns the `loop.Outcome`."""
+def train(
+  experiment: Any,
+  operative: str,
+  *,
+  workdir: Path,
+  skip_preflight: bool = False,
+  extend: bool = False,
+) -> int:
+  """Runs to the end, to a signal, or to where a rule of the experiment stops it; returns the exit status.
+
+  Signals are told as shells count them.
+  """
   import jax
 
+  from opd_jax import programs
   from opd_jax.training import loop
 
-  chief, quiet = jax.process_index() == 0, loop.Listener(say=lambda text: None)
-  say = (lambda text: print(text, flush=True)) if chief else quiet.say
+  chief = jax.process_index() == 0
+  say = (lambda text: print(text, flush=True)) if chief else (lambda text: None)
+  programs.keep(say)
   say(header(experiment, skip_preflight=skip_preflight))
   began = time.monotonic()
-  with console.progress_bar('training') as bar:
-    listener = loop.Listener(say=say, progress=bar, findings=check.show) if chief else quiet
+  with console.RunLine('training') as line:
+    shown: dict[str, Any] = {}
+    if chief:
+      shown = {'progress': line.progress, 'compiling': line.compiling, 'findings': check.show}
+    listener = loop.Listener(say=say, **shown)
     outcome = loop.train(
       experiment,
       workdir,
       config=operative,
       listener=listener,
       skip_preflight=skip_preflight,
+      extend=extend,
       finish=lambda state: _write_student(experiment, state, workdir),
     )
-  if not outcome.finished and not outcome.stopped:
+  if outcome.signal:
     say(f'go on with: opd {" ".join(map(shlex.quote, sys.argv[1:]))}')
-  elif chief:
+    return SIGNALLED + outcome.signal
+  if chief:
     _last_words(workdir, time.monotonic() - began)
   if outcome.stopped:
     student = shlex.quote(f'WEIGHTS = "{workdir / STUDENT}"')
@@ -126,7 +156,7 @@ def train(experiment: Any, operative: str, *, workdir: Path, skip_preflight: boo
       'stopped by a rule of the experiment; everything is saved. To go on from these weights, mend what was wrong and '
       f'take another --workdir: --gin_bindings {student}'
     )
-  return outcome
+  return STOPPED if outcome.stopped else 0
 
 
 def _write_student(experiment: Any, state: Any, workdir: Path) -> None:

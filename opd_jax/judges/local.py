@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Lowered
 from jaxtyping import Array
 
 from opd_jax.data.prompts import left_padded
@@ -102,8 +103,7 @@ class LocalJudge:
     """Scores responses behind given prompts; a row whose prompt is None is not known."""
     known = np.array([prompt is not None for prompt in prompts])
     tokens = [prompt if prompt is not None else [0] for prompt in prompts]
-    width = bucket(max(map(len, tokens)), minimum=8, maximum=self.config.max_positions)
-    batch = left_padded(tokens, width=width, pad=0)
+    batch = left_padded(tokens, width=self._prompt_columns(max(map(len, tokens))), pad=0)
     scores = self.score_arrays(
       self.params(weights), batch.tokens, batch.length, rollout.response, ids, request
     )
@@ -155,6 +155,36 @@ class LocalJudge:
     if len(parts) > 1:
       scores = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
     return moved(scores, self.layout, self.home, rows=True)
+
+  def _prompt_columns(self, longest: int) -> int:
+    return bucket(longest, minimum=8, maximum=self.config.max_positions)
+
+  def lowered(
+    self, params: Params, shape: tuple[int, int], longest: int, request: ScoreRequest
+  ) -> Iterator[Lowered]:
+    """The programs that score responses of a shape, not compiled.
+
+    Args:
+      params: its weights, or their shapes.
+      shape: B, R.
+      longest: tokens of the longest prompt.
+      request: which scores.
+    """
+    whole = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+    rows, width = shape
+    for size in sorted({min(self.rows, rows), rows % self.rows} - {0}):
+      wanted = request.at_student_top_k
+      yield scorer.score.lower(
+        params,
+        whole(size, self._prompt_columns(longest)),
+        whole(size),
+        whole(size, width),
+        whole(size, width, wanted) if wanted else None,
+        config=self.config,
+        layout=self.layout,
+        request=request,
+        columns=self.columns,
+      )
 
   def identity(self, weights: Weights) -> str:
     """Hash of the weights, the model, the tokenizer and the entries that are compared."""

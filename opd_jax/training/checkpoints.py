@@ -6,7 +6,6 @@ compares it with the digest that the checkpoint has of it. With them lies the fi
 that does not match it is damaged, is reported, and the one before it is used.
 """
 
-import difflib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +18,9 @@ import orbax.checkpoint as ocp
 from opd_jax.models import adapters
 from opd_jax.processes import barrier
 from opd_jax.storage.fingerprint import digest, fingerprint
+from opd_jax.training import resuming
 from opd_jax.training.experiment import Experiment
+from opd_jax.training.resuming import Plan
 from opd_jax.training.state import Moved, RunPosition, State, begin
 from opd_jax.types import Params
 
@@ -51,14 +52,24 @@ def state_of(restored: Restored, experiment: Experiment, say: Say) -> State:
 
 
 class Checkpointer:
-  """The checkpoints of one run."""
+  """The checkpoints of one run.
 
-  def __init__(self, workdir: Path, *, config: str, keep: int, every: int, say: Say):
-    self.folder, self.config, self.every, self.say = (
+  Args:
+    plan: of the call; it must be that of the checkpoints, see `resuming.check`.
+    keep, every: how many checkpoints stay, and how many steps lie between two.
+    say: told of damage, and of what has changed.
+    extend: whether the last stage may be longer than the checkpoints say.
+  """
+
+  def __init__(
+    self, workdir: Path, *, plan: Plan, keep: int, every: int, say: Say, extend: bool = False
+  ):
+    self.folder, self.plan, self.every, self.say, self.extend = (
       workdir.absolute() / 'checkpoints',
-      config,
+      plan,
       every,
       say,
+      extend,
     )
     try:
       options = ocp.CheckpointManagerOptions(
@@ -80,7 +91,7 @@ class Checkpointer:
       return
     record = {
       'position': position._asdict(),
-      'config': self.config,
+      **self.plan._asdict(),
       'fingerprint': fingerprint(state.moved),
       'base': _base_digest(state.base),
     }
@@ -120,11 +131,12 @@ class Checkpointer:
         record = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
           'run'
         ]
-        position, config = RunPosition(**record['position']), record['config']
+        position = RunPosition(**record['position'])
+        saved = Plan(record['config'], record.get('steps', self.plan.steps))
       except Exception as error:
         self._damaged(step, error)
         continue
-      self._same(config)
+      resuming.check(saved, self.plan, folder=self.folder, extend=self.extend, say=self.say)
       arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(position).moved))
       try:
         moved = self._manager.restore(step, args=arguments)['state']
@@ -161,18 +173,6 @@ class Checkpointer:
     text = str(error).strip().splitlines()
     reason = f'{type(error).__name__}: {text[0][:160] if text else ""}'
     self.say(f'the checkpoint of step {step} is damaged ({reason}); the one before it is tried')
-
-  def _same(self, config: str) -> None:
-    if config == self.config:
-      return
-    diff = difflib.unified_diff(
-      config.splitlines(), self.config.splitlines(), 'saved', 'asked for', lineterm='', n=0
-    )
-    raise ValueError(
-      f'checkpoints: {self.folder} belongs to another configuration:\n'
-      + '\n'.join(diff)
-      + '\nResume with the saved one, or choose another --workdir.'
-    )
 
   def close(self) -> None:
     self._manager.close()

@@ -79,9 +79,11 @@ def _states(params: Params, rollout: Rollout, config: ModelConfig, layout: Layou
 
 @functools.partial(jax.jit, static_argnames=('config', 'layout'))
 def zero_sums(params: Params, *, config: ModelConfig, layout: Layout) -> Total:
-  """The empty sum, laid out like the parameters."""
+  """The empty sum, laid out like the sums that `add` returns, also on one device: `add` is then one program."""
   zero = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, np.float32))
-  return Total(jnp.zeros(()), placed(jax.tree.map(zero, params), config, layout), {})
+  pin = lambda x, leaf: jax.lax.with_sharding_constraint(x, leaf.sharding)
+  sums = jax.tree.map(pin, jax.tree.map(zero, params), adapters.trained(config, layout))
+  return Total(jax.lax.with_sharding_constraint(jnp.zeros(()), layout.sharding()), sums, {})
 
 
 def placed(tree: Params, config: ModelConfig, layout: Layout) -> Params:

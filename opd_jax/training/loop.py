@@ -5,16 +5,18 @@ numbers as one that was not.
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.stream import Stream
 from opd_jax.evaluation import geometry
-from opd_jax.processes import any_process
+from opd_jax.processes import largest
+from opd_jax.programs import counted
 from opd_jax.training import (
   following,
   inspection,
@@ -28,11 +30,14 @@ from opd_jax.training import (
   verbs,
 )
 from opd_jax.training import workdir as workdirs
+from opd_jax.training.ahead import Ahead, Example
 from opd_jax.training.checkpoints import Checkpointer, state_of
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
-from opd_jax.training.pace import Stopwatch, pace
+from opd_jax.training.pace import Pace, Stopwatch
 from opd_jax.training.recorder import Recorder
+from opd_jax.training.resuming import Plan
+from opd_jax.training.run import Listener, Outcome, Run, watched
 from opd_jax.training.runtime import StageRuntime, build_runtime
 from opd_jax.training.state import (
   RunPosition,
@@ -42,37 +47,6 @@ from opd_jax.training.state import (
   initial_state,
   starting_point,
 )
-from opd_jax.types import Params
-
-
-class Listener(NamedTuple):
-  """Who listens to a run."""
-
-  say: Callable[[str], None] = print
-  progress: Callable[[int, int, str], None] = lambda done, total, text: None
-  findings: Callable[[Sequence[inspection.Finding]], None] = lambda findings: None  # before step 0
-
-
-class Outcome(NamedTuple):
-  """How a call ended."""
-
-  state: State
-  position: RunPosition
-  finished: bool  # False: interrupted or stopped, and saved
-  stopped: str = ''  # why a rule of a stage stopped the run; '' where none did
-
-
-class Run(NamedTuple):
-  """What the parts of a run share."""
-
-  experiment: Experiment
-  workdir: Path
-  recorder: Recorder
-  checkpointer: Checkpointer
-  listener: Listener
-  interrupted: Callable[[], bool]
-  skip_preflight: bool
-  first: Params | None  # where geometry is wanted: the weights that it began with, on the host
 
 
 def train(
@@ -82,6 +56,7 @@ def train(
   config: str = '',
   listener: Listener | None = None,
   skip_preflight: bool = False,
+  extend: bool = False,
   finish: Callable[[State], None] = lambda state: None,
 ) -> Outcome:
   """Runs an experiment, or goes on with it.
@@ -89,9 +64,10 @@ def train(
   Args:
     experiment: the run.
     workdir: where everything is written; a run that is found there is resumed.
-    config: the configuration in force, as text: a run is resumed with its own only.
+    config: the configuration in force, as text: a run is resumed with its own only, see `resuming`.
     listener: who listens.
     skip_preflight: begin without the dry step of every stage.
+    extend: the last stage may have more steps than when the run began.
     finish: what is made of the last state, e.g. a folder with the student; the workdir is still locked.
   """
   listener = listener or Listener()
@@ -102,32 +78,55 @@ def train(
     listener.findings(
       inspection.check(experiment, listener.say, workdir=workdir, every_row=not begun)
     )
-    outcome = _run(experiment, workdir, config, listener, skip_preflight)
+    outcome = _run(
+      experiment, workdir, config, listener, skip_preflight=skip_preflight, extend=extend
+    )
     if outcome.finished or outcome.stopped:
       finish(outcome.state)
     return outcome
 
 
 def _run(
-  experiment: Experiment, workdir: Path, config: str, listener: Listener, skip_preflight: bool
+  experiment: Experiment,
+  workdir: Path,
+  config: str,
+  listener: Listener,
+  *,
+  skip_preflight: bool,
+  extend: bool,
 ) -> Outcome:
   """From the newest checkpoint to the end, or to an interruption."""
   checkpointer = Checkpointer(
     workdir,
-    config=config,
+    plan=Plan(config, [stage.steps for stage in experiment.stages]),
+    extend=extend,
     keep=experiment.checkpoints_kept,
     every=experiment.checkpoint_every,
     say=listener.say,
   )
   try:
-    with workdirs.interrupts() as interrupted:
+    with (
+      workdirs.interrupts() as interrupted,
+      counted(lambda count: listener.compiling(f'compiling: {count}')) as count,
+      Ahead(listener.compiling) as ahead,
+    ):
       restored = _restored(experiment, checkpointer, listener.say)
       recorder = _recorder(experiment, workdir, config, restored, listener.say)
       first = None
       if experiment.geometry:
         first = geometry.copy_of(starting_point(experiment, restored[0].base, listener.say))
       run = Run(
-        experiment, workdir, recorder, checkpointer, listener, interrupted, skip_preflight, first
+        experiment=experiment,
+        workdir=workdir,
+        recorder=recorder,
+        checkpointer=checkpointer,
+        listener=listener,
+        interrupted=interrupted,
+        skip_preflight=skip_preflight,
+        first=first,
+        count=count,
+        ahead=ahead,
+        pace=Pace(experiment.steps),
       )
       try:
         return _stages(run, *restored)
@@ -162,7 +161,7 @@ def _recorder(
 def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
   """One stage after the other."""
   stages = run.experiment.stages
-  while position.stage < len(stages):
+  while not _is_over(run.experiment, position):
     runtime = build_runtime(run.experiment, position.stage, run.listener.say)
     outcome = _stage(run, runtime, state, position)
     if not outcome.finished:
@@ -170,12 +169,22 @@ def _stages(run: Run, state: State, position: RunPosition) -> Outcome:
     del runtime
     gc.collect()  # judges of this stage leave before those of the next come
     state, position = outcome.state, outcome.position
-    position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
-    if position.stage < len(stages):
+    if position.stage + 1 < len(stages):
+      position = RunPosition(stage=position.stage + 1, step=position.step, rows=position.rows)
       state = initial_state(run.experiment, stages[position.stage], state.params, state.base)
     run.checkpointer.save(state, position)
   run.checkpointer.finish()
-  return Outcome(state, position, finished=True)
+  return Outcome(state, position)
+
+
+def _is_over(experiment: Experiment, position: RunPosition) -> bool:
+  """Whether the last stage has ended; it may be extended, so its position and its optimiser are kept."""
+  last = len(experiment.stages) - 1
+  if position.stage < last:
+    return False
+  rule = stopping.met(experiment.stages[last].stops, position.stops)
+  ended = rule is not None and rule.ends == 'stage'
+  return ended or position.stage > last or position.stage_step >= experiment.stages[last].steps
 
 
 def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition) -> Outcome:
@@ -184,7 +193,10 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   if position.stream is not None:
     stream.restore(position.stream)
   if position.stage_step == 0 and not run.skip_preflight:
-    state = preflight.check(runtime, stream, state, position, run.listener.say)
+    state, example = preflight.check(runtime, stream, state, position, run.listener.say)
+    run.ahead.begin(runtime, state, example, position)
+    del example
+    run.listener.say(f'compiled before the first step: {run.count}')
   evaluations = Evaluations(experiment, runtime, run.recorder, run.first)
   if position.step == 0:
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=True)
@@ -194,16 +206,17 @@ def _stage(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   )
   while not is_over(position):
     state, position, row = one_step(run, runtime, stream, state, position)
-    run.listener.progress(position.step, experiment.steps, pace(runtime.stage.name, row))
+    line = run.pace.line(row, now=time.monotonic())
+    run.listener.progress(position.step, experiment.steps, line)
     last, step = is_over(position), position.step
     state, position = _evaluated(run, runtime, evaluations, state, position, all_of_them=last)
     if step % run.checkpointer.every == 0 and not is_over(position):
       run.checkpointer.save(state, position)
-    if any_process(run.interrupted()):
+    if signal := largest(run.interrupted()):
       run.checkpointer.save(state, position)
       run.checkpointer.finish()
       run.listener.say(f'interrupted and saved at step {step}; run the same command to go on')
-      return Outcome(state, position, finished=False)
+      return Outcome(state, position, signal=signal)
   return _ended(run, runtime, state, position)
 
 
@@ -211,22 +224,22 @@ def _ended(run: Run, runtime: StageRuntime, state: State, position: RunPosition)
   """How a stage ended: with its last step, or by a rule, which may stop the run."""
   rule = stopping.met(runtime.stage.stops, position.stops)
   if rule is None:
-    return Outcome(state, position, finished=True)
+    return Outcome(state, position)
   name = runtime.stage.name
   text = stopping.explained(rule, position.stops, stage=name, step=position.step)
   run.listener.say(text)
   if rule.ends == 'stage':
-    return Outcome(state, position, finished=True)
+    return Outcome(state, position)
   run.checkpointer.save(state, position)
   run.checkpointer.finish()
-  return Outcome(state, position, finished=False, stopped=text)
+  return Outcome(state, position, stopped=text)
 
 
 def one_step(
   run: Run, runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition
 ) -> tuple[State, RunPosition, Mapping[str, Any]]:
   """One batch of rollouts, from the question to the new weights, and the metrics of it."""
-  watch, weights = Stopwatch(), state.weights
+  watch, weights, waited = Stopwatch(), state.weights, run.count.waited
   with watch('sample'):
     responses = verbs.sample(runtime, weights, runtime.take(stream, position), position)
   with watch('score'):
@@ -248,13 +261,16 @@ def one_step(
     **watch.seconds,
     'time/tokens_per_s': row['tokens'] / watch.total,
     'time/compiles': optimiser_step.compiled_programs(),
+    'time/compiling': run.count.waited - waited,
   }
   after = position.after(len(responses.problems))._replace(stream=stream.state())
   moved = following.after_row(runtime, state, after, row)
   row |= moved.seen
   run.recorder.row(row)
+  if not run.skip_preflight:  # a resumed run has no dry step
+    run.ahead.begin(runtime, state, Example(responses, evidence, batch), position)
   step_records.record_texts(runtime, run.recorder, responses, evidence, batch, position)
-  alarms = step_records.alarms(runtime, run.workdir, row, position, batch)
+  alarms = watched(run, row, position, batch)
   return moved.state, moved.position._replace(alarms=alarms), row
 
 
@@ -271,6 +287,7 @@ def _evaluated(
   row = evaluations.run(state, position, all_of_them=all_of_them)
   if not row:
     return state, position
+  run.pace.evaluated(row)
   moved = following.after_row(runtime, state, position, row)
   run.recorder.row({'step': position.step, 'stage': runtime.stage.name, **row, **moved.seen})
   return moved.state, moved.position

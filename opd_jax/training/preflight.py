@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.data.curriculum import Curriculum
@@ -22,6 +24,7 @@ from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
 from opd_jax.training import verbs
+from opd_jax.training.ahead import Example
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
@@ -33,8 +36,18 @@ Say = Callable[[str], None]
 
 def check(
   runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition, say: Say
-) -> State:
+) -> tuple[State, Example]:
   """Raises with what is wrong; says what was seen. The state goes through the dry step and comes back as it was."""
+  try:
+    return _rehearsed(runtime, stream, state, position, say)
+  except ValueError as error:
+    _blame_weights(runtime, state, error)
+    raise
+
+
+def _rehearsed(
+  runtime: StageRuntime, stream: Stream | Curriculum, state: State, position: RunPosition, say: Say
+) -> tuple[State, Example]:
   before = stream.state()
   problems = runtime.take(stream, position)
   stream.restore(before)  # the run itself begins with the same problems
@@ -62,12 +75,14 @@ def check(
   state, row = verbs.update(runtime, state, batch, rows=part, dry=True)
   say(f'dry step:          loss {row["loss"]:.4g}, gradient norm {row["grad_norm"]:.4g}')
   if not np.isfinite([row['loss'], row['grad_norm']]).all():
-    raise ValueError(
+    error = ValueError(
       f'preflight: loss {row["loss"]} and gradient norm {row["grad_norm"]} of the dry step are not finite, though '
-      f'every judge told numbers: it is the method or the update of stage {runtime.stage.name}. Check coefficients '
-      'that divide, and the weights of the student.'
+      f'every judge told numbers: it is the method ({runtime.stage.method.paper}) or the update of stage '
+      f'{runtime.stage.name}. Check coefficients that divide.'
     )
-  return state
+    _blame_weights(runtime, state, error)
+    raise error
+  return state, Example(responses, evidence, batch)
 
 
 def _shows_something(
@@ -122,6 +137,22 @@ def _finite(evidence: Evidence) -> None:
         f'preflight: the {name} gives nan at token {at} of row {row}. '
         f'Check its weights and its type: numbers of the {name} are not finite before anything was trained.'
       )
+
+
+def _blame_weights(runtime: StageRuntime, state: State, cause: Exception) -> None:
+  """Names the role whose weights are not finite, where there is one: everything else follows from that."""
+  roles: dict[str, Any] = {'student': state.weights.student}
+  for name, judge in runtime.judges.items():
+    for reader in readers_of(name, judge, []):
+      roles[reader.name] = getattr(live(reader.judge), 'own', None)
+  for role, params in roles.items():
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+      if leaf.is_deleted() or bool(jnp.isfinite(leaf).all()):
+        continue
+      raise ValueError(
+        f'preflight: weights of the {role} are not finite, e.g. in {jax.tree_util.keystr(path)}. Nothing can be '
+        f'learnt with them: take the {role} from where it came from again, or from an earlier checkpoint.'
+      ) from cause
 
 
 def _same_model_says_the_same(runtime: StageRuntime, state: State, evidence: Evidence) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from opd_jax.judges.reading import texts_shown
 from opd_jax.method import Evidence
 from opd_jax.responses import Responses
-from opd_jax.training.alarms import Alarm, check_alarms
+from opd_jax.training.alarms import Alarm, Bounds, check_alarms
 from opd_jax.training.gradient import Batch
 from opd_jax.training.recorder import Recorder, save_batch, texts_record
 from opd_jax.training.rollout_records import RolloutRecords, record_of
@@ -59,7 +59,7 @@ def _shown(
 
 
 def alarms(
-  runtime: StageRuntime,
+  bounds: Bounds,
   workdir: Path,
   row: Mapping[str, Any],
   position: RunPosition,
@@ -67,7 +67,7 @@ def alarms(
 ) -> dict[str, float]:
   """What the alarms remember after a step; where one rings, the batch is kept."""
   try:
-    return check_alarms(row, position.alarms or {}, runtime.experiment.bounds)
+    return check_alarms(row, position.alarms or {}, bounds)
   except Alarm as alarm:
     file = save_batch(batch, workdir, row['step'])
     raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm

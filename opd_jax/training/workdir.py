@@ -75,8 +75,8 @@ def lock(file: Path, refusal: str) -> int:
 
 
 @contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-  """Whether somebody asked the run to end: SIGTERM, or ctrl-c once."""
+def interrupts() -> Iterator[Callable[[], int]]:
+  """The signal by which somebody asked the run to end, SIGTERM or ctrl-c once; 0: nobody did."""
   asked: list[int] = []
 
   def note(number: int, frame: Any) -> None:
@@ -87,10 +87,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
   try:
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
   except ValueError:  # not the main thread: somebody else minds the signals
-    yield lambda: False
+    yield lambda: 0
     return
   try:
-    yield lambda: bool(asked)
+    yield lambda: asked[0] if asked else 0
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

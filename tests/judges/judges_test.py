@@ -278,7 +278,7 @@ def test_a_dry_step_changes_no_bit(tmp_path):
   judge = judges.itself(refresh=judges.ema(rate=0.5))
   runtime, state = runs.at_work(tmp_path, {'teacher': judge})
   before, said = runs.digest(state), []
-  after = preflight.check(runtime, runtime.stream(), state, START, said.append)
+  after, _ = preflight.check(runtime, runtime.stream(), state, START, said.append)
   assert runs.digest(after) == before and any('dry step' in text for text in said)
 
 

@@ -1,5 +1,6 @@
 """A run survives: resumed anywhere it ends with the same bits, and what goes wrong is said in one message."""
 
+import re
 import shutil
 import signal
 
@@ -9,11 +10,14 @@ import pytest
 import tiny_runs as runs
 
 from opd_jax import judges
+from opd_jax.commands import console
+from opd_jax.commands import train as command
 from opd_jax.methods import exopd, gkd, opd, seqkd
 from opd_jax.sharding import mesh_layout
-from opd_jax.training import loop, verbs
+from opd_jax.training import loop, preflight, verbs
 from opd_jax.training.alarms import Alarm, Bounds, check_alarms
-from opd_jax.training.state import first_weights
+from opd_jax.training.runtime import build_runtime
+from opd_jax.training.state import RunPosition, first_weights, initial_state
 
 
 @pytest.fixture(scope='module')
@@ -74,6 +78,21 @@ def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
   )
   assert runs.digest_of(runs.run(runs.experiment(folder), tmp_path)) == runs.digest_of(whole)
   assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None)
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_is_the_exit_status(undisturbed, tmp_path, number, status, monkeypatch):
+  folder, _ = undisturbed
+  known = runs.experiment(folder)
+  go = lambda: command.train(known, '', workdir=tmp_path, skip_preflight=True)
+  with monkeypatch.context() as patch:
+    stop = lambda line, done, total, text: done == 1 and signal.raise_signal(number)
+    patch.setattr(console.RunLine, 'progress', stop)
+    assert go() == status
+  rows = [row['step'] for row in runs.metrics_of(tmp_path) if 'loss' in row]
+  assert rows == [1] and not (tmp_path / 'student').exists()
+  assert go() == 0
+  assert runs.metrics_of(tmp_path) == runs.metrics_of(folder / 'run')
 
 
 def test_another_configuration_is_refused_with_a_diff(undisturbed, tmp_path):
@@ -290,3 +309,35 @@ def test_refusals_of_an_experiment_name_what_is_missing(undisturbed, tmp_path):
   with pytest.raises(ValueError, match='cannot be written'):
     (tmp_path / 'file').write_text('')
     runs.run(runs.experiment(folder), tmp_path / 'file' / 'run')
+
+
+@pytest.mark.parametrize('role', ['student', 'teacher', 'method'])
+def test_a_dry_step_that_is_not_finite_names_the_role_to_blame(undisturbed, tmp_path, role):
+  folder, _ = undisturbed
+  known = runs.experiment(folder)
+  stage, state = known.stages[1], None
+  if role == 'method':
+    weigh = stage.method.weigh
+    broken = runs.dataclasses.replace(
+      stage.method, weigh=lambda evidence: _scaled(weigh(evidence), np.nan)
+    )
+    stage = runs.dataclasses.replace(stage, method=broken)
+  known = runs.dataclasses.replace(known, stages=(stage,))
+  runtime = build_runtime(known, 0)
+  params = first_weights(known, lambda text: None)
+  poisoned = jax.tree.map(lambda leaf: leaf * np.nan, params)
+  if role == 'teacher':
+    teacher = runs.dataclasses.replace(runtime.judges['teacher'], own=poisoned)
+    runtime = runs.dataclasses.replace(runtime, judges={'teacher': teacher})
+  state = initial_state(known, stage, poisoned if role == 'student' else params)
+  words = {
+    'student': r'weights of the student are not finite, e\.g\. in ',
+    'teacher': r'weights of the teacher are not finite, e\.g\. in ',
+    'method': rf'it is the method \({re.escape(stage.method.paper)}\)',
+  }[role]
+  with pytest.raises(ValueError, match=words):
+    preflight.check(runtime, runtime.stream(), state, RunPosition(), lambda text: None)
+
+
+def _scaled(terms, factor):
+  return tuple(term._replace(coefficient=term.coefficient * factor) for term in terms)

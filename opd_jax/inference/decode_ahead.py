@@ -1,0 +1,90 @@
+"""Floor 2. The decoding programs that a batch may need, lowered from shapes: slots are halved, and their room grows."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from opd_jax.inference import decode_programs
+from opd_jax.inference.buckets import bucket
+from opd_jax.inference.decode_programs import Slots
+from opd_jax.inference.sampler import Model, Sampling
+
+ROOM = 64  # columns of the smallest cache
+
+
+def programs(
+  model: Model, sampling: Sampling, *, rows: int, longest: int
+) -> Iterator[Callable[[], Any]]:
+  """What compiles one program each, in the order in which a batch is likely to need them.
+
+  Args:
+    model: unrolled; its parameters may be shapes.
+    sampling: of the batch.
+    rows: of the batch.
+    longest: tokens of the longest prompt.
+  """
+  sizes = sizes_of(min(sampling.slots, rows), pieces=model.layout.size('batch'))
+  empty = _empty_slots(model, sampling, sizes[0])
+  for columns in columns_of(sampling, longest, model.config.max_positions):
+    for number, size in enumerate(sizes):
+      if number:
+        yield functools.partial(_halve, model, empty(sizes[number - 1], columns), size, columns)
+      yield functools.partial(_decode, model, sampling, empty(size, columns))
+
+
+def sizes_of(slots: int, *, pieces: int) -> list[int]:
+  """How many slots there are, while they are halved."""
+  sizes = [-(-slots // pieces) * pieces]
+  while sizes[-1] % 2 == 0 and (sizes[-1] // 2) % pieces == 0:
+    sizes.append(sizes[-1] // 2)
+  return sizes
+
+
+def columns_of(sampling: Sampling, longest: int, table: int) -> list[int]:
+  """How much room the slots have, from the first segment to the end of the budget."""
+  fitted = lambda size: bucket(size, minimum=ROOM, maximum=max(table, 2))
+  first, last = longest + min(sampling.segment, sampling.budget), longest + sampling.budget
+  columns = [fitted(max(first, bucket(longest, minimum=16, maximum=table)))]
+  while columns[-1] < fitted(min(last, table)):
+    columns.append(fitted(columns[-1] + 1))
+  return columns
+
+
+def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, int], Slots]:
+  """Shapes of slots; they lie where those of the first batch lie."""
+  repetition = sampling.decoding.repetition
+  settings = {
+    'specs': ((model.config, model.layout),),
+    'window': repetition.window if repetition else 0,
+  }
+  made = decode_programs.vacant.lower(rows=rows, columns=ROOM, **settings).compile()
+
+  def empty(size: int, columns: int) -> Slots:
+    make = functools.partial(decode_programs.vacant, rows=size, columns=columns, **settings)
+    like = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(like, jax.eval_shape(make), made.output_shardings)
+
+  return empty
+
+
+def _halve(model: Model, slots: Slots, size: int, columns: int) -> None:
+  kept = jax.ShapeDtypeStruct((size,), np.int32)
+  specs = ((model.config, model.layout),)
+  decode_programs.reshaped.lower(slots, kept, specs=specs, columns=columns).compile()
+
+
+def _decode(model: Model, sampling: Sampling, slots: Slots) -> None:
+  numbers = sampling.decoding.numbers_at(0)
+  decode_programs.decode.lower(
+    (model.params,),
+    slots,
+    jax.ShapeDtypeStruct((), np.int32),
+    tuple(jax.ShapeDtypeStruct((), np.float32) for _ in numbers),
+    specs=((model.config, model.layout),),
+    decoding=sampling.decoding,
+    recording=sampling.recording,
+    steps=sampling.segment,
+  ).compile()
