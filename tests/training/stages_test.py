@@ -136,7 +136,7 @@ def test_the_student_is_written_while_the_folder_is_locked(tmp_path, monkeypatch
   known = runs.experiment(tmp_path / 'teacher', evaluations=())
   known = dataclasses.replace(known, stages=known.stages[:1])
   monkeypatch.setattr(orbax_folder, 'save', saved)
-  assert train.train(known, '', workdir=tmp_path, skip_preflight=True)
+  assert train.train(known, '', workdir=tmp_path, skip_preflight=True) == 0
   assert len(refusals) == 1 and (tmp_path / train.STUDENT).is_dir()
   with locked(tmp_path):
     pass
