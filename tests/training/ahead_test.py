@@ -74,13 +74,22 @@ def test_a_batch_of_another_width_finds_its_programs(stage):
   assert responses.trimmed(rollout).response.shape[1] == present
 
 
+def test_a_processor_that_computes_the_steps_does_not_compile_ahead(stage, monkeypatch):
+  assert [
+    ahead.threads_of(*each) for each in (('cpu', 64), ('gpu', 16), ('tpu', 2), ('gpu', 1))
+  ] == [0, 4, 1, 1]
+  monkeypatch.setattr(ahead, 'programs_of', lambda *_: pytest.fail('nobody asked for it'))
+  with ahead.Ahead(print) as background:
+    background.begin(*stage)
+
+
 def test_what_cannot_be_compiled_ahead_is_said_and_stops_nothing(stage, monkeypatch):
   def broken():
     raise RuntimeError('no room\nfor it')
 
   done, said = threading.Event(), []
   monkeypatch.setattr(ahead, 'programs_of', lambda *_: [broken, done.set])
-  with ahead.Ahead(said.append) as background:
+  with ahead.Ahead(said.append, threads=1) as background:
     background.begin(*stage)
     background.begin(*stage)  # the same stage: once is enough
     assert done.wait(30)
