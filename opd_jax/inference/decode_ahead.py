@@ -1,11 +1,11 @@
-"""Floor 2. The decoding programs that a batch may need, lowered from shapes: slots are halved, and their room grows."""
+"""Floor 2. Programs of the sampler, lowered from shapes: slots are halved, and their room grows."""
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Lowered
 
 from opd_jax.inference import decode_programs
 from opd_jax.inference.buckets import bucket
@@ -15,10 +15,11 @@ from opd_jax.inference.sampler import Model, Sampling
 ROOM = 64  # columns of the smallest cache
 
 
-def programs(
-  model: Model, sampling: Sampling, *, rows: int, longest: int
-) -> Iterator[Callable[[], Any]]:
-  """What compiles one program each, in the order in which a batch is likely to need them.
+Lowering = tuple[str, float, Callable[[], Lowered]]  # its name, its calls for a batch, and itself
+
+
+def programs(model: Model, sampling: Sampling, *, rows: int, longest: int) -> Iterator[Lowering]:
+  """The decoding programs, in the order in which a batch is likely to need them.
 
   Args:
     model: unrolled; its parameters may be shapes.
@@ -31,8 +32,36 @@ def programs(
   for columns in columns_of(sampling, longest, model.config.max_positions):
     for number, size in enumerate(sizes):
       if number:
-        yield functools.partial(_halve, model, empty(sizes[number - 1], columns), size, columns)
-      yield functools.partial(_decode, model, sampling, empty(size, columns))
+        halve = functools.partial(_halve, model, empty(sizes[number - 1], columns), size, columns)
+        yield f'halve {sizes[number - 1]} slots x {columns}', 1.0, halve
+      yield from _decoded(model, sampling, empty(size, columns), rows)
+
+
+def widest(model: Model, sampling: Sampling, *, rows: int, longest: int) -> Iterator[Lowering]:
+  """Reading of the longest prompts, and decoding where every slot has all of its room."""
+  pieces, chunk = model.layout.size('batch'), sampling.chunk
+  fitted = bucket(longest, minimum=16, maximum=chunk)
+  columns = fitted if longest <= chunk else -(-longest // chunk) * chunk
+  size = sizes_of(min(sampling.slots, rows), pieces=pieces)[0]
+  array = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+  read = functools.partial(
+    decode_programs.prefill.lower,
+    (model.params,),
+    array(size, columns),
+    array(size),
+    specs=((model.config, model.layout),),
+    chunk=min(chunk, columns),
+  )
+  yield f'prefill {size} x {columns}', rows / size, read
+  room = columns_of(sampling, longest, model.config.max_positions)[-1]
+  yield from _decoded(model, sampling, _empty_slots(model, sampling, size)(size, room), rows)
+
+
+def _decoded(model: Model, sampling: Sampling, slots: Slots, rows: int) -> Iterator[Lowering]:
+  size, columns = slots.ended.shape[0], slots.caches[0].columns
+  calls = max(rows / size, 1) * sampling.budget / sampling.segment
+  decode = functools.partial(_decode, model, sampling, slots)
+  yield f'decode {size} slots x {columns}, {sampling.segment} tokens', calls, decode
 
 
 def sizes_of(slots: int, *, pieces: int) -> list[int]:
@@ -70,15 +99,15 @@ def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, 
   return empty
 
 
-def _halve(model: Model, slots: Slots, size: int, columns: int) -> None:
+def _halve(model: Model, slots: Slots, size: int, columns: int) -> Lowered:
   kept = jax.ShapeDtypeStruct((size,), np.int32)
   specs = ((model.config, model.layout),)
-  decode_programs.reshaped.lower(slots, kept, specs=specs, columns=columns).compile()
+  return decode_programs.reshaped.lower(slots, kept, specs=specs, columns=columns)
 
 
-def _decode(model: Model, sampling: Sampling, slots: Slots) -> None:
+def _decode(model: Model, sampling: Sampling, slots: Slots) -> Lowered:
   numbers = sampling.decoding.numbers_at(0)
-  decode_programs.decode.lower(
+  return decode_programs.decode.lower(
     (model.params,),
     slots,
     jax.ShapeDtypeStruct((), np.int32),
@@ -87,4 +116,4 @@ def _decode(model: Model, sampling: Sampling, slots: Slots) -> None:
     decoding=sampling.decoding,
     recording=sampling.recording,
     steps=sampling.segment,
-  ).compile()
+  )

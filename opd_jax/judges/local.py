@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -171,8 +172,8 @@ class LocalJudge:
 
   def lowered(
     self, params: Params, shape: tuple[int, int], longest: int, request: ScoreRequest
-  ) -> Iterator[Lowered]:
-    """The programs that score responses of a shape, not compiled.
+  ) -> Iterator[tuple[int, int, Callable[[], Lowered]]]:
+    """The programs that score responses of a shape: their rows, their calls, and themselves, not compiled.
 
     Args:
       params: its weights, or their shapes.
@@ -181,20 +182,13 @@ class LocalJudge:
       request: which scores.
     """
     whole = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-    rows, width = shape
-    for size in sorted({len(members) for members in self._passes(rows)}):
-      wanted = request.at_student_top_k
-      yield scorer.score.lower(
-        params,
-        whole(size, self._prompt_columns(longest)),
-        whole(size),
-        whole(size, width),
-        whole(size, width, wanted) if wanted else None,
-        config=self.config,
-        layout=self.layout,
-        request=request,
-        columns=self.columns,
-      )
+    width, wanted, columns = shape[1], request.at_student_top_k, self._prompt_columns(longest)
+    for size, calls in Counter(len(members) for members in self._passes(shape[0])).items():
+      ids = whole(size, width, wanted) if wanted else None
+      batch = whole(size, columns), whole(size), whole(size, width), ids
+      settings = {'config': self.config, 'layout': self.layout, 'columns': self.columns}
+      lower = functools.partial(scorer.score.lower, params, *batch, request=request)
+      yield size, calls, functools.partial(lower, **settings)
 
   def identity(self, weights: Weights) -> str:
     """Hash of the weights, the model, the tokenizer and the entries that are compared."""

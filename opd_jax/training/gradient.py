@@ -162,20 +162,20 @@ def on_devices(batch: Batch) -> tuple[Any, dict[str, Target], WeightedTerms]:
   return batch.known, targets, batch.terms
 
 
-def _size(rows: int, count: int, *, devices: int) -> int:
+def rows_of_part(rows: int, count: int, *, devices: int) -> int:
   """Rows of a microbatch."""
   return math.ceil(rows / count / devices) * devices
 
 
 def dealable(rows: int, count: int, *, devices: int) -> bool:
   """Whether so many rows can be dealt to microbatches."""
-  return rows % _size(rows, count, devices=devices) == 0
+  return rows % rows_of_part(rows, count, devices=devices) == 0
 
 
 def microbatches_of(rollout: Rollout, count: int, *, devices: int) -> list[np.ndarray]:
   """Rows of like length together: each microbatch is then as wide as its own longest row. No row leaves its device."""
   rows = len(rollout.response)
-  size = _size(rows, count, devices=devices)
+  size = rows_of_part(rows, count, devices=devices)
   if rows % size:
     raise ValueError(
       f'update: {rows} rows cannot be dealt to {count} microbatches on {devices} devices: a microbatch would have '
