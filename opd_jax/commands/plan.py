@@ -82,19 +82,7 @@ def run(args: argparse.Namespace) -> int:
     chip = chip_of(args.chip, args.mfu)
     hours = cost.cost_of(experiment, {}).hours(chip, args.mfu)
   if args.json:
-    model = dataclasses.asdict(experiment.student)
-    print(
-      json.dumps(
-        {
-          'model': model,
-          'mesh': mesh,
-          **parameters._asdict(),
-          'stages': held,
-          'hours': hours and hours._asdict(),
-        },
-        indent=2,
-      )
-    )
+    _print_json(experiment.student, mesh, parameters, held, hours)
     return 0
   unknown = {stage.name: memory.unknown(experiment, stage) for stage in experiment.stages}
   _print(experiment.student, parameters, mesh, held, unknown)
@@ -106,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
   name = args.topology.partition(':')[0] if args.topology else args.chip
   return plan_programs.show(experiment, longest=args.prompt, chip=name)
+
+
+def _print_json(model: Any, mesh: str, parameters: Any, held: Any, hours: Any) -> None:
+  known = {'model': dataclasses.asdict(model), 'mesh': mesh, **parameters._asdict()}
+  print(json.dumps({**known, 'stages': held, 'hours': hours and hours._asdict()}, indent=2))
 
 
 def _simulate(devices: int) -> None:

@@ -51,7 +51,7 @@ def show(experiment: Any, *, longest: int, chip: str | None) -> int:
 def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
   from opd_jax.planning import compiled
 
-  stage = experiment.stages[number]
+  stage, platform = experiment.stages[number], experiment.layout.mesh.devices.flat[0].platform
   programs, residents = compiled.programs(experiment, number, longest)
   held = [('student', residents.student), ('optimiser', residents.optimiser)]
   held += [('copies of it', residents.snapshots), *residents.judges.items()]
@@ -61,7 +61,7 @@ def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
     for done, program in enumerate(programs):
       line.progress(done, len(programs), f'{program.verb}: {program.name}')
       try:
-        measured.append(compiled.measured(program, residents))
+        measured.append(compiled.measured(program, residents, platform=platform))
       except Exception as error:
         reason = _reason(error)
         if reason is None:

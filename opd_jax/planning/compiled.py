@@ -40,7 +40,7 @@ class Compiled(NamedTuple):
   peak: int  # bytes while it runs, its arguments included
   beside: int  # bytes of what else lies there at that time
   sent: Mapping[
-    str, int
+    str, float
   ]  # bytes that collectives hand over in a call, by kind; loops of unknown length count once
   seconds: float  # that it took to compile
 
@@ -104,13 +104,16 @@ def programs(experiment: Experiment, number: int, longest: int) -> tuple[list[Pr
   return found, residents
 
 
-def measured(program: Program, residents: Residents) -> Compiled:
-  """Compiles a program; one that does not fit is refused by the compiler of a chip."""
+def measured(program: Program, residents: Residents, *, platform: str) -> Compiled:
+  """Compiles a program; one that does not fit is refused by the compiler of a chip.
+
+  For processors, the compiler's own peak leaves temporaries out, so they are added up.
+  """
   began = time.monotonic()
   compiled = program.compile()
   memory: Any = compiled.memory_analysis()
-  peak = getattr(memory, 'peak_memory_in_bytes', 0)
-  if not peak:
+  peak = memory.peak_memory_in_bytes
+  if platform == 'cpu':
     given = memory.argument_size_in_bytes + memory.output_size_in_bytes
     peak = given + memory.temp_size_in_bytes - memory.alias_size_in_bytes
   return Compiled(
@@ -151,7 +154,9 @@ def bytes_of(tree: Any) -> int:
 # --- what is sent -----------------------------------------------------------------------------------
 
 HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
-CALLED = re.compile(r'(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-, %]+)\}?')
+CALLED = re.compile(
+  r'(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))'
+)
 TRIPS = re.compile(r'known_trip_count[^0-9]*(\d+)')
 OPERATION = re.compile(rf'^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({"|".join(COLLECTIVES)})(-start)?\(')
 ARRAY = re.compile(r'\b(pred|[sufbc]\w*?\d+\w*)\[([\d,]*)\]')
@@ -186,8 +191,8 @@ def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[tu
       yield found[2], times * size * (2 if found[2] == 'all-reduce' else 1)
       continue  # what it calls adds numbers
     trips = int(match[1]) if ' while(' in line and (match := TRIPS.search(line)) else 1
-    for called in CALLED.findall(line):
-      for each in called.replace('%', '').split(','):
+    for several, one in CALLED.findall(line):
+      for each in (several or one).replace('%', '').split(','):
         yield from _walk(bodies, each.strip(), times * trips)
 
 
