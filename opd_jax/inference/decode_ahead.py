@@ -7,13 +7,10 @@ import jax
 import numpy as np
 from jax.stages import Lowered
 
-from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference import decode_programs, prompt_reader
+from opd_jax.inference.buckets import LEAST_ROOM, rooms, sizes_of
 from opd_jax.inference.decode_programs import Slots
-from opd_jax.inference.sampler import Model, Sampling
-
-ROOM = 64  # columns of the smallest cache
-
+from opd_jax.inference.sampler import Model, Sampling, most_columns
 
 Lowering = tuple[str, float, Callable[[], Lowered]]  # its name, its calls for a batch, and itself
 
@@ -40,8 +37,7 @@ def programs(model: Model, sampling: Sampling, *, rows: int, longest: int) -> It
 def widest(model: Model, sampling: Sampling, *, rows: int, longest: int) -> Iterator[Lowering]:
   """Reading of the longest prompts, and decoding where every slot has all of its room."""
   pieces, chunk = model.layout.size('batch'), sampling.chunk
-  fitted = bucket(longest, minimum=16, maximum=chunk)
-  columns = fitted if longest <= chunk else -(-longest // chunk) * chunk
+  columns = prompt_reader.width_of(longest, chunk, model.config.max_positions)
   size = sizes_of(min(sampling.slots, rows), pieces=pieces)[0]
   array = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
   read = functools.partial(
@@ -64,22 +60,12 @@ def _decoded(model: Model, sampling: Sampling, slots: Slots, rows: int) -> Itera
   yield f'decode {size} slots x {columns}, {sampling.segment} tokens', calls, decode
 
 
-def sizes_of(slots: int, *, pieces: int) -> list[int]:
-  """How many slots there are, while they are halved."""
-  sizes = [-(-slots // pieces) * pieces]
-  while sizes[-1] % 2 == 0 and (sizes[-1] // 2) % pieces == 0:
-    sizes.append(sizes[-1] // 2)
-  return sizes
-
-
 def columns_of(sampling: Sampling, longest: int, table: int) -> list[int]:
   """How much room the slots have, from the first segment to the end of the budget."""
-  fitted = lambda size: bucket(size, minimum=ROOM, maximum=max(table, 2))
-  first, last = longest + min(sampling.segment, sampling.budget), longest + sampling.budget
-  columns = [fitted(max(first, bucket(longest, minimum=16, maximum=table)))]
-  while columns[-1] < fitted(min(last, table)):
-    columns.append(fitted(columns[-1] + 1))
-  return columns
+  width = prompt_reader.width_of(longest, sampling.chunk, table)
+  first = max(longest + min(sampling.segment, sampling.budget), width)
+  most = most_columns(max(longest + sampling.budget, width), table)
+  return [each for each in rooms(most) if each >= min(first, most)]
 
 
 def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, int], Slots]:
@@ -89,7 +75,7 @@ def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, 
     'specs': ((model.config, model.layout),),
     'window': repetition.window if repetition else 0,
   }
-  made = decode_programs.vacant.lower(rows=rows, columns=ROOM, **settings).compile()
+  made = decode_programs.vacant.lower(rows=rows, columns=LEAST_ROOM, **settings).compile()
 
   def empty(size: int, columns: int) -> Slots:
     make = functools.partial(decode_programs.vacant, rows=size, columns=columns, **settings)

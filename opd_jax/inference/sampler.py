@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference.buckets import LEAST_ROOM, bucket, rooms, sizes_of
 from opd_jax.inference.decode_programs import Recording, Slots
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.prompt_reader import PromptReader
@@ -66,6 +66,11 @@ class Progress(NamedTuple):
   tokens: int  # written since the beginning
   steps: int  # decode steps since the beginning
   slot_steps: int  # the same, times the slots of each step: tokens / slot_steps is the occupancy
+
+
+def most_columns(needed: int, table: int) -> int:
+  """Columns of the largest cache of a batch: rounded, so that batches of other prompts share its programs."""
+  return bucket(needed, minimum=LEAST_ROOM, maximum=max(table, 2))
 
 
 def unrolled(model: Model) -> Model:
@@ -153,6 +158,9 @@ class Run:
       table=self.table,
       pieces=self.pieces,
     )
+    needed = [self.lengths + self.budgets, [*map(self.reader.width, self.lengths.tolist())]]
+    self.rooms = rooms(most_columns(int(np.max(needed)), self.table))
+    self.sizes: list[int] = []  # of the slots, while they are halved
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens each row may write, and whether the position table is what limits it."""
@@ -191,8 +199,8 @@ class Run:
     steps = slot_steps = 0
     if len(waiting) < len(self.rows):
       yield Progress(tuple(np.flatnonzero(self.budgets == 0).tolist()), 0, 0, 0)
-    rounded = -(-min(self.sampling.slots, len(waiting)) // self.pieces) * self.pieces
-    held, slots = np.full(rounded, -1), None  # the row in each slot
+    self.sizes = sizes_of(min(self.sampling.slots, len(waiting)), pieces=self.pieces)
+    held, slots = np.full(self.sizes[0], -1), None  # the row in each slot
     while len(waiting) or (held >= 0).any():
       free = np.flatnonzero(held < 0)[: len(waiting)]
       arriving, waiting = waiting[: len(free)], waiting[len(free) :]
@@ -222,7 +230,7 @@ class Run:
     free = int((held < 0).sum())
     if hurry:
       return np.int32(free + max(len(held) // 16, 1))
-    can_shrink = len(held) > self.pieces
+    can_shrink = len(held) > self.sizes[-1]
     return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))
 
   def _fitted(
@@ -230,13 +238,13 @@ class Run:
   ) -> tuple[Slots, np.ndarray]:
     """Slots with room for another segment of every row; half as many where half are enough."""
     rows, size = held[held >= 0], len(held)
-    while shrink and size % 2 == 0 and (size // 2) % self.pieces == 0 and size // 2 >= len(rows):
-      size //= 2
+    if shrink:
+      size = min(each for each in self.sizes if each >= len(rows))
     ahead = np.minimum(
       self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets
     )[rows]
     need = max(int(ahead.max()), *map(self.reader.width, self.lengths[rows].tolist()))
-    columns = bucket(need, minimum=64, maximum=max(self.table, 2))
+    columns = next(each for each in self.rooms if each >= need)
     if slots is None:
       repetition = self.sampling.decoding.repetition
       window = repetition.window if repetition else 0

@@ -22,11 +22,9 @@ def test_widths_are_those_of_batches_and_the_nearest_come_first(present, maximum
   assert stage_programs.widths(present, maximum) == order
 
 
-def test_slots_are_halved_and_get_room():
-  assert decode_ahead.sizes_of(12, pieces=1) == [12, 6, 3]
-  assert decode_ahead.sizes_of(5, pieces=4) == [8, 4]
+def test_slots_get_room():
   sampling = Sampling(budget=100, segment=32)
-  assert decode_ahead.columns_of(sampling, 20, 4096) == [64, 96, 128]
+  assert decode_ahead.columns_of(sampling, 20, 4096) == [64, 128]
   assert decode_ahead.columns_of(sampling, 20, 80) == [64, 80]
 
 
