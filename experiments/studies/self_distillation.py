@@ -34,7 +34,11 @@ STEERED = (
 )
 TRUSTED = (
   "JUDGES = {'teacher': @steering.trust_region()}",
-  *('steering.trust_region.context = @contexts.siblings()', REVERSE),
+  *(
+    'steering.trust_region.context = @contexts.siblings()',
+    'steering.trust_region.rate = 0.05',
+    REVERSE,
+  ),
 )
 TUTORED = (
   "JUDGES = {'teacher': @judges.itself(), 'reference': @bare/judges.itself()}",

@@ -15,7 +15,7 @@ def pretend(topology: str, slices: int) -> None:
 
   if importlib.util.find_spec('libtpu') is None:
     raise ValueError(
-      '--topology compiles with the compiler of TPUs, libtpu, and it is not installed: pip install libtpu'
+      '--topology compiles with the compiler of TPUs, libtpu, and it is not installed: pip install "opd_jax[tpu]"'
     )
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   import jax
@@ -85,6 +85,15 @@ def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
 
 
 def _row(each: Any) -> tuple[str, ...]:
+  if each.sent is None:
+    return (
+      each.verb,
+      each.name,
+      f'{each.peak / GIB:.2f}',
+      f'{each.total / GIB:.2f}',
+      'not known',
+      '',
+    )
   kinds = ', '.join(f'{kind} {size / GIB:.2f}' for kind, size in sorted(each.sent.items()) if size)
   sent = sum(each.sent.values()) / GIB
   return (
@@ -101,7 +110,8 @@ def _times(verbs: dict[str, Any], stage: Any, chip: Any) -> None:
   seconds = {verb: found.seconds(chip) for verb, found in verbs.items()}
   whole = sum(took for took, _ in seconds.values())
   for verb, (took, bound) in seconds.items():
-    print(f'{verb:8} at least {took:.3g} s a step, bound by {bound}')
+    known = '' if verbs[verb].sent_is_known else '; what it sends is not known'
+    print(f'{verb:8} at least {took:.3g} s a step, bound by {bound}{known}')
   tokens = stage.prompts * stage.samples * stage.sampling.budget
   print(f'step     at least {whole:.3g} s, at most {tokens / max(whole, 1e-9):,.0f} tokens/s')
 

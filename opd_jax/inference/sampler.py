@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import LEAST_ROOM, bucket, rooms, sizes_of
+from opd_jax.inference.buckets import LEAST_ROOM, rooms, sizes_of
 from opd_jax.inference.decode_programs import Recording, Slots
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.prompt_reader import PromptReader
@@ -69,8 +69,13 @@ class Progress(NamedTuple):
 
 
 def most_columns(needed: int, table: int) -> int:
-  """Columns of the largest cache of a batch: rounded, so that batches of other prompts share its programs."""
-  return bucket(needed, minimum=LEAST_ROOM, maximum=max(table, 2))
+  """Columns of the largest cache of a batch: an eighth is lost at most, and batches of other prompts share programs.
+
+  >>> [most_columns(needed, 40960) for needed in (40, 72, 17408, 16500)]
+  [64, 128, 18432, 18432]
+  """
+  step = max(LEAST_ROOM, 1 << max(needed.bit_length() - 4, 0))
+  return min(-(-needed // step) * step, max(table, 2))
 
 
 def unrolled(model: Model) -> Model:

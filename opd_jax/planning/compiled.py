@@ -39,9 +39,9 @@ class Compiled(NamedTuple):
   times: float  # that a step runs it
   peak: int  # bytes while it runs, its arguments included
   beside: int  # bytes of what else lies there at that time
-  sent: Mapping[
-    str, float
-  ]  # bytes that collectives hand over in a call, by kind; loops of unknown length count once
+  sent: (
+    Mapping[str, float] | None
+  )  # bytes that collectives hand over in a call, by kind; None: not known
   seconds: float  # that it took to compile
 
   @property
@@ -122,7 +122,7 @@ def measured(program: Program, residents: Residents, *, platform: str) -> Compil
     times=program.times,
     peak=peak,
     beside=_beside(program, residents),
-    sent=sent(compiled.as_text() or ''),
+    sent=_sent(compiled),
     seconds=time.monotonic() - began,
   )
 
@@ -160,6 +160,14 @@ CALLED = re.compile(
 TRIPS = re.compile(r'known_trip_count[^0-9]*(\d+)')
 OPERATION = re.compile(rf'^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({"|".join(COLLECTIVES)})(-start)?\(')
 ARRAY = re.compile(r'\b(pred|[sufbc]\w*?\d+\w*)\[([\d,]*)\]')
+
+
+def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
+  """None where the compiler does not show its program: of some with asynchronous copies it shows nothing."""
+  try:
+    return sent(compiled.as_text() or '')
+  except jax.errors.JaxRuntimeError:
+    return None
 
 
 def sent(text: str) -> dict[str, float]:
@@ -221,6 +229,7 @@ class Verb(NamedTuple):
   flops: float
   read: float  # bytes of weights and cache that decoding reads
   sent: float  # bytes
+  sent_is_known: bool  # of all its programs
 
   def seconds(self, chip: Chip) -> tuple[float, str]:
     """Least seconds, and what bounds them."""
@@ -239,7 +248,11 @@ def verbs(
   """What a step takes on each device: FLOPs and reading from shapes, sending as it was compiled."""
   whole, devices = cost.of_step(experiment.model, stage, {}), experiment.layout.mesh.size
   sending: dict[str, float] = {}
+  unknown: set[str] = set()
   for each in compiled:
+    if each.sent is None:
+      unknown.add(each.verb)
+      continue
     times = each.times
     if each.name.startswith('decode'):  # its loop over tokens counts once
       times *= stage.sampling.segment
@@ -249,6 +262,8 @@ def verbs(
   read = tokens * residents.writer + cache_read(experiment.model, rows, budget) / devices
   shares = {'sample': whole.sample, 'score': whole.score, 'update': whole.train}
   return {
-    verb: Verb(flops / devices, read * (verb == 'sample'), sending.get(verb, 0.0))
+    verb: Verb(
+      flops / devices, read * (verb == 'sample'), sending.get(verb, 0.0), verb not in unknown
+    )
     for verb, flops in shares.items()
   }
