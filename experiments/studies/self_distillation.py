@@ -3,8 +3,8 @@
 Command  opd study experiments/studies/self_distillation.py --workdir runs/self_distillation --jobs 2
 Cost     199 runs; about an hour with two at a time on two cores
 
-All begin with one student, `reader`, that was taught to read solutions and first steps and is stopped where it gets
-about half of the sums right without them. Without a context it is its own teacher exactly, so `reader` itself is the
+All begin with one student, `reader`, that reads: it gets about half of the sums right by itself and nearly all of them
+behind their solution (`told`) or behind their first steps. Without a context it is its own teacher exactly, so `reader` itself is the
 control of every context. On long questions, where a chain stands behind two others, `long-none` is that control. On
 calls, rates are chosen by the calls: the sums would reward those that learn nothing new. `reader` never read a
 failure, so the claims on peers and on steering test prompts that are new to the model.
@@ -98,7 +98,7 @@ def imitating() -> Cell:
 STUDY = Study(
   paper='Self-distillation under privileged contexts: OPSD, OPSDL, SDFT, SDPO, MOPD',
   cells=(
-    Cell(name='reader', files=(READER,), bindings=('STEPS = 220',), seed=2, seconds=120.0),
+    Cell(name='reader', files=(READER,), bindings=('STEPS = 360',), seed=2, seconds=120.0),
     *(itself(name, method, *more) for name, (method, more) in CELLS.items()),
     imitating(),
     itself('calls-sdft', 'sdft', EMA, *CALLS, chosen_by='calls, %'),
@@ -109,6 +109,7 @@ STUDY = Study(
     Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0, smallest=3.0),
     Measure(name='calls, %', key='eval/calls/avg@1', scale=100.0, smallest=3.0),
     Measure(name='entropy', key='entropy', last=10),
+    Measure(name='told, %', key='eval/told/avg@1', scale=100.0),
   ),
   contrasts=(
     Contrast(claim='a solution is better than nothing', order=('reader', 'solution')),
