@@ -4,10 +4,10 @@ Command  opd study experiments/studies/self_distillation.py --workdir runs/self_
 Cost     199 runs; about an hour with two at a time on two cores
 
 All begin with one student, `reader`, that reads: it gets about half of the sums right by itself and nearly all of them
-behind their solution (`told`) or behind their first steps. Without a context it is its own teacher exactly, so `reader` itself is the
-control of every context. On long questions, where a chain stands behind two others, `long-none` is that control. On
-calls, rates are chosen by the calls: the sums would reward those that learn nothing new. `reader` never read a
-failure, so the claims on peers and on steering test prompts that are new to the model.
+behind their solution (`told`) or behind their first steps. Without a context it is its own teacher exactly, so
+`reader` itself is the control of every context. On long questions, where a chain stands behind two others, `long-none`
+is that control. On calls, rates are chosen by the calls: the sums would reward those that learn nothing new. `reader`
+never read a failure, so the claims on peers and on steering test prompts that are new to the model.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
