@@ -14,6 +14,16 @@ def bucket(size: int, *, minimum: int, maximum: int) -> int:
   return min(max(minimum, near), maximum)
 
 
+def most_columns(needed: int, table: int) -> int:
+  """Columns of the largest cache of a batch: an eighth is lost at most, and batches of other prompts share programs.
+
+  >>> [most_columns(needed, 40960) for needed in (40, 72, 17408, 16500)]
+  [64, 128, 18432, 18432]
+  """
+  step = max(LEAST_ROOM, 1 << max(needed.bit_length() - 4, 0))
+  return min(-(-needed // step) * step, max(table, 2))
+
+
 def rooms(most: int) -> list[int]:
   """Columns of a cache while rows grow: an eighth, a quarter and half of the most that they may need, and all of it.
 

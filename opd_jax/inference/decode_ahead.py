@@ -8,9 +8,9 @@ import numpy as np
 from jax.stages import Lowered
 
 from opd_jax.inference import decode_programs, prompt_reader
-from opd_jax.inference.buckets import LEAST_ROOM, rooms, sizes_of
+from opd_jax.inference.buckets import LEAST_ROOM, most_columns, rooms, sizes_of
 from opd_jax.inference.decode_programs import Slots
-from opd_jax.inference.sampler import Model, Sampling, most_columns
+from opd_jax.inference.sampler import Model, Sampling
 
 Lowering = tuple[str, float, Callable[[], Lowered]]  # its name, its calls for a batch, and itself
 

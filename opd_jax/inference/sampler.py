@@ -68,16 +68,6 @@ class Progress(NamedTuple):
   slot_steps: int  # the same, times the slots of each step: tokens / slot_steps is the occupancy
 
 
-def most_columns(needed: int, table: int) -> int:
-  """Columns of the largest cache of a batch: an eighth is lost at most, and batches of other prompts share programs.
-
-  >>> [most_columns(needed, 40960) for needed in (40, 72, 17408, 16500)]
-  [64, 128, 18432, 18432]
-  """
-  step = max(LEAST_ROOM, 1 << max(needed.bit_length() - 4, 0))
-  return min(-(-needed // step) * step, max(table, 2))
-
-
 def unrolled(model: Model) -> Model:
   """Converts a model for decoding; see `transformer.unrolled`."""
   config, params = transformer.unrolled(*model)
