@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import LEAST_ROOM, rooms, sizes_of
+from opd_jax.inference.buckets import most_columns, rooms, sizes_of
 from opd_jax.inference.decode_programs import Recording, Slots
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.prompt_reader import PromptReader
