@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from opd_jax.claims import Claim
 from opd_jax.forks import Forking, Forks
@@ -205,7 +205,7 @@ class Method:
 # --- evidence as the vocabulary pass and a method want it ------------------------------------------
 
 
-def targets_of(evidence: Evidence, heads: Mapping[str, Array]) -> dict[str, Target]:
+def targets_of(evidence: Evidence, heads: Mapping[str, Any]) -> dict[str, Target]:
   """What is known of every judge, for terms that compare distributions.
 
   Args:

@@ -15,10 +15,11 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -39,6 +40,15 @@ RULES: Rules = (
   ('experts', None),
   ('expert_mlp', 'tensor'),
 )
+
+
+_present: Callable[[], Sequence[Any]] = jax.devices
+
+
+def pretend(devices: Sequence[Any]) -> None:
+  """Layouts that name no devices lie on these from here on, e.g. on chips that are not here: for plans."""
+  global _present
+  _present = lambda: devices
 
 
 def _axes(entry: MeshAxes) -> tuple[str, ...]:
@@ -80,7 +90,7 @@ class Layout:
   @functools.cached_property
   def mesh(self) -> Mesh:
     """The devices, arranged. Axes are Auto: the compiler places collectives, tests count them."""
-    devices = list(jax.devices() if self.devices is None else self.devices)
+    devices = list(_present() if self.devices is None else self.devices)
     fixed = math.prod(size for _, size in self.shape if size != -1)
     sizes = [size if size != -1 else max(len(devices) // fixed, 1) for _, size in self.shape]
     wanted = math.prod(sizes)
@@ -163,6 +173,9 @@ def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
   used = devices[: math.prod(shape)]
   # make_mesh would choose Explicit axes by itself, which turns a gather on a cut axis into a type error.
   auto = (AxisType.Auto,) * len(names)
+  slices = len({getattr(device, 'slice_index', 0) for device in used})
+  if slices > 1:
+    return Mesh(_over_slices(sizes, used, slices), names, axis_types=auto)
   try:
     return jax.make_mesh(shape, names, axis_types=auto, devices=used)
   except NotImplementedError:
@@ -174,6 +187,29 @@ def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
   except (NotImplementedError, AssertionError, ValueError) as error:
     raise ValueError(_no_mesh(sizes, devices)) from error
   return Mesh(array, names, axis_types=auto)
+
+
+def _over_slices(sizes: dict[str, int], devices: list[Any], slices: int) -> np.ndarray:
+  """Devices of several slices, whose network is slow: the outer axes are cut by slices, `data` first."""
+  across, left = [], slices
+  for size in sizes.values():
+    across.append(math.gcd(size, left))
+    left //= across[-1]
+  within = [size // share for size, share in zip(sizes.values(), across, strict=True)]
+  wanted = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+  if left > 1:
+    raise ValueError(
+      f'Layout: {wanted} cannot be laid over {slices} slices. Choose a multiple of {slices} for the first axis, '
+      f'{next(iter(sizes))}.'
+    )
+  try:
+    return mesh_utils.create_hybrid_device_mesh(
+      within, across, devices, allow_split_physical_axes=True
+    )
+  except (NotImplementedError, AssertionError, ValueError) as error:
+    raise ValueError(
+      f'Layout: {wanted} cannot be laid over {slices} slices of {len(devices) // slices} devices: {error}'
+    ) from error
 
 
 def _no_mesh(sizes: dict[str, int], devices: list[Any]) -> str:

@@ -10,6 +10,7 @@ import opd_jax
 ROOT = Path(opd_jax.__file__).parent
 FLOORS = {
   'types': 0,
+  'dealing': 0,
   'sharding': 0,
   'host': 0,
   'static': 0,

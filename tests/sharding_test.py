@@ -1,11 +1,14 @@
 import dataclasses
 import itertools
 import math
+import types
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from opd_jax import sharding
 from opd_jax.sharding import RULES, Layout, mesh_layout
 
 
@@ -140,3 +143,29 @@ def test_what_jax_cannot_arrange_is_refused_with_the_sizes_that_fit(monkeypatch)
     _ = mesh_layout(fsdp=2, tensor=4, devices=pod(2, 4, 1)).mesh
   with pytest.raises(ValueError, match=r'fsdp=8 x tensor=1 .* sizes whose product is 8'):
     _ = mesh_layout(fsdp=8).mesh
+
+
+@pytest.mark.parametrize(
+  'sizes, within',
+  [
+    ({'data': 2, 'fsdp': 4}, [1, 4]),
+    ({'data': 1, 'fsdp': 8}, [1, 4]),
+    ({'data': 4, 'fsdp': 2}, [2, 2]),
+  ],
+)
+def test_slices_are_cut_by_the_outer_axes(sizes, within):
+  chips = [
+    types.SimpleNamespace(id=i, platform='x', device_kind='x', slice_index=i // 4, process_index=0)
+    for i in range(8)
+  ]
+  mesh = sharding._over_slices(sizes, chips, 2)
+  assert mesh.shape == tuple(sizes.values())
+  slices = np.vectorize(lambda chip: chip.slice_index)(mesh)
+  block = slices[tuple(slice(size) for size in within)]
+  assert (block == block.flat[0]).all()
+
+
+def test_slices_that_no_axis_divides_are_refused():
+  chips = [types.SimpleNamespace(slice_index=i // 4) for i in range(12)]
+  with pytest.raises(ValueError, match='over 3 slices'):
+    sharding._over_slices({'data': 1, 'fsdp': 4}, chips[:4], 3)

@@ -1,21 +1,20 @@
 """The student as its own teacher: what it is shown, how the teacher follows, and what is forgotten.
 
 Command  opd study experiments/studies/self_distillation.py --workdir runs/self_distillation --jobs 2
-Cost     132 runs; about an hour with two at a time on two cores
+Cost     199 runs; about an hour with two at a time on two cores
 
-All begin with one student, `reader`, that was taught to read solutions and first steps and gets about half of the sums
-right without them. Without a context it is its own teacher exactly, so `reader` itself is the control of every
-context. On long questions, where a chain stands behind two others, `long-none` is that control. Claims on calls have
-one rate for both sides: the first measure, by which rates are chosen, would reward those that learn nothing new.
-`reader` never read a failure, so the claim on peers tests a prompt that is new to the model.
+All begin with one student, `reader`, that reads: it gets about half of the sums right by itself and nearly all of them
+behind their solution (`told`) or behind their first steps. Without a context it is its own teacher exactly, so
+`reader` itself is the control of every context. On long questions, where a chain stands behind two others, `long-none`
+is that control. On calls, rates are chosen by the calls: the sums would reward those that learn nothing new. `reader`
+never read a failure, so the claims on peers and on steering test prompts that are new to the model.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
 
 READER, ITSELF = 'experiments/studies/reader.gin', 'experiments/studies/itself.gin'
 WORLD = 'experiments/studies/world.gin'
-RATES = (3e-5, 1e-4, 3e-4)
-NEW = 1e-3  # of both sides of the claims on calls
+RATES = (1e-4, 3e-4, 1e-3)
 LIVE, EMA = (f'judges.itself.refresh = @judges.{name}()' for name in ('live', 'ema'))
 HINT, SIBLINGS = (f'judges.itself.context = @contexts.{name}()' for name in ('column', 'siblings'))
 REVERSE = 'sdpo.sdpo.divergence = @divergences.ReverseKL()'
@@ -24,6 +23,26 @@ LONG = 'sums.sums.distractors = 2'
 PASSAGE = (
   *(HINT, "contexts.column.name = 'passage'", "contexts.column.introduction = ''"),
   "contexts.column.instead_of = 'document'",
+)
+GATED = (
+  'judges.itself.refresh = @judges.gated()',
+  *('judges.gated.by = @gates.RewardRose()', 'gates.RewardRose.apart = 10'),
+)
+STEERED = (
+  "JUDGES = {'teacher': @steering.steered()}",
+  *('steering.steered.siblings = %SAMPLES', "steering.steered.introduction = ':'"),
+)
+TRUSTED = (
+  "JUDGES = {'teacher': @steering.trust_region()}",
+  *(
+    'steering.trust_region.context = @contexts.siblings()',
+    'steering.trust_region.rate = 0.05',
+    REVERSE,
+  ),
+)
+TUTORED = (
+  "JUDGES = {'teacher': @judges.itself(), 'reference': @bare/judges.itself()}",
+  *('bare/judges.itself.context = None', HINT),
 )
 CALLS = (
   *('TASK = @calls.calls()', 'BUDGET = 80'),
@@ -37,22 +56,28 @@ CELLS = {
   'sdft-frozen': ('sdft', ()),
   'sdft-ema': ('sdft', (EMA,)),
   'sdft-live': ('sdft', (LIVE,)),
+  'sdft-gated': ('sdft', GATED),
   'scalar': ('sdpo', (SIBLINGS, EMA, REVERSE)),
   'rich': ('sdpo', (SIBLINGS, EMA, REVERSE, RICH)),
   'peers': ('sdpo', (SIBLINGS, EMA, REVERSE, 'contexts.siblings.successes = 2', 'contexts.siblings.failures = 1')),
+  'trusted': ('sdpo', TRUSTED),
+  'steered': ('ogls', STEERED),
+  'grpo': ('ptd_po', (*TUTORED, 'ptd_po.ptd_po.coefficient = 0.0')),
+  'ptd-po': ('ptd_po', TUTORED),
   'long-none': ('opd', (LONG, 'judges.itself.context = None', LIVE)),
   'long-passage': ('opd', (LONG, *PASSAGE, LIVE)),
 }  # fmt: skip
 
 
-def itself(name: str, method: str, *bindings: str, rates: tuple[float, ...] = RATES) -> Cell:
+def itself(name: str, method: str, *bindings: str, chosen_by: str | None = None) -> Cell:
   """A student that is its own teacher."""
   return Cell(
     name=name,
     files=(ITSELF, f'experiments/methods/{method}.gin'),
     bindings=('WEIGHTS = "{reader}"', 'STEPS = 60', 'PROMPTS = 16', 'SAMPLES = 4', *bindings),
     after=('reader',),
-    rates=rates,
+    rates=RATES,
+    chosen_by=chosen_by,
     seconds=25.0,
   )
 
@@ -64,7 +89,8 @@ def imitating() -> Cell:
     files=(WORLD, 'experiments/methods/sft.gin'),
     bindings=('WEIGHTS = "{reader}"', 'STEPS = 60', 'PROMPTS = 64', *CALLS),
     after=('reader',),
-    rates=(NEW,),
+    rates=RATES,
+    chosen_by='calls, %',
     seconds=25.0,
   )
 
@@ -72,10 +98,10 @@ def imitating() -> Cell:
 STUDY = Study(
   paper='Self-distillation under privileged contexts: OPSD, OPSDL, SDFT, SDPO, MOPD',
   cells=(
-    Cell(name='reader', files=(READER,), bindings=('STEPS = 400',), seed=2, seconds=120.0),
+    Cell(name='reader', files=(READER,), bindings=('STEPS = 360',), seed=2, seconds=120.0),
     *(itself(name, method, *more) for name, (method, more) in CELLS.items()),
     imitating(),
-    itself('calls-sdft', 'sdft', EMA, *CALLS, rates=(NEW,)),
+    itself('calls-sdft', 'sdft', EMA, *CALLS, chosen_by='calls, %'),
   ),
   seeds=(1, 2, 3, 4, 5),
   tuning_seeds=(31, 32),
@@ -83,6 +109,7 @@ STUDY = Study(
     Measure(name='accuracy, %', key='eval/sums/avg@1', scale=100.0, smallest=3.0),
     Measure(name='calls, %', key='eval/calls/avg@1', scale=100.0, smallest=3.0),
     Measure(name='entropy', key='entropy', last=10),
+    Measure(name='told, %', key='eval/told/avg@1', scale=100.0),
   ),
   contrasts=(
     Contrast(claim='a solution is better than nothing', order=('reader', 'solution')),
@@ -92,6 +119,11 @@ STUDY = Study(
     Contrast(claim='an average is steadier than a live teacher', order=('sdft-live', 'sdft-ema')),
     Contrast(claim='a frozen teacher is as good as an average', order=('sdft-frozen', 'sdft-ema'), within=3.0),
     Contrast(claim='successes are better than nothing', order=('reader', 'scalar')),
+    Contrast(claim='a gated teacher beats one that follows every step', order=('sdft-live', 'sdft-gated')),
+    Contrast(claim='a trust region is as good as an average', order=('scalar', 'trusted'), within=3.0),
+    Contrast(claim='steering by outcomes beats nothing', order=('reader', 'steered')),
+    Contrast(claim='steering by outcomes beats a solution', order=('solution', 'steered')),
+    Contrast(claim='a hint where it fails makes GRPO better', order=('grpo', 'ptd-po')),
     Contrast(claim='rich feedback beats scalar', order=('scalar', 'rich')),
     Contrast(claim='two successes and a failure beat one success', order=('scalar', 'peers')),
     Contrast(claim='short passages teach long questions', order=('long-none', 'long-passage')),

@@ -1,4 +1,4 @@
-"""Floor 6. `opd plan`: what an experiment puts on each device, before anything is allocated."""
+"""Floor 6. `opd plan`: what an experiment puts on each device and how long a step takes at least; allocates nothing."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from opd_jax.commands import console, flags
+from opd_jax.commands import console, flags, plan_programs
 
 HELP = 'what an experiment would put on each device; allocates nothing'
 EPILOG = (
@@ -14,6 +14,13 @@ EPILOG = (
   + """\
   opd plan --gin_file experiments/models/qwen3_8b.gin --gin_file experiments/layouts/fsdp.gin \\
            --gin_bindings 'presets.qwen3_8b.param_dtype = "bfloat16"' --devices 8
+
+--topology compiles every program of the stages for TPU chips that are not here (libtpu must be installed; set
+TPU_SKIP_MDS_QUERY=1 where the machine is no TPU); --compile does it for the devices that are, or are simulated.
+Batches are planned as wide as they can become. Exit status 1: something does not fit.
+
+  opd plan --gin_file experiments/recipes/qwen3_1p7b_from_8b.gin --gin_file experiments/layouts/pod.gin \\
+           --topology v5e:4x4
 """
 )
 MOST_DEVICES = 4096  # simulating them takes the processor 6 s
@@ -28,9 +35,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
   parser.add_argument(
+    '--topology', metavar='CHIP:SIDES', help='compile for such chips: v5e:4x4, v5p:4x4x4, v6e:8x8'
+  )
+  parser.add_argument(
+    '--slices', type=int, default=1, metavar='N', help='of the topology, side by side; 1'
+  )
+  parser.add_argument(
+    '--compile', action='store_true', help='compile for the devices that are here, or --devices'
+  )
+  parser.add_argument(
+    '--prompt',
+    type=int,
+    default=512,
+    metavar='N',
+    help='tokens of the longest prompt, where programs are compiled; 512',
+  )
+  parser.add_argument(
     '--chip',
     metavar='NAME',
-    help='tell the hours that the run costs of such a chip: h100, h200, v5p, v6e',
+    help='tell the hours that the run costs of such a chip: h100, h200, v5e, v5p, v6e',
   )
   parser.add_argument(
     '--mfu', type=float, default=0.4, metavar='X', help='share of its peak to reckon with; 0.4'
@@ -38,9 +61,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_json(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   if args.devices is not None:
     _simulate(args.devices)
+  if args.topology is not None:
+    plan_programs.pretend(args.topology, args.slices)
   from opd_jax.configuration import build
   from opd_jax.planning import cost, memory
   from opd_jax.planning.flops import chip_of
@@ -57,26 +82,23 @@ def run(args: argparse.Namespace) -> None:
     chip = chip_of(args.chip, args.mfu)
     hours = cost.cost_of(experiment, {}).hours(chip, args.mfu)
   if args.json:
-    model = dataclasses.asdict(experiment.student)
-    print(
-      json.dumps(
-        {
-          'model': model,
-          'mesh': mesh,
-          **parameters._asdict(),
-          'stages': held,
-          'hours': hours and hours._asdict(),
-        },
-        indent=2,
-      )
-    )
-    return
+    _print_json(experiment.student, mesh, parameters, held, hours)
+    return 0
   unknown = {stage.name: memory.unknown(experiment, stage) for stage in experiment.stages}
   _print(experiment.student, parameters, mesh, held, unknown)
   if hours is not None:
     print(f'cost     {_told(hours, str(args.chip), args.mfu)}')
   if args.workdir:
     print(f'wrote    {Path(args.workdir) / "config.gin"}')
+  if args.topology is None and not args.compile:
+    return 0
+  name = args.topology.partition(':')[0] if args.topology else args.chip
+  return plan_programs.show(experiment, longest=args.prompt, chip=name)
+
+
+def _print_json(model: Any, mesh: str, parameters: Any, held: Any, hours: Any) -> None:
+  known = {'model': dataclasses.asdict(model), 'mesh': mesh, **parameters._asdict()}
+  print(json.dumps({**known, 'stages': held, 'hours': hours and hours._asdict()}, indent=2))
 
 
 def _simulate(devices: int) -> None:

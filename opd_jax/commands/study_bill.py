@@ -35,7 +35,7 @@ def show(ledger: Any, file: Path, *, chip: str, mfu: float) -> None:
 def _head(paper: str, chip: str, mfu: float, *, counted: bool) -> str:
   from opd_jax.planning.flops import CHIPS, OF_BANDWIDTH
 
-  flops, bandwidth = CHIPS[chip]
+  flops, bandwidth, *_ = CHIPS[chip]
   numbers = {'peak': flops / 1e12, 'bandwidth': bandwidth / 1e12, 'share': OF_BANDWIDTH, 'mfu': mfu}
   costs = BOUNDS.format(chip=chip.upper(), **numbers) if counted else STATED
   return f'# {paper}: what would be run. Nothing has been.\n{costs}'

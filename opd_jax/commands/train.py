@@ -83,6 +83,12 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
   for stage in experiment.stages:
     parts, unknown = memory.held(experiment, stage)._asdict(), memory.unknown(experiment, stage)
     lines += [*_stage(stage), f'  holds  {console.held(parts, unknown)}']
+  writing = experiment.sampling_layout or experiment.layout
+  if writing.size('embed') > 1 and any(stage.mix.needs_student for stage in experiment.stages):
+    lines.append(
+      f'warning: responses are written on a layout that cuts weights by width into {writing.size("embed")}: all of '
+      'them are sent for every token. Bind experiment.Experiment.sampling_layout, e.g. experiments/layouts/pod.gin'
+    )
   if skip_preflight:
     lines.append('preflight skipped, as asked')
   return '\n'.join(lines)

@@ -1,24 +1,22 @@
-"""Floor 2. The decoding programs that a batch may need, lowered from shapes: slots are halved, and their room grows."""
+"""Floor 2. Programs of the sampler, lowered from shapes: slots are halved, and their room grows."""
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Lowered
 
-from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference import decode_programs, prompt_reader
+from opd_jax.inference.buckets import LEAST_ROOM, most_columns, rooms, sizes_of
 from opd_jax.inference.decode_programs import Slots
 from opd_jax.inference.sampler import Model, Sampling
 
-ROOM = 64  # columns of the smallest cache
+Lowering = tuple[str, float, Callable[[], Lowered]]  # its name, its calls for a batch, and itself
 
 
-def programs(
-  model: Model, sampling: Sampling, *, rows: int, longest: int
-) -> Iterator[Callable[[], Any]]:
-  """What compiles one program each, in the order in which a batch is likely to need them.
+def programs(model: Model, sampling: Sampling, *, rows: int, longest: int) -> Iterator[Lowering]:
+  """The decoding programs, in the order in which a batch is likely to need them.
 
   Args:
     model: unrolled; its parameters may be shapes.
@@ -31,26 +29,43 @@ def programs(
   for columns in columns_of(sampling, longest, model.config.max_positions):
     for number, size in enumerate(sizes):
       if number:
-        yield functools.partial(_halve, model, empty(sizes[number - 1], columns), size, columns)
-      yield functools.partial(_decode, model, sampling, empty(size, columns))
+        halve = functools.partial(_halve, model, empty(sizes[number - 1], columns), size, columns)
+        yield f'halve {sizes[number - 1]} slots x {columns}', 1.0, halve
+      yield from _decoded(model, sampling, empty(size, columns), rows)
 
 
-def sizes_of(slots: int, *, pieces: int) -> list[int]:
-  """How many slots there are, while they are halved."""
-  sizes = [-(-slots // pieces) * pieces]
-  while sizes[-1] % 2 == 0 and (sizes[-1] // 2) % pieces == 0:
-    sizes.append(sizes[-1] // 2)
-  return sizes
+def widest(model: Model, sampling: Sampling, *, rows: int, longest: int) -> Iterator[Lowering]:
+  """Reading of the longest prompts, and decoding where every slot has all of its room."""
+  pieces, chunk = model.layout.size('batch'), sampling.chunk
+  columns = prompt_reader.width_of(longest, chunk, model.config.max_positions)
+  size = sizes_of(min(sampling.slots, rows), pieces=pieces)[0]
+  array = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+  read = functools.partial(
+    decode_programs.prefill.lower,
+    (model.params,),
+    array(size, columns),
+    array(size),
+    specs=((model.config, model.layout),),
+    chunk=min(chunk, columns),
+  )
+  yield f'prefill {size} x {columns}', rows / size, read
+  room = columns_of(sampling, longest, model.config.max_positions)[-1]
+  yield from _decoded(model, sampling, _empty_slots(model, sampling, size)(size, room), rows)
+
+
+def _decoded(model: Model, sampling: Sampling, slots: Slots, rows: int) -> Iterator[Lowering]:
+  size, columns = slots.ended.shape[0], slots.caches[0].columns
+  calls = max(rows / size, 1) * sampling.budget / sampling.segment
+  decode = functools.partial(_decode, model, sampling, slots)
+  yield f'decode {size} slots x {columns}, {sampling.segment} tokens', calls, decode
 
 
 def columns_of(sampling: Sampling, longest: int, table: int) -> list[int]:
   """How much room the slots have, from the first segment to the end of the budget."""
-  fitted = lambda size: bucket(size, minimum=ROOM, maximum=max(table, 2))
-  first, last = longest + min(sampling.segment, sampling.budget), longest + sampling.budget
-  columns = [fitted(max(first, bucket(longest, minimum=16, maximum=table)))]
-  while columns[-1] < fitted(min(last, table)):
-    columns.append(fitted(columns[-1] + 1))
-  return columns
+  width = prompt_reader.width_of(longest, sampling.chunk, table)
+  first = max(longest + min(sampling.segment, sampling.budget), width)
+  most = most_columns(max(longest + sampling.budget, width), table)
+  return [each for each in rooms(most) if each >= min(first, most)]
 
 
 def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, int], Slots]:
@@ -60,7 +75,7 @@ def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, 
     'specs': ((model.config, model.layout),),
     'window': repetition.window if repetition else 0,
   }
-  made = decode_programs.vacant.lower(rows=rows, columns=ROOM, **settings).compile()
+  made = decode_programs.vacant.lower(rows=rows, columns=LEAST_ROOM, **settings).compile()
 
   def empty(size: int, columns: int) -> Slots:
     make = functools.partial(decode_programs.vacant, rows=size, columns=columns, **settings)
@@ -70,15 +85,15 @@ def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, 
   return empty
 
 
-def _halve(model: Model, slots: Slots, size: int, columns: int) -> None:
+def _halve(model: Model, slots: Slots, size: int, columns: int) -> Lowered:
   kept = jax.ShapeDtypeStruct((size,), np.int32)
   specs = ((model.config, model.layout),)
-  decode_programs.reshaped.lower(slots, kept, specs=specs, columns=columns).compile()
+  return decode_programs.reshaped.lower(slots, kept, specs=specs, columns=columns)
 
 
-def _decode(model: Model, sampling: Sampling, slots: Slots) -> None:
+def _decode(model: Model, sampling: Sampling, slots: Slots) -> Lowered:
   numbers = sampling.decoding.numbers_at(0)
-  decode_programs.decode.lower(
+  return decode_programs.decode.lower(
     (model.params,),
     slots,
     jax.ShapeDtypeStruct((), np.int32),
@@ -87,4 +102,4 @@ def _decode(model: Model, sampling: Sampling, slots: Slots) -> None:
     decoding=sampling.decoding,
     recording=sampling.recording,
     steps=sampling.segment,
-  ).compile()
+  )

@@ -12,6 +12,13 @@ from opd_jax.inference.decode_programs import Admission, Prefilled, Slots, Specs
 from opd_jax.types import Params
 
 
+def width_of(length: int, chunk: int, table: int) -> int:
+  """Columns in which a prompt is read: a bucket, or pieces of a chunk."""
+  if length <= chunk:
+    return bucket(length, minimum=16, maximum=min(chunk, table))
+  return min(-(-length // chunk) * chunk, table)
+
+
 @dataclasses.dataclass(kw_only=True)
 class PromptReader:
   """Reads prompts and places rows.
@@ -59,10 +66,7 @@ class PromptReader:
 
   def width(self, length: int) -> int:
     """Columns in which a prompt is read."""
-    chunk = self.chunk
-    if length <= chunk:
-      return bucket(length, minimum=16, maximum=min(chunk, self.table))
-    return min(-(-length // chunk) * chunk, self.table)
+    return width_of(length, self.chunk, self.table)
 
   def _prefill(
     self, prompts: list[tuple[int, ...]]

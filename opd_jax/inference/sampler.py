@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import bucket
+from opd_jax.inference.buckets import most_columns, rooms, sizes_of
 from opd_jax.inference.decode_programs import Recording, Slots
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.prompt_reader import PromptReader
@@ -153,6 +153,9 @@ class Run:
       table=self.table,
       pieces=self.pieces,
     )
+    needed = [self.lengths + self.budgets, [*map(self.reader.width, self.lengths.tolist())]]
+    self.rooms = rooms(most_columns(int(np.max(needed)), self.table))
+    self.sizes: list[int] = []  # of the slots, while they are halved
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens each row may write, and whether the position table is what limits it."""
@@ -191,8 +194,8 @@ class Run:
     steps = slot_steps = 0
     if len(waiting) < len(self.rows):
       yield Progress(tuple(np.flatnonzero(self.budgets == 0).tolist()), 0, 0, 0)
-    rounded = -(-min(self.sampling.slots, len(waiting)) // self.pieces) * self.pieces
-    held, slots = np.full(rounded, -1), None  # the row in each slot
+    self.sizes = sizes_of(min(self.sampling.slots, len(waiting)), pieces=self.pieces)
+    held, slots = np.full(self.sizes[0], -1), None  # the row in each slot
     while len(waiting) or (held >= 0).any():
       free = np.flatnonzero(held < 0)[: len(waiting)]
       arriving, waiting = waiting[: len(free)], waiting[len(free) :]
@@ -222,7 +225,7 @@ class Run:
     free = int((held < 0).sum())
     if hurry:
       return np.int32(free + max(len(held) // 16, 1))
-    can_shrink = len(held) > self.pieces
+    can_shrink = len(held) > self.sizes[-1]
     return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))
 
   def _fitted(
@@ -230,13 +233,13 @@ class Run:
   ) -> tuple[Slots, np.ndarray]:
     """Slots with room for another segment of every row; half as many where half are enough."""
     rows, size = held[held >= 0], len(held)
-    while shrink and size % 2 == 0 and (size // 2) % self.pieces == 0 and size // 2 >= len(rows):
-      size //= 2
+    if shrink:
+      size = min(each for each in self.sizes if each >= len(rows))
     ahead = np.minimum(
       self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets
     )[rows]
     need = max(int(ahead.max()), *map(self.reader.width, self.lengths[rows].tolist()))
-    columns = bucket(need, minimum=64, maximum=max(self.table, 2))
+    columns = next(each for each in self.rooms if each >= need)
     if slots is None:
       repetition = self.sampling.decoding.repetition
       window = repetition.window if repetition else 0
@@ -253,31 +256,29 @@ class Run:
 
   def _keep(self, record: decode_programs.Record, count: int, held: np.ndarray) -> None:
     """Copies the tokens of a segment into the rows of the rollout."""
-    rollout = self.rollout
-    for step in range(count):
-      active = record.written[step]
-      rows = held[active]
-      at = rows, self.written[rows]
-      sound = np.isfinite(record.behaviour_logp[step, active]) & ~np.isnan(
-        record.logp[step, active]
+    rollout, written = self.rollout, np.asarray(record.written[:count])
+    step, slot = np.nonzero(written)
+    row = held[slot]
+    at = row, self.written[row] + np.cumsum(written, axis=0)[step, slot] - 1
+    sound = np.isfinite(record.behaviour_logp[step, slot]) & ~np.isnan(record.logp[step, slot])
+    if not sound.all():
+      first = np.argmin(sound)
+      raise ValueError(
+        f'sampler: no distribution to draw from at position {at[1][first]} of row {self.rows[row[first]]}: the logits '
+        'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'
       )
-      if not sound.all():
-        row = rows[np.argmin(sound)]
-        raise ValueError(
-          f'sampler: no distribution to draw from at position {self.written[row]} of row {self.rows[row]}: the logits '
-          'hold NaN, or the rules left no token. Check the weights (NaN after an update?) and the decoding rules.'
-        )
-      rollout.response[at] = record.token[step, active]
-      rollout.mask[at] = True
-      rollout.writer[at] = STUDENT
-      rollout.behaviour_logp[at] = record.behaviour_logp[step, active]
-      rollout.logp[at] = record.logp[step, active]
-      if rollout.entropy is not None and record.entropy is not None:
-        rollout.entropy[at] = record.entropy[step, active]
-      if rollout.top_k is not None and record.top_k is not None:
-        rollout.top_k.ids[at] = record.top_k.ids[step, active]
-        rollout.top_k.logp[at] = record.top_k.logp[step, active]
-      self.written[rows] += 1
+    rollout.response[at] = record.token[step, slot]
+    rollout.mask[at] = True
+    rollout.writer[at] = STUDENT
+    rollout.behaviour_logp[at] = record.behaviour_logp[step, slot]
+    rollout.logp[at] = record.logp[step, slot]
+    if rollout.entropy is not None and record.entropy is not None:
+      rollout.entropy[at] = record.entropy[step, slot]
+    if rollout.top_k is not None and record.top_k is not None:
+      rollout.top_k.ids[at] = record.top_k.ids[step, slot]
+      rollout.top_k.logp[at] = record.top_k.logp[step, slot]
+    here = held >= 0
+    self.written[held[here]] += written.sum(axis=0)[here]
 
 
 def _blank(prompts: Prompts, sampling: Sampling, version: int) -> Rollout:

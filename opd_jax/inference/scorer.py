@@ -4,7 +4,8 @@ Here is the one shift by one of the library: the state at column c predicts the 
 state that predicts response[:, r] is one column before it. Everything that this file returns is indexed by
 response position.
 
-The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does.
+The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does. Over a mesh every device reads its
+own rows and its own columns of the head: nothing of size V crosses devices.
 """
 
 import functools
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from opd_jax.losses.vocab_shard import VocabShard
 from opd_jax.models import transformer
 from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
@@ -72,21 +75,22 @@ def score(
   model = transformer.bind(config, layout, params)
   states, tapped = states_of(model, prompt, length, response, layers=request.layers)
   states, head = fitted(states, model.head(), columns or config.vocab_size)
-  scores = _read(states, head.astype(states.dtype), response, ids, request)
+  scores = _read(states, head.astype(states.dtype), response, ids, request, layout)
   return scores._replace(layers=jnp.stack(tapped, axis=2) if tapped else None)
 
 
-@functools.partial(jax.jit, static_argnames=('request',), compiler_options=SAME_ROUNDING)
+@functools.partial(jax.jit, static_argnames=('request', 'layout'), compiler_options=SAME_ROUNDING)
 def read(
   states: Float[AnyArray, 'B R D'],
   head: Float[AnyArray, 'D V'],
   response: Int[AnyArray, 'B R'],
   ids: Int[AnyArray, 'B R C'] | None = None,
   *,
+  layout: Layout,
   request: ScoreRequest = ScoreRequest(),
 ) -> Scores:
   """Scores from given hidden states, e.g. the sum of several models' states."""
-  return _read(states, head.astype(states.dtype), response, ids, request)
+  return _read(states, head.astype(states.dtype), response, ids, request, layout)
 
 
 def fitted(
@@ -126,8 +130,28 @@ def states_of(
   return at_response(states), tuple(map(at_response, tapped))
 
 
-def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
-  """Log-probabilities and the other scores of the request, tile by tile."""
+def _read(states, head, response, ids, request: ScoreRequest, layout: Layout) -> Scores:
+  """Log-probabilities and the other scores of the request: of every device's rows, with its columns of the head."""
+  axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
+  columns = VocabShard(axes, head.shape[1] // layout.size('vocab'))
+  read = functools.partial(_read_tiles, request=request, columns=columns)
+  if not layout.is_single:
+    by_row, by_column = layout.spec('batch'), PartitionSpec(None, layout.spec('vocab')[0])
+    read = jax.shard_map(
+      read,
+      mesh=layout.mesh,
+      in_specs=(by_row, by_column, by_row, by_row),
+      out_specs=by_row,
+      check_vma=False,
+    )
+  with jax.named_scope('head'):
+    logp, entropy, top_k, at_ids = read(states, head, response, ids)
+  hidden = states if request.hidden else None
+  return Scores(logp, jnp.ones(response.shape, bool), entropy, top_k, at_ids, hidden)
+
+
+def _read_tiles(states, head, response, ids, *, request: ScoreRequest, columns: VocabShard):
+  """The same on one device, tile by tile."""
   rows = response.shape
   size = rows[0] * rows[1]
   tile = tile_of(head.shape[1], size)
@@ -144,24 +168,21 @@ def _read(states, head, response, ids, request: ScoreRequest) -> Scores:
     logits = transformer.logits_of(state, head)
     if request.temperature != 1.0:
       logits = logits / request.temperature
-    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    pick = lambda which: jnp.take_along_axis(logits, which, axis=-1) - total
+    total = columns.logsumexp(logits)
+    pick = lambda which: columns.pick(logits, which) - total
     gap = total - logits
     entropy = None
     if request.entropy:
-      entropy = jnp.sum(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap), axis=-1)
-    best = jax.lax.top_k(logits, request.top_k) if request.top_k else None
-    top_k = None if best is None else TopK(ids=best[1], logp=best[0] - total)
+      entropy = columns.total(jnp.where(jnp.isinf(gap), 0.0, jnp.exp(-gap) * gap))
+    best = columns.top_k(logits, request.top_k) if request.top_k else None
+    top_k = None if best is None else best._replace(logp=best.logp - total)
     at_ids = None if judged is None else TopK(ids=judged, logp=pick(judged))
     return pick(token[:, None])[:, 0], entropy, top_k, at_ids
 
-  with jax.named_scope('head'):
-    tiles = jax.lax.map(one, pieces)
-  logp, entropy, top_k, at_ids = jax.tree.map(
-    lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]), tiles
+  return jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]),
+    jax.lax.map(one, pieces),
   )
-  hidden = states if request.hidden else None
-  return Scores(logp, jnp.ones(rows, bool), entropy, top_k, at_ids, hidden)
 
 
 def score_rows(

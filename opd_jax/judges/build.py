@@ -15,6 +15,7 @@ from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.spec import AnyJudge, Averaged, Combined, Judge, Routed, named_parts
+from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import load
@@ -33,6 +34,7 @@ class Builder:
     rows: per pass of a judge.
     seed: of the run; a preset gets random weights of the next one, so that it is not the student.
     say: told what is being loaded.
+    shape_of: tells the shape of named weights. Where it is given, nothing is loaded: judges have shapes for weights.
   """
 
   config: ModelConfig
@@ -42,6 +44,7 @@ class Builder:
   rows: int
   seed: int = 0
   say: Say = lambda text: None
+  shape_of: Callable[[str], ModelConfig] | None = None
 
   def build(self, name: str, judge: AnyJudge) -> WorkingJudge:
     """A judge at work, with its weights loaded."""
@@ -70,7 +73,7 @@ class Builder:
 
   def _single(self, name: str, judge: Judge) -> LocalJudge | CachedJudge:
     local = self.local(name, judge)
-    if judge.cache is None:
+    if judge.cache is None or self.shape_of is not None:
       return local
     identity = local.identity(Weights(student={}, snapshots={}))
     return CachedJudge(inner=local, folder=Path(judge.cache), identity=identity)
@@ -78,7 +81,10 @@ class Builder:
   def local(self, name: str, judge: Judge) -> LocalJudge:
     """A single judge; the student itself has no weights of its own."""
     config, layout, own = self.config, judge.layout or self.layout, None
-    if judge.weights is not None:
+    if judge.weights is not None and self.shape_of is not None:
+      config = dataclasses.replace(self.shape_of(judge.weights), **types_of(judge))
+      own = transformer.abstract(config, layout)
+    elif judge.weights is not None:
       self.say(f'loading {name}: {judge.weights}')
       check_vocabulary(name, judge.weights, self.tokenizer, self.config, self.say)
       loaded = load.model(judge.weights, layout, seed=self.seed + 1, **types_of(judge))

@@ -82,7 +82,10 @@ class CombinedJudge:
       name = reading.member.name
       states[name] = _with_reading(states[name], reading, weights, rollout)
     hidden = jnp.concatenate(list(states.values()), axis=-1)
-    scores = scorer.read(hidden, self.head(weights), rollout.response, ids, request=request)
+    home = next(iter(self.models.values())).home
+    scores = scorer.read(
+      hidden, self.head(weights), rollout.response, ids, layout=home, request=request
+    )
     return scores._replace(known=scores.known & jnp.asarray(known)[:, None])
 
   def _readings(

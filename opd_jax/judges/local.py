@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.stages import Lowered
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from opd_jax import dealing
 from opd_jax.data.prompts import left_padded
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
@@ -24,7 +26,7 @@ from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage.fingerprint import digest
-from opd_jax.types import Params, Rollout, ScoreRequest, Scores, Weights
+from opd_jax.types import AnyArray, Params, Rollout, ScoreRequest, Scores, Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class LocalJudge:
     columns: entries of the student's vocabulary; a table that is padded to another size is fitted to it.
     tokenizer, template: render its prompts.
     own: its weights; None: the student's, as `spec.refresh` says.
-    rows: rows of one pass.
+    rows: rows of one pass; at least one on every device.
   """
 
   name: str
@@ -135,34 +137,43 @@ class LocalJudge:
 
   def score_arrays(self, params: Params, tokens, length, response, ids, request) -> Scores:
     """Scores padded arrays, `rows` at a time; the result has the student's layout."""
+    rows = len(response)
+    given = jax.tree.map(self._padded, (tokens, length, response, ids))
     parts = []
-    for begin in range(0, len(response), self.rows):
-      piece = lambda x, begin=begin: None if x is None else x[begin : begin + self.rows]
+    for members in self._passes(rows):
+      batch = jax.tree.map(lambda x, members=members: x[members], given)
       parts.append(
         scorer.score(
           params,
-          piece(tokens),
-          piece(length),
-          piece(response),
-          piece(ids),
+          *batch,
           config=self.config,
           layout=self.layout,
           request=request,
           columns=self.columns,
         )
       )
-    scores = parts[0]
-    if len(parts) > 1:
-      scores = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
+    scores = parts[0] if len(parts) == 1 else dealing.joined(parts, layout=self.layout)
+    if len(scores.logp) > rows:
+      scores = jax.tree.map(lambda x: x[:rows], scores)
     return moved(scores, self.layout, self.home, rows=True)
+
+  def _passes(self, rows: int) -> list[Int[np.ndarray, ' N']]:
+    pieces = self.layout.size('batch')
+    return dealing.passes(-(-rows // pieces) * pieces, most=self.rows, pieces=pieces)
+
+  def _padded(self, x: AnyArray) -> np.ndarray:
+    """The first row again, until the devices divide the rows."""
+    x = np.asarray(x)
+    more = -len(x) % self.layout.size('batch')
+    return np.concatenate([x, np.repeat(x[:1], more, axis=0)]) if more else x
 
   def _prompt_columns(self, longest: int) -> int:
     return bucket(longest, minimum=8, maximum=self.config.max_positions)
 
   def lowered(
     self, params: Params, shape: tuple[int, int], longest: int, request: ScoreRequest
-  ) -> Iterator[Lowered]:
-    """The programs that score responses of a shape, not compiled.
+  ) -> Iterator[tuple[int, int, Callable[[], Lowered]]]:
+    """The programs that score responses of a shape: their rows, their calls, and themselves, not compiled.
 
     Args:
       params: its weights, or their shapes.
@@ -171,20 +182,13 @@ class LocalJudge:
       request: which scores.
     """
     whole = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-    rows, width = shape
-    for size in sorted({min(self.rows, rows), rows % self.rows} - {0}):
-      wanted = request.at_student_top_k
-      yield scorer.score.lower(
-        params,
-        whole(size, self._prompt_columns(longest)),
-        whole(size),
-        whole(size, width),
-        whole(size, width, wanted) if wanted else None,
-        config=self.config,
-        layout=self.layout,
-        request=request,
-        columns=self.columns,
-      )
+    width, wanted, columns = shape[1], request.at_student_top_k, self._prompt_columns(longest)
+    for size, calls in Counter(len(members) for members in self._passes(shape[0])).items():
+      ids = whole(size, width, wanted) if wanted else None
+      batch = whole(size, columns), whole(size), whole(size, width), ids
+      settings = {'config': self.config, 'layout': self.layout, 'columns': self.columns}
+      lower = functools.partial(scorer.score.lower, params, *batch, request=request)
+      yield size, calls, functools.partial(lower, **settings)
 
   def identity(self, weights: Weights) -> str:
     """Hash of the weights, the model, the tokenizer and the entries that are compared."""

@@ -17,6 +17,8 @@ from opd_jax.sharding import Layout
 
 Kernel = Literal['xla', 'cudnn', 'splash']
 SPLASH_BLOCK = 512
+SPLASH_LANES = 128  # the kernel's columns are multiples of it
+SPLASH_LONG = 4096  # columns from which on whole blocks are worth their padding
 
 
 def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: bool) -> Kernel:
@@ -26,9 +28,13 @@ def kernel(platform: str, dtype: str, *, length: int, head_dim: int, masked: boo
   ):
     # cuDNN reads a mask as a bias, and its backward pass then needs an even length.
     return 'cudnn' if not masked or length % 2 == 0 else 'xla'
-  if platform == 'tpu' and length % 128 == 0:
-    return 'splash'
-  return 'xla'
+  return 'splash' if platform == 'tpu' and length >= SPLASH_LANES else 'xla'
+
+
+def splash_columns(length: int) -> int:
+  """Columns that the TPU kernel is given: padding costs less than attention that writes its scores out."""
+  multiple = SPLASH_BLOCK if length > SPLASH_LONG else SPLASH_LANES
+  return -(-length // multiple) * multiple
 
 
 def causal_mask(
@@ -48,10 +54,14 @@ def _splash(
   *,
   layout: Layout,
 ) -> Float[Array, 'B T N H']:
-  """The TPU flash kernel: causal, grouped, left padding as a segment of its own."""
+  """The TPU flash kernel: causal, grouped, left padding as a segment of its own.
+
+  Columns are padded at the end, where causality hides them.
+  """
   from jax.experimental.pallas.ops.tpu import splash_attention as splash  # TPU only, slow to import
 
-  length, heads = query.shape[1], query.shape[2] // layout.size('heads')
+  columns, heads = query.shape[1], query.shape[2] // layout.size('heads')
+  length = splash_columns(columns)
   block = next(size for size in (SPLASH_BLOCK, 256, 128) if length % size == 0)
   sizes = splash.BlockSizes(
     block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
@@ -63,9 +73,10 @@ def _splash(
     flash = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
     segment = (jnp.arange(length) >= start[:, None]).astype(jnp.int32)
     scaled = query * query.shape[-1] ** -0.5
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
+    room = ((0, 0), (0, 0), (0, length - columns), (0, 0))
+    heads_first = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (scaled, key, value))
     mixed: Any = jax.vmap(flash)(*heads_first, splash.SegmentIds(segment, segment))
-    return jnp.swapaxes(mixed, 1, 2)
+    return jnp.swapaxes(mixed, 1, 2)[:, :columns]
 
   start = jnp.zeros(query.shape[:1], jnp.int32) if start is None else start
   if layout.is_single:

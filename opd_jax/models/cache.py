@@ -39,7 +39,8 @@ def empty(config: ModelConfig, layout: Layout, *, length: int, start: Int[Array,
     jnp.zeros(shape, config.dtype, device=sharding) for _ in range(config.num_layers)
   )
   end = jnp.zeros(start.shape, jnp.int32, device=everywhere)
-  return Cache(keys=zeros(), values=zeros(), start=jax.device_put(start, everywhere), end=end)
+  cache = Cache(keys=zeros(), values=zeros(), start=jax.device_put(start, everywhere), end=end)
+  return pinned(cache, layout)  # inside a program, `device` says nothing
 
 
 def write(

@@ -217,11 +217,13 @@ def decoding_config(config: ModelConfig) -> ModelConfig:
 
 
 def unrolled(config: ModelConfig, layout: Layout, params: Params) -> tuple[ModelConfig, Params]:
-  """Converts a model to its `decoding_config`."""
+  """Converts a model, or the shapes of one, to its `decoding_config`."""
   target = decoding_config(config)
-  return (
-    (config, params) if target == config else (target, _unroller(config, target, layout)(params))
-  )
+  if target == config:
+    return config, params
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+    return target, abstract(target, layout)
+  return target, _unroller(config, target, layout)(params)
 
 
 @functools.lru_cache(maxsize=16)

@@ -29,7 +29,7 @@ def cost_of(experiment: Experiment, shapes: Shapes) -> Cost:
   """Of a whole run, its evaluations included."""
   total, step = Cost(), 0
   for number, stage in enumerate(experiment.stages):
-    total = total.plus(_step(experiment.model, stage, shapes), stage.steps)
+    total = total.plus(of_step(experiment.model, stage, shapes), stage.steps)
     for evaluation in experiment.evaluations:
       due = sum(evaluation.is_due(step + after) for after in range(1, stage.steps))
       times = due + 1 + (number == 0)  # after the stage, and before the first
@@ -38,7 +38,8 @@ def cost_of(experiment: Experiment, shapes: Shapes) -> Cost:
   return total
 
 
-def _step(student: ModelConfig, stage: Stage, shapes: Shapes) -> Cost:
+def of_step(student: ModelConfig, stage: Stage, shapes: Shapes) -> Cost:
+  """Of one step of a stage, without evaluations."""
   rows, budget, slots = stage.prompts * stage.samples, stage.sampling.budget, stage.sampling.slots
   mix, total = stage.mix, Cost()
   teacher, data = ramps.extremes(mix.teacher), ramps.extremes(mix.data)

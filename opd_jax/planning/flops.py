@@ -14,13 +14,16 @@ class Chip(NamedTuple):
 
   flops: float  # a second, dense, bfloat16
   bandwidth: float  # bytes a second
+  memory: float = float('inf')  # bytes
+  network: float = float('inf')  # bytes a second that it can send to its neighbours
 
 
 CHIPS = {
-  'h100': Chip(989e12, 3.35e12),
-  'h200': Chip(989e12, 4.8e12),
-  'v5p': Chip(459e12, 2.765e12),
-  'v6e': Chip(918e12, 1.64e12),
+  'h100': Chip(989e12, 3.35e12, 80e9, 450e9),
+  'h200': Chip(989e12, 4.8e12, 141e9, 450e9),
+  'v5e': Chip(197e12, 0.819e12, 16 * 2**30, 200e9),
+  'v5p': Chip(459e12, 2.765e12, 95 * 2**30, 600e9),
+  'v6e': Chip(918e12, 1.64e12, 32 * 2**30, 448e9),
 }
 OF_BANDWIDTH = 0.65  # what decoding reaches of it; measured on an H200: 65 to 68 %
 BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
@@ -137,11 +140,23 @@ def writing(config: ModelConfig, rows: float | int, tokens: int, *, slots: int) 
   if not rows:
     return Cost()
   steps = rows * tokens / min(slots, rows)
-  cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-  read = steps * weights_of(config, active=False) + rows * cached * _attended(tokens)
+  weights = BYTES[config.dtype] * steps * weights_of(config, active=False)
   return Cost(
-    sample=rows * forward(config, tokens), read=BYTES[config.dtype] * read, sampled=rows * tokens
+    sample=rows * forward(config, tokens),
+    read=weights + cache_read(config, rows, tokens),
+    sampled=rows * tokens,
   )
+
+
+def cache_read(config: ModelConfig, rows: float | int, tokens: int) -> float:
+  """Bytes of the cache that decoding of some rows reads.
+
+  >>> from opd_jax.models import presets
+  >>> cache_read(presets.tiny(), 2, 3) == 4 * 12 * 128
+  True
+  """
+  cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  return BYTES[config.dtype] * rows * cached * _attended(tokens)
 
 
 def _attended(tokens: int) -> float:

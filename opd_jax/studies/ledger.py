@@ -100,12 +100,12 @@ class Ledger:
       tried = self.tried(cell)
       if not tried:
         raise Never(f'no rate of {cell.name} could be tried')
-      self._rates[cell] = chosen_among(tried, self.study.measure(None))
+      self._rates[cell] = chosen_among(tried, self.study.measure(cell.chosen_by))
     return self._rates[cell]
 
   def tried(self, cell: Cell) -> list[tuple[float, float]]:
     """Rates with the mean of their trials, of those rates whose trials are all done."""
-    measure, tried = self.study.measure(None), []
+    measure, tried = self.study.measure(cell.chosen_by), []
     for rate in cell.rates:
       runs = [run for run in self.trials(cell) if run.rate == rate]
       if runs and all(map(self.is_done, runs)):

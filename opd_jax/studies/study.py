@@ -23,6 +23,7 @@ class Cell:
     bindings: gin bindings. `{other}` stands for the student of a cell in `after`, of the same seed.
     after: cells that must be done before.
     rates: learning rates, bound to RATE. Of several, the best over the study's tuning seeds is taken.
+    chosen_by: the measure by which its rate is chosen; None: the study's first.
     seed: of the one run that serves all seeds, e.g. a teacher; None: each seed has its own run.
     seconds: what a run is believed to take; replaced by what runs of the cell took.
   """
@@ -32,6 +33,7 @@ class Cell:
   bindings: tuple[str, ...] = ()
   after: tuple[str, ...] = ()
   rates: tuple[float, ...] = ()
+  chosen_by: str | None = None
   seed: int | None = None
   seconds: float | None = None
 
@@ -166,7 +168,7 @@ class Study:
     cells: a cell comes behind those that it takes a student of.
     seeds: of the runs that are compared; a run's seed is bound to `experiment.Experiment.seed`.
     tuning_seeds: others, on which rates are chosen.
-    measures: the first one chooses rates.
+    measures: the first one chooses rates where a cell does not say otherwise.
     contrasts: the claims; all their tests are one family.
     printed: the paper's numbers.
   """
@@ -222,6 +224,7 @@ class Study:
     measures = {measure.name for measure in self.measures}
     named = [(f'contrast {c.claim!r}', c.order, c.measure) for c in self.contrasts]
     named += [(f'printed {p.value}', (p.cell,), p.measure) for p in self.printed]
+    named += [(f'cell {cell.name}', (), cell.chosen_by) for cell in self.cells]
     for who, of, measure in named:
       if unknown := [name for name in of if name not in cells]:
         raise ValueError(f'Study: {who} names {unknown}; cells are {sorted(cells)}.')

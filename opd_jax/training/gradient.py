@@ -7,13 +7,14 @@ matter how it is cut, and a microbatch is only as wide as its own longest row.
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax import dealing
 from opd_jax.inference import scorer
 from opd_jax.inference.buckets import bucket
 from opd_jax.losses import vocabulary
@@ -138,48 +139,52 @@ def _tally(reading: Reading, batch: Batch) -> dict[str, Array]:
   }
 
 
-@functools.partial(jax.jit, static_argnames=('width', 'columns', 'layout'))
-def part(batch: Batch, rows: Array, *, width: int, columns: int, layout: Layout) -> Batch:
-  """Some rows of a batch, cut to a width; the prompt to its last `columns`."""
-
-  def pick(x):
-    x = jnp.asarray(x)[rows]
-    x = x[:, :width] if x.ndim >= 2 else x
-    return layout.constrain(x, 'batch', *[None] * (x.ndim - 1))
-
-  prompt = batch.rollout.prompt
-  prompt = prompt._replace(tokens=prompt.tokens[:, prompt.tokens.shape[1] - columns :])
-  prompt = jax.tree.map(lambda x: jnp.asarray(x)[rows], prompt)
-  heads = {name: target.head for name, target in batch.targets.items()}
-  targets = {name: target._replace(head=None) for name, target in batch.targets.items()}
-  rollout, known, targets, terms = jax.tree.map(
-    pick, (batch.rollout._replace(prompt=None), batch.known, targets, batch.terms)
+def part(
+  batch: Batch, rows: Int[np.ndarray, ' N'], *, width: int, columns: int, layout: Layout
+) -> Batch:
+  """Some rows of a batch whose rollout is in host memory, cut to a width; the prompt to its last `columns`."""
+  rollout, prompt = batch.rollout, batch.rollout.prompt
+  cut = lambda x: np.asarray(x)[rows, :width] if np.ndim(x) >= 2 else np.asarray(x)[rows]
+  prompt = prompt._replace(tokens=np.asarray(prompt.tokens)[:, prompt.tokens.shape[1] - columns :])
+  prompt = jax.tree.map(lambda x: np.asarray(x)[rows], prompt)
+  rollout = jax.tree.map(cut, rollout._replace(prompt=None))._replace(prompt=prompt)
+  stays = dealing.stay(rows, rows=len(batch.known), pieces=layout.size('batch'))
+  known, targets, terms = dealing.taken(
+    on_devices(batch), rows, width=width, layout=layout, local=stays
   )
-  targets = {name: target._replace(head=heads[name]) for name, target in targets.items()}
-  return Batch(rollout._replace(prompt=prompt), known, targets, terms)
+  heads = {name: target._replace(head=batch.targets[name].head) for name, target in targets.items()}
+  return Batch(rollout, known, heads, terms)
 
 
-def _size(rows: int, count: int, *, devices: int) -> int:
+def on_devices(batch: Batch) -> tuple[Any, dict[str, Target], WeightedTerms]:
+  """What of a batch has rows and is large: it is dealt where it lies."""
+  targets = {name: target._replace(head=None) for name, target in batch.targets.items()}
+  return batch.known, targets, batch.terms
+
+
+def rows_of_part(rows: int, count: int, *, devices: int) -> int:
   """Rows of a microbatch."""
   return math.ceil(rows / count / devices) * devices
 
 
 def dealable(rows: int, count: int, *, devices: int) -> bool:
   """Whether so many rows can be dealt to microbatches."""
-  return rows % _size(rows, count, devices=devices) == 0
+  return rows % rows_of_part(rows, count, devices=devices) == 0
 
 
 def microbatches_of(rollout: Rollout, count: int, *, devices: int) -> list[np.ndarray]:
-  """Rows of like length together: each microbatch is then as wide as its own longest row."""
+  """Rows of like length together: each microbatch is then as wide as its own longest row. No row leaves its device."""
   rows = len(rollout.response)
-  size = _size(rows, count, devices=devices)
+  size = rows_of_part(rows, count, devices=devices)
   if rows % size:
     raise ValueError(
       f'update: {rows} rows cannot be dealt to {count} microbatches on {devices} devices: a microbatch would have '
       f'{size} rows. Choose numbers that divide.'
     )
-  order = np.argsort(-rollout.lengths, kind='stable')
-  return [order[begin : begin + size] for begin in range(0, rows, size)]
+  order = np.argsort(-rollout.lengths.reshape(devices, -1), axis=1, kind='stable')
+  order += np.arange(0, rows, rows // devices)[:, None]
+  share = size // devices
+  return [order[:, begin : begin + share].ravel() for begin in range(0, order.shape[1], share)]
 
 
 def parts_of(batch: Batch, microbatches: int, *, layout: Layout, rows: np.ndarray | None = None):

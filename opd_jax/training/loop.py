@@ -30,7 +30,7 @@ from opd_jax.training import (
   verbs,
 )
 from opd_jax.training import workdir as workdirs
-from opd_jax.training.ahead import Ahead, Example
+from opd_jax.training.ahead import Ahead
 from opd_jax.training.checkpoints import Checkpointer, state_of
 from opd_jax.training.evaluations import Evaluations
 from opd_jax.training.experiment import Experiment
@@ -39,6 +39,7 @@ from opd_jax.training.recorder import Recorder
 from opd_jax.training.resuming import Plan
 from opd_jax.training.run import Listener, Outcome, Run, watched
 from opd_jax.training.runtime import StageRuntime, build_runtime
+from opd_jax.training.shapes import Example
 from opd_jax.training.state import (
   RunPosition,
   State,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from opd_jax.data.problems import Problem
 from opd_jax.forks import without_forks
@@ -21,14 +21,13 @@ def of_rollout(rollout: Rollout, *, step: int) -> dict[str, float]:
   """What can be said of a batch without any model."""
   length, ended = rollout.lengths, np.asarray(rollout.ended_by)
   fraction = lambda name: float((ended == ENDINGS.index(name)).mean())
-  repeats = [_repeats(row[:n]) for row, n in zip(np.asarray(rollout.response), length, strict=True)]
   counted = max(np.asarray(rollout.mask).sum(), 1)
   metrics = {
     'length': float(length.mean()),
     'length_max': float(length.max()),
     'truncated': fraction('budget') + fraction('context'),
     'looping': fraction('repetition'),
-    'repeats': float(np.mean(repeats)),
+    'repeats': float(_repeats(np.asarray(rollout.response), length).mean()),
     'by_student': float((rollout.by_student & rollout.mask).sum() / counted),
     'staleness': float(np.mean(step - np.asarray(rollout.version))),
   }
@@ -43,10 +42,18 @@ def of_routes(problems: Sequence[Problem]) -> dict[str, float]:
   return {f'asked/{route}': count / len(problems) for route, count in sorted(counts.items())}
 
 
-def _repeats(tokens: np.ndarray) -> float:
-  """The fraction of the 3-grams that occurred before."""
-  grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-  return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def _repeats(
+  tokens: Int[np.ndarray, 'B R'], length: Int[np.ndarray, ' B']
+) -> Float[np.ndarray, ' B']:
+  """The fraction of the 3-grams of each row that occurred before in it."""
+  room = 21  # bits of a token
+  tokens = tokens.astype(np.int64)
+  grams = (tokens[:, :-2] << 2 * room) | (tokens[:, 1:-1] << room) | tokens[:, 2:]
+  counts = np.maximum(length - 2, 0)
+  grams[np.arange(grams.shape[1]) >= counts[:, None]] = -1
+  ordered = np.sort(grams, axis=1)
+  fresh = np.diff(ordered, axis=1, prepend=-1) != 0  # -1 stands before the first
+  return np.where(counts > 0, 1 - fresh.sum(axis=1) / np.maximum(counts, 1), 0.0)
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from opd_jax import dealing
 from opd_jax.inference import decode_programs, scorer
 from opd_jax.models import adapters
 from opd_jax.models.config import ModelConfig
@@ -76,7 +77,7 @@ def compiled_programs() -> int:
   """Programs compiled so far by the verbs of a run."""
   programs: tuple[Any, ...] = (
     gradients.add,
-    gradients.part,
+    dealing.taken,
     apply,
     scorer.score,
     decode_programs.decode,

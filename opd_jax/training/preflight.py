@@ -24,8 +24,8 @@ from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
 from opd_jax.training import verbs
-from opd_jax.training.ahead import Example
 from opd_jax.training.runtime import StageRuntime
+from opd_jax.training.shapes import Example
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import ScoreRequest, Scores
 

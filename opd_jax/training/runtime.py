@@ -188,7 +188,11 @@ def _columns_shown(stage: Stage) -> list[tuple[str, str | None, str]]:
 
 
 def build_runtime(
-  experiment: Experiment, number: int, say: Callable[[str], None] = lambda text: None
+  experiment: Experiment,
+  number: int,
+  say: Callable[[str], None] = lambda text: None,
+  *,
+  shape_of: Callable[[str], ModelConfig] | None = None,
 ) -> StageRuntime:
   """A stage with its judges loaded.
 
@@ -196,6 +200,7 @@ def build_runtime(
     experiment: the run.
     number: of the stage.
     say: told what is being loaded.
+    shape_of: see `Builder`: judges without weights, for plans.
   """
   stage, tokenizer = experiment.stages[number], experiment.known_tokenizer
   reads = check_stage(stage, experiment.model)
@@ -207,6 +212,7 @@ def build_runtime(
     rows=stage.rows,
     seed=experiment.seed,
     say=say,
+    shape_of=shape_of,
   )
   return StageRuntime(
     experiment=experiment,

@@ -22,6 +22,7 @@ SHAPE = {'length': 256, 'head_dim': 128, 'masked': False}
     ('tpu', 'bfloat16', {}, 'splash'),
     ('tpu', 'float32', {'masked': True}, 'splash'),
     ('tpu', 'bfloat16', {'length': 100}, 'xla'),
+    ('tpu', 'bfloat16', {'length': 16_576}, 'splash'),
   ],
 )
 def test_the_kernel_is_chosen_from_platform_and_shapes(platform, dtype, change, wanted):
