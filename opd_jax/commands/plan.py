@@ -17,7 +17,8 @@ EPILOG = (
 
 --topology compiles every program of the stages for TPU chips that are not here (libtpu must be installed; set
 TPU_SKIP_MDS_QUERY=1 where the machine is no TPU); --compile does it for the devices that are, or are simulated.
-Batches are planned as wide as they can become. Exit status 1: something does not fit.
+Batches are planned as wide as they can become; evaluations and text of a teacher are left out. Exit status 1: something
+does not fit.
 
   opd plan --gin_file experiments/recipes/qwen3_1p7b_from_8b.gin --gin_file experiments/layouts/pod.gin \\
            --topology v5e:4x4

@@ -55,7 +55,7 @@ def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
   programs, residents = compiled.programs(experiment, number, longest)
   held = [('student', residents.student), ('optimiser', residents.optimiser)]
   held += [('copies of it', residents.snapshots), *residents.judges.items()]
-  print('resident ' + ', '.join(f'{name} {size / GIB:.2f} GiB' for name, size in held if size))
+  print('resident ' + ', '.join(f'{name} {console.memory(size)}' for name, size in held if size))
   rows, measured, failed = [], [], []
   with console.RunLine('compiling') as line:
     for done, program in enumerate(programs):
@@ -74,9 +74,9 @@ def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
   worst = max(measured, key=lambda each: each.total, default=None)
   fits = not failed
   if chip is not None and worst is not None:
-    room = chip.memory / GIB
     fits = fits and worst.total <= chip.memory
-    print(f'fullest  {worst.name}: {worst.total / GIB:.2f} of {room:.0f} GiB')
+    room = console.memory(int(chip.memory))
+    print(f'fullest  {worst.name}: {console.memory(worst.total)} of {room}')
     _times(compiled.verbs(experiment, stage, measured, residents), stage, chip)
   if not fits:
     culprits = failed or [worst]
@@ -85,25 +85,12 @@ def _stage(experiment: Any, number: int, longest: int, chip: Any) -> bool:
 
 
 def _row(each: Any) -> tuple[str, ...]:
-  if each.sent is None:
-    return (
-      each.verb,
-      each.name,
-      f'{each.peak / GIB:.2f}',
-      f'{each.total / GIB:.2f}',
-      'not known',
-      '',
-    )
-  kinds = ', '.join(f'{kind} {size / GIB:.2f}' for kind, size in sorted(each.sent.items()) if size)
-  sent = sum(each.sent.values()) / GIB
-  return (
-    each.verb,
-    each.name,
-    f'{each.peak / GIB:.2f}',
-    f'{each.total / GIB:.2f}',
-    f'{sent:.2f} x {each.times:g}' if sent else '',
-    kinds,
-  )
+  sent, kinds = 'not known', ''
+  if each.sent is not None:
+    parts = [(kind, size / GIB) for kind, size in sorted(each.sent.items()) if size]
+    kinds = ', '.join(f'{kind} {size:.2f}' for kind, size in parts)
+    sent = f'{sum(size for _, size in parts):.2f} x {each.times:g}' if parts else ''
+  return each.verb, each.name, f'{each.peak / GIB:.2f}', f'{each.total / GIB:.2f}', sent, kinds
 
 
 def _times(verbs: dict[str, Any], stage: Any, chip: Any) -> None:

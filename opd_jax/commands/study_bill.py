@@ -35,8 +35,9 @@ def show(ledger: Any, file: Path, *, chip: str, mfu: float) -> None:
 def _head(paper: str, chip: str, mfu: float, *, counted: bool) -> str:
   from opd_jax.planning.flops import CHIPS, OF_BANDWIDTH
 
-  flops, bandwidth, *_ = CHIPS[chip]
-  numbers = {'peak': flops / 1e12, 'bandwidth': bandwidth / 1e12, 'share': OF_BANDWIDTH, 'mfu': mfu}
+  known = CHIPS[chip]
+  numbers = {'peak': known.flops / 1e12, 'bandwidth': known.bandwidth / 1e12}
+  numbers |= {'share': OF_BANDWIDTH, 'mfu': mfu}
   costs = BOUNDS.format(chip=chip.upper(), **numbers) if counted else STATED
   return f'# {paper}: what would be run. Nothing has been.\n{costs}'
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from opd_jax.losses.vocab_shard import VocabShard
@@ -132,11 +131,10 @@ def states_of(
 
 def _read(states, head, response, ids, request: ScoreRequest, layout: Layout) -> Scores:
   """Log-probabilities and the other scores of the request: of every device's rows, with its columns of the head."""
-  axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
-  columns = VocabShard(axes, head.shape[1] // layout.size('vocab'))
+  columns = VocabShard.of(layout, head.shape[1])
   read = functools.partial(_read_tiles, request=request, columns=columns)
   if not layout.is_single:
-    by_row, by_column = layout.spec('batch'), PartitionSpec(None, layout.spec('vocab')[0])
+    by_row, by_column = layout.spec('batch'), layout.spec(None, 'vocab')
     read = jax.shard_map(
       read,
       mesh=layout.mesh,

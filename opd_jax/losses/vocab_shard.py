@@ -1,6 +1,7 @@
 """Floor 1. The vocabulary axis of a tile of tokens, whole or cut over devices, and what a support may ask of it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.losses.rest_rules import OutsideMass
 from opd_jax.losses.supports import Compared
+from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray, TopK
 
 
@@ -21,12 +23,28 @@ class Target(NamedTuple):
   head: Float[AnyArray, 'Dq V'] | None = None
 
 
+def without_heads(targets: Mapping[str, Target]) -> dict[str, Target]:
+  """What of targets has rows."""
+  return {name: target._replace(head=None) for name, target in targets.items()}
+
+
+def with_heads(targets: Mapping[str, Target], whole: Mapping[str, Target]) -> dict[str, Target]:
+  """The same with the heads of `whole`."""
+  return {name: target._replace(head=whole[name].head) for name, target in targets.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class VocabShard:
   """The columns of the vocabulary that this device holds, and the sums over all of them."""
 
   axes: tuple[str, ...]
   size: int  # columns here
+
+  @classmethod
+  def of(cls, layout: Layout, whole: int) -> 'VocabShard':
+    """That of a device of a layout, of a vocabulary with so many columns."""
+    axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
+    return cls(axes, whole // layout.size('vocab'))
 
   @property
   def offset(self):

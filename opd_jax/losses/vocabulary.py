@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from opd_jax.losses import tile as tiles
 from opd_jax.losses.terms import DivergenceTerm, Term, WeightedTerm
 from opd_jax.losses.tile import Reading
-from opd_jax.losses.vocab_shard import Target, VocabShard
+from opd_jax.losses.vocab_shard import Target, VocabShard, without_heads
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray
 
@@ -76,10 +76,6 @@ class _Pass(NamedTuple):
   counts: Bool[AnyArray, 'B R']
 
 
-def _without_heads(targets: Mapping[str, Target]) -> dict[str, Target]:
-  return {name: target._replace(head=None) for name, target in targets.items()}
-
-
 def _tiled(x: Array, *, count: int, tile: int) -> Array:
   """[B, R, …] as `count` tiles of tokens, the last one padded."""
   flat = x.reshape(-1, *x.shape[2:])
@@ -101,7 +97,7 @@ def _sweep(
     for name, target in reads.targets.items()
     if target.hidden is not None and target.head is not None
   }
-  targets = _without_heads(reads.targets)
+  targets = without_heads(reads.targets)
   cut = functools.partial(_tiled, count=count, tile=tile)
   pieces = jax.tree.map(cut, (hidden, reads.response, targets, reads.terms, reads.counts))
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
@@ -132,22 +128,21 @@ def _sweep(
 
 def _distributed(hidden, head, reads: _Pass, *, layout: Layout, tile, gradients, diagnose):
   """The same over a mesh: tokens by batch, the heads by vocabulary."""
-  axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
-  columns = VocabShard(axes, head.shape[1] // layout.size('vocab'))
+  columns = VocabShard.of(layout, head.shape[1])
   sweep = functools.partial(
     _sweep, columns=columns, tile=tile, gradients=gradients, diagnose=diagnose
   )
   if layout.is_single:
     return sweep(hidden, head, reads)
   batch, by_row = layout.mesh_axes('batch'), layout.spec('batch')
-  by_column = PartitionSpec(None, layout.spec('vocab')[0])
+  by_column = layout.spec(None, 'vocab')
 
   def body(*arguments):
     loss, reading, d_hidden, d_head = sweep(*arguments)
     loss = jax.lax.psum(loss, batch)
     return loss, reading, d_hidden, jax.lax.psum(d_head, batch) if gradients else d_head
 
-  specs = jax.tree.map(lambda _: by_row, reads._replace(targets=_without_heads(reads.targets)))
+  specs = jax.tree.map(lambda _: by_row, reads._replace(targets=without_heads(reads.targets)))
   targets = {
     name: spec._replace(head=None if reads.targets[name].head is None else by_column)
     for name, spec in specs.targets.items()

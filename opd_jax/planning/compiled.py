@@ -5,7 +5,6 @@ Programs are those that the run will use, for batches whose responses are all as
 
 import math
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax
 from opd_jax.inference import decode_ahead
 from opd_jax.planning import cost
 from opd_jax.planning.flops import Chip, cache_read
+from opd_jax.planning.memory import bytes_each
 from opd_jax.training import shapes, stage_programs, writers
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.runtime import build_runtime
@@ -39,10 +39,7 @@ class Compiled(NamedTuple):
   times: float  # that a step runs it
   peak: int  # bytes while it runs, its arguments included
   beside: int  # bytes of what else lies there at that time
-  sent: (
-    Mapping[str, float] | None
-  )  # bytes that collectives hand over in a call, by kind; None: not known
-  seconds: float  # that it took to compile
+  sent: Mapping[str, float] | None  # bytes of a call's collectives, by kind; None: not known
 
   @property
   def total(self) -> int:
@@ -76,30 +73,22 @@ def programs(experiment: Experiment, number: int, longest: int) -> tuple[list[Pr
   state = abstract_state(experiment, stage)
   seen = shapes.blank(runtime, state, longest)
   found = list(stage_programs.at_width(runtime, state, seen, seen.width))
-  cuts = [piece.batch.rollout.response.shape[1] for piece in seen.pieces]
-  if stage.microbatches > 1 or stage.minibatches > 1:
-    found += stage_programs.deals(runtime, seen, seen.width, cuts)
+  found += stage_programs.deals(runtime, seen, seen.width, [seen.width])
   found += stage_programs.applies(runtime, state)
-  writer = 0
-  if seen.student_writes:
-    model = writers.student_model(runtime, state.weights)
-    writer = bytes_of(model.params)
-    for name, times, lower in decode_ahead.widest(
-      model, runtime.sampling, rows=seen.rows, longest=longest
-    ):
-      found.append(Program('sample', name, lower, times))
+  found += stage_programs.of_sampler(runtime, state, seen, decode_ahead.widest)
+  writer = writers.student_model(runtime, state.weights).params if seen.student_writes else ()
   judges = {}
   for name, judge in runtime.judges.items():
     for model, _ in shapes.models_of(judge, runtime.requests[name]):
       if model.own is not None:
-        judges[model.name] = bytes_of(model.own)
+        judges[model.name] = bytes_each(model.own)
   residents = Residents(
-    student=bytes_of((state.params, state.base)),
-    optimiser=bytes_of(state.optimiser),
-    snapshots=bytes_of(state.snapshots),
+    student=bytes_each((state.params, state.base)),
+    optimiser=bytes_each(state.optimiser),
+    snapshots=bytes_each(state.snapshots),
     judges=judges,
-    writer=writer,
-    evidence=bytes_of((seen.evidence.scores, seen.batch.terms, seen.batch.known)),
+    writer=bytes_each(writer),
+    evidence=bytes_each((seen.evidence.scores, seen.batch.terms, seen.batch.known)),
   )
   return found, residents
 
@@ -109,7 +98,6 @@ def measured(program: Program, residents: Residents, *, platform: str) -> Compil
 
   For processors, the compiler's own peak leaves temporaries out, so they are added up.
   """
-  began = time.monotonic()
   compiled = program.compile()
   memory: Any = compiled.memory_analysis()
   peak = memory.peak_memory_in_bytes
@@ -123,7 +111,6 @@ def measured(program: Program, residents: Residents, *, platform: str) -> Compil
     peak=peak,
     beside=_beside(program, residents),
     sent=_sent(compiled),
-    seconds=time.monotonic() - began,
   )
 
 
@@ -139,16 +126,6 @@ def _beside(program: Program, residents: Residents) -> int:
   if program.model == '':
     return total - residents.evidence
   return total - residents.judges.get(program.model, residents.student)
-
-
-def bytes_of(tree: Any) -> int:
-  """Bytes of shapes on one device."""
-
-  def one(leaf: Any) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-    return math.prod(shape) * leaf.dtype.itemsize
-
-  return sum(map(one, jax.tree.leaves(tree)))
 
 
 # --- what is sent -----------------------------------------------------------------------------------

@@ -62,14 +62,14 @@ def held(experiment: Experiment, stage: Stage) -> Held:
   writes = stage.mix.needs_student and copy != config
   wide = adapters.trained(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
-    parameters=_each(state.params) + _each(state.base),
-    optimiser=_each(state.optimiser),
-    gradient=_each(wide),
-    snapshots=_each(state.snapshots),
-    writer=_each(transformer.abstract(copy, place)) if writes else 0,
+    parameters=bytes_each(state.params) + bytes_each(state.base),
+    optimiser=bytes_each(state.optimiser),
+    gradient=bytes_each(wide),
+    snapshots=bytes_each(state.snapshots),
+    writer=bytes_each(transformer.abstract(copy, place)) if writes else 0,
     cache=_cache(copy, place, stage) if stage.mix.needs_student else 0,
     judges=sum(
-      _each(transformer.abstract(config, layout))
+      bytes_each(transformer.abstract(config, layout))
       for config, layout, _ in _judges(experiment, stage)
       if config is not None
     ),
@@ -104,12 +104,14 @@ def _cache(config: ModelConfig, layout: Layout, stage: Stage) -> int:
   return rows * row * jnp.dtype(config.dtype).itemsize // pieces
 
 
-def _each(tree: Any) -> int:
-  """Bytes of a tree on one device."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
+def bytes_each(tree: Any) -> int:
+  """Bytes of a tree, or of its shapes, on one device; a leaf that lies nowhere yet counts whole."""
+
+  def one(leaf: Any) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+  return sum(map(one, jax.tree.leaves(tree)))
 
 
 def devices_of(experiment: Experiment) -> str:

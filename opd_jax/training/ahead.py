@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from opd_jax.inference import decode_ahead
 from opd_jax.training import shapes, stage_programs
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.shapes import Example
@@ -93,10 +94,13 @@ def threads_of(platform: str, cores: int) -> int:
 def programs_of(
   runtime: StageRuntime, state: State, example: Example, position: RunPosition
 ) -> list[Program]:
-  """In turns of the sampler, and of everything behind it; judges of several models are left to the batch."""
+  """In turns of the sampler, and of everything behind it; several models that write or judge are left to the batch."""
   seen = shapes.of_example(runtime, example, position)
   behind = _behind_the_sampler(runtime, state, seen)
-  turns = zip_longest(behind, stage_programs.of_sampler(runtime, state, seen))
+  sampler = ()
+  if runtime.stage.mix.beside is None:
+    sampler = stage_programs.of_sampler(runtime, state, seen, decode_ahead.programs)
+  turns = zip_longest(behind, sampler)
   return [program for program in chain.from_iterable(turns) if program is not None]
 
 

@@ -20,7 +20,7 @@ from opd_jax.inference.buckets import bucket
 from opd_jax.losses import vocabulary
 from opd_jax.losses.terms import Term
 from opd_jax.losses.tile import Reading
-from opd_jax.losses.vocab_shard import Target
+from opd_jax.losses.vocab_shard import Target, with_heads, without_heads
 from opd_jax.method import WeightedTerms
 from opd_jax.models import adapters, transformer
 from opd_jax.models.config import ModelConfig
@@ -152,14 +152,12 @@ def part(
   known, targets, terms = dealing.taken(
     on_devices(batch), rows, width=width, layout=layout, local=stays
   )
-  heads = {name: target._replace(head=batch.targets[name].head) for name, target in targets.items()}
-  return Batch(rollout, known, heads, terms)
+  return Batch(rollout, known, with_heads(targets, batch.targets), terms)
 
 
 def on_devices(batch: Batch) -> tuple[Any, dict[str, Target], WeightedTerms]:
   """What of a batch has rows and is large: it is dealt where it lies."""
-  targets = {name: target._replace(head=None) for name, target in batch.targets.items()}
-  return batch.known, targets, batch.terms
+  return batch.known, without_heads(batch.targets), batch.terms
 
 
 def rows_of_part(rows: int, count: int, *, devices: int) -> int:

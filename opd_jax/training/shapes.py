@@ -14,6 +14,7 @@ from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
 from opd_jax.judges.routing import RoutedJudge
+from opd_jax.losses.vocab_shard import with_heads
 from opd_jax.method import Evidence, targets_of
 from opd_jax.responses import Responses
 from opd_jax.sharding import Layout
@@ -255,17 +256,14 @@ def evidence_at(evidence: Evidence, width: int) -> Evidence:
 
 
 def batch_at(batch: Batch, width: int) -> Batch:
-  targets = {
-    name: _columns(target._replace(head=None), width)._replace(head=target.head)
-    for name, target in batch.targets.items()
-  }
-  known, terms = _columns(batch.known, width), _columns(batch.terms, width)
-  return Batch(_rollout_at(batch.rollout, width), known, targets, terms)
+  known, targets, terms = _columns(gradient.on_devices(batch), width)
+  rollout = _rollout_at(batch.rollout, width)
+  return Batch(rollout, known, with_heads(targets, batch.targets), terms)
 
 
 def rows_at(batch: Batch, rows: int) -> Batch:
   """The same of another number of rows."""
   fewer = lambda x: x.update(shape=(rows, *x.shape[1:]))
   known, targets, terms = jax.tree.map(fewer, gradient.on_devices(batch))
-  heads = {name: target._replace(head=batch.targets[name].head) for name, target in targets.items()}
-  return Batch(jax.tree.map(fewer, batch.rollout), known, heads, terms)
+  rollout = jax.tree.map(fewer, batch.rollout)
+  return Batch(rollout, known, with_heads(targets, batch.targets), terms)

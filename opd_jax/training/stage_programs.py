@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from opd_jax import dealing
-from opd_jax.inference import decode_ahead
 from opd_jax.inference.buckets import bucket
+from opd_jax.inference.decode_ahead import Lowering
 from opd_jax.judges.local import LocalJudge
 from opd_jax.training import gradient, metrics, optimiser_step, shapes, writers
 from opd_jax.training.runtime import StageRuntime
@@ -55,7 +54,6 @@ def at_width(
   known = {'config': runtime.config, 'layout': runtime.layout}
   sums = placed_sums(runtime, params)
   diagnose = 'teacher' if 'teacher' in whole.targets else None
-  updates = runtime.stage.updates * runtime.stage.microbatches
   for piece in seen.pieces:
     part = shapes.batch_at(piece.batch, width)
     rows, columns = part.rollout.prompt.tokens.shape
@@ -64,7 +62,7 @@ def at_width(
       'update',
       f'gradient {rows} x ({columns} + {width})',
       functools.partial(lower, **known, tile=None, diagnose=diagnose),
-      times=updates,
+      times=_passes(runtime),
     )
   yield Program('weigh', f'weigh {width}', lambda: runtime.weigh.lower(evidence), model='')
   show = lambda: metrics.of_evidence.lower(evidence, whole.terms)
@@ -75,13 +73,16 @@ def at_width(
 def placed_sums(runtime: StageRuntime, params: Any) -> tuple[Any, Any]:
   """Loss and gradient that microbatches are added to."""
   known = {'config': runtime.config, 'layout': runtime.layout}
-  sums = gradient.zero_sums.lower(params, **known).out_info
-  like = lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding)
-  return like(sums.loss, _everywhere(runtime)), jax.tree.map(like, sums.gradient, params)
+  sums = jax.eval_shape(functools.partial(gradient.zero_sums, **known), params)
+  like = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  gradients = jax.tree.map(lambda x, leaf: like(x, leaf.sharding), sums.gradient, params)
+  return like(sums.loss, runtime.layout.sharding()), gradients
 
 
-def _everywhere(runtime: StageRuntime) -> Any:
-  return jax.ShapeDtypeStruct((), np.int32, sharding=runtime.layout.sharding())
+def _passes(runtime: StageRuntime) -> int:
+  """Microbatches of a step."""
+  stage = runtime.stage
+  return stage.updates * stage.minibatches * stage.microbatches
 
 
 def deals(
@@ -94,7 +95,7 @@ def deals(
       lower = functools.partial(dealing.taken.lower, whole, members, layout=runtime.layout)
       name = f'deal {members.shape[0]} of {seen.rows} rows x {cut}'
       lower = functools.partial(lower, width=cut, local=local)
-      yield Program('update', name, lower, runtime.stage.microbatches, model='')
+      yield Program('update', name, lower, _passes(runtime), model='')
 
 
 def scores(runtime: StageRuntime, state: State, seen: StageShapes, width: int) -> Iterator[Program]:
@@ -125,13 +126,18 @@ def applies(runtime: StageRuntime, state: State) -> Iterator[Program]:
   yield Program('update', 'apply', lower, runtime.stage.updates * runtime.stage.minibatches)
 
 
-def of_sampler(runtime: StageRuntime, state: State, seen: StageShapes) -> Iterator[Program]:
-  """The student's decoding programs: slots are halved, and their room grows, as rows end and go on."""
-  if not seen.student_writes or runtime.stage.mix.beside is not None:
+def of_sampler(
+  runtime: StageRuntime, state: State, seen: StageShapes, which: Callable[..., Iterator[Lowering]]
+) -> Iterator[Program]:
+  """The student's programs where it writes.
+
+  Args:
+    which: of `decode_ahead`: all of its `programs`, or the `widest`.
+  """
+  if not seen.student_writes:
     return
   model = writers.student_model(runtime, state.weights)
   model = model._replace(params=shapes.shapes_of(model.params))
-  for name, times, lower in decode_ahead.programs(
-    model, runtime.sampling, rows=seen.rows, longest=seen.longest[SELF]
-  ):
+  rows, longest = seen.rows, seen.longest[SELF]
+  for name, times, lower in which(model, runtime.sampling, rows=rows, longest=longest):
     yield Program('sample', name, lower, times)
