@@ -1,4 +1,4 @@
-# make demo · make test · make certify · make docs · make site · make notebooks · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
+# make demo · make test · make long · make certify · make docs · make site · make notebooks · make lint · make bench.  Each creates .venv and installs what it needs when that is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help demo quick test certify docs site notebooks lint format bench clean
+.PHONY: help demo quick test long certify docs site notebooks lint format bench clean
 help:
 	@sed -n 1p Makefile
 
@@ -35,7 +35,11 @@ else
 NUMPROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 endif
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(NUMPROCESSES) $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest $(NUMPROCESSES) -m 'not long' $(TESTS) $(ARGS)
+
+# What starts processes and kills them, every command of the pages, and the notebooks.
+long: $(STAMP)
+	@$(BIN)/python -m pytest $(NUMPROCESSES) -m long $(ARGS)
 
 # A minute: floors and sizes, the divergences, the laws of what `weigh` sees, three formulas, one method through everything.
 quick: $(STAMP)

@@ -2,8 +2,9 @@
 
     python benchmarks/kill.py [KILLS]        20 of each by default; exit status 1 where anything differs
 
-Two runs are killed: one with a frozen teacher, and one in which everything moves (kill_moving.gin). The moments fall
-anywhere: while it starts, in a step, inside the writing of a checkpoint (there is one every step).
+Three runs are killed: one with a frozen teacher, one in which everything moves (kill_moving.gin), and one that writes
+batches ahead besides (kill_stale.gin). The moments fall anywhere: while it starts, in a step, inside the writing of a
+checkpoint (there is one every step).
 """
 
 import json
@@ -25,6 +26,7 @@ FROZEN = tuple(
   for file in ('models/small.gin', 'data/sums.gin', 'methods/aopd.gin', 'judges/teacher.gin')
 )
 MOVING = (ROOT / 'benchmarks' / 'kill_moving.gin',)
+STALE = (ROOT / 'benchmarks' / 'kill_stale.gin',)
 SEED = 7
 STEP, START = 0.6, 6.0  # seconds that a step and a start may take: how long a kill waits at most
 
@@ -65,7 +67,7 @@ def ending(workdir: Path) -> Ending:
   from opd_jax.storage import orbax_folder
   from opd_jax.storage.fingerprint import fingerprint
 
-  plain = [re.sub(r', "time/\w+": [^,}]+', '', row) for row in _rows(workdir)]
+  plain = [re.sub(r', "time/[\w/]+": [^,}]+', '', row) for row in _rows(workdir)]
   student = fingerprint(orbax_folder.load(workdir / 'student', mesh_layout())[1])
   records = sorted((workdir / 'checkpoints').glob('step_*/run/metadata'))
   return Ending(plain, student, [json.loads(file.read_text())['position'] for file in records])
@@ -160,7 +162,11 @@ def _teacher(folder: Path) -> None:
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
   wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-  for killed, what in ((FROZEN, 'a frozen teacher'), (MOVING, 'everything that moves')):
+  for killed, what in (
+    (FROZEN, 'a frozen teacher'),
+    (MOVING, 'everything that moves'),
+    (STALE, 'batches on their way'),
+  ):
     with tempfile.TemporaryDirectory() as name:
       count, inside, _ = kill_test(wanted, Path(name), files=killed)
     print(

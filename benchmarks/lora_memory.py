@@ -6,18 +6,13 @@ python benchmarks/lora_memory.py [PRESET [RANK]]        from shapes alone; alloc
 import dataclasses
 import sys
 
-import jax
-
+from opd_jax import units
 from opd_jax.commands import console
 from opd_jax.models import adapters, presets
 from opd_jax.models.lora import Lora
 from opd_jax.sharding import mesh_layout
 
 ROLES = 3  # student, reference, self-teacher
-
-
-def size(tree) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def main(preset: str = 'qwen3_1p7b', rank: str = '64') -> None:
@@ -29,13 +24,14 @@ def main(preset: str = 'qwen3_1p7b', rank: str = '64') -> None:
     ('LoRA, bfloat16 base', settings),
     ('LoRA, int8 base', dataclasses.replace(settings, int8=True)),
   ):
-    config = (
-      model if lora is None else dataclasses.replace(model, lora=lora, param_dtype='bfloat16')
+    stored = dataclasses.replace(model, param_dtype='bfloat16')
+    config = model if lora is None else adapters.with_lora(stored, lora)
+    base, trained = map(
+      units.bytes_of, (adapters.frozen(config, layout), adapters.trained(config, layout))
     )
-    base, trained = size(adapters.frozen(config, layout)), size(adapters.trained(config, layout))
     weights, moments, gradient = base + ROLES * trained, 2 * trained, trained
     shown = (base, trained, weights, moments + gradient, weights + moments + gradient)
-    rows.append((name, *map(console.memory, shown)))
+    rows.append((name, *map(units.memory, shown)))
   head = ('trained', 'base', 'one role', 'weights of 3 roles', 'Adam and gradient', 'sum')
   console.table((f'{preset}: {head[0]}', *head[1:]), rows)
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, NoReturn
 
 import opd_jax
 from opd_jax import commands
@@ -34,10 +35,17 @@ def subcommands() -> dict[str, ModuleType]:
   return {name: module for name, module in modules.items() if hasattr(module, 'add_flags')}
 
 
+class Parser(argparse.ArgumentParser):
+  """Refuses in one line, as everything else here does."""
+
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f'{self.prog}: {message}; see {self.prog} --help\n')
+
+
 def parser() -> argparse.ArgumentParser:
   """The flags of all commands."""
   style = argparse.RawDescriptionHelpFormatter
-  top = argparse.ArgumentParser(
+  top = Parser(
     prog='opd',
     description=DESCRIPTION,
     epilog=EPILOG,
@@ -62,10 +70,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit status."""
   args = parser().parse_args(argv)
-  libraries = logging.getLogger('absl')
-  libraries.setLevel(logging.WARNING)
+  logging.getLogger('absl').setLevel(logging.WARNING)
   if not args.debug:  # what is logged with a traceback is raised as well, and then told in words
-    libraries.addFilter(_without_traceback)
+    for library in ('absl', 'asyncio'):
+      logging.getLogger(library).addFilter(_without_traceback)
+    if sys.unraisablehook is sys.__unraisablehook__:  # else somebody else listens
+      sys.unraisablehook = _without_echoes
   try:
     return args.run(args) or 0
   except (ValueError, OSError) as error:
@@ -82,11 +92,19 @@ def _without_traceback(record: logging.LogRecord) -> bool:
   return not record.exc_info
 
 
+def _without_echoes(unraisable: Any) -> None:
+  """Threads of tensorstore report to an event loop that a failed write has closed."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 def _said(error: Exception) -> str:
   """A refusal in words; of a full disk, what to do."""
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
     where = f' ({error.filename})' if error.filename else ''
     return f'the disk is full{where}. Free some space, then run the same command again.'
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return f'{error.filename} cannot be read or written ({error.strerror}). See to its place and its permissions.'
   return str(error)
 
 

@@ -44,11 +44,12 @@ def read_files(
 
 
 def _located(name: str | Path, includer: Path | None) -> Path:
+  name = Path(name).expanduser()
   folders = [Path(), *(includer.resolve().parents if includer else ()), HOME]
   path = next((folder / name for folder in folders if (folder / name).is_file()), None)
   if path is None:
     by = f', included by {includer}' if includer else ''
-    kind = 'gin file is a folder' if Path(name).is_dir() else 'gin file not found'
+    kind = 'gin file is a folder' if name.is_dir() else 'gin file not found'
     raise ValueError(f'{kind}: {name}{by}. The shipped files lie in experiments/.')
   return path
 
@@ -99,5 +100,8 @@ def _advice(text: str, name: str, files: Sequence[GinFile]) -> str:
           f' An import serves its own file only. Repeat `{statement}` of {file.path} in {name}.'
         )
   if name == FLAG:
-    return ' None of the gin files given imports it: add one that does, e.g. of experiments/models.'
+    return (
+      f' None of the gin files given imports it: add one that does, e.g. a file of your own with `{REGISTRATION}` and '
+      f'`from opd_jax… import {module}`.'
+    )
   return f' No gin file given imports it: import the module of {module} in {name}.'

@@ -46,6 +46,31 @@ def check_fields(record: Any, *fields: str, name: str | None = None) -> None:
       )
 
 
+def check_options(record: type, options: Mapping[str, Any]) -> None:
+  """Refuses a name that is no field of a record, and tells which there are."""
+  names = [field.name for field in dataclasses.fields(record)]
+  if unknown := sorted(options.keys() - {*names}):
+    raise ValueError(
+      f'{record.__name__}: it has no option {unknown[0]!r}; it has {", ".join(names)}.'
+    )
+
+
+def check_whole(what: str, value: Any, *, least: int, most: int | None = None) -> None:
+  """Refuses what is no whole number within bounds; True, which Python takes for 1, is none.
+
+  >>> check_whole('Stage warm: steps', True, least=1)
+  Traceback (most recent call last):
+  ValueError: Stage warm: steps must be a whole number of at least 1, got True.
+  """
+  sound = isinstance(value, int) and not isinstance(value, bool)
+  if sound and least <= value and (most is None or value <= most):
+    return
+  bounds = f'is a whole number from {least} to {most}'
+  if most is None:
+    bounds = f'must be a whole number of at least {least}'
+  raise ValueError(f'{what} {bounds}, got {value!r}.')
+
+
 def _hints(kind: type) -> dict[str, Any]:
   try:
     return typing.get_type_hints(kind)

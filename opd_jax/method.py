@@ -31,6 +31,8 @@ class JudgeView:
 
   def __getattr__(self, field: str) -> Any:
     value = getattr(self._scores, field)
+    if value is None and field == 'chunk':  # one tokenizer: every token is a chunk
+      return jnp.broadcast_to(jnp.arange(self._scores.logp.shape[1]), self._scores.logp.shape)
     if value is None:
       asked = {'top_k': 'top_k=…', 'at_ids': 'at_student_top_k=…', 'layers': 'layers=(…,)'}.get(
         field, f'{field}=True'

@@ -161,18 +161,22 @@ def rollout_read(method: Method) -> frozenset[str]:
   return frozenset(leaf[1] for leaf in leaves if leaf[0] == 'rollout')
 
 
-def stale_terms(method: Method) -> tuple[str, ...]:
+def stale_terms(method: Method, *, written_before: bool = False) -> tuple[str, ...]:
   """The terms that several updates of a batch bias: they take text of older weights for that of the present student.
 
   A term with a ratio corrects for that, by itself. Where the method weighs anew before every update, the ratio or the
   coefficient must look at how likely the text was when it was drawn. Terms of whole distributions and likelihoods are
   what they are at any text.
+
+  Args:
+    written_before: whether the text is older than the weights that score it, as `Stage.staleness` has it; then a ratio
+      must look at how likely the text was when it was drawn, too.
   """
   stale = []
   for term, _, leaves in reads_of(method):
     drawn = bool({('rollout', 'behaviour_logp'), ('rollout', 'logp')} & leaves)
     ratio = isinstance(term, ClippedRatio | ImportanceRatio)
-    corrected = drawn if method.reweigh else ratio
+    corrected = drawn if method.reweigh or written_before else ratio
     if (
       isinstance(term, PolicyGradient | K2 | K3 | ClippedRatio | ImportanceRatio) and not corrected
     ):

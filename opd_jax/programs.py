@@ -51,11 +51,16 @@ def keep(say: Callable[[str], None]) -> None:
 
 def folder_of_user() -> Path:
   """$XDG_CACHE_HOME/opd_jax or ~/.cache/opd_jax, and in it one folder for each kind of processor: homes are shared."""
+  return cache_of_user() / 'programs' / processor()
+
+
+def cache_of_user() -> Path:
+  """$XDG_CACHE_HOME/opd_jax or ~/.cache/opd_jax: all that is kept for later runs."""
   home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(home) / 'opd_jax' / 'programs' / _processor()
+  return Path(home) / 'opd_jax'
 
 
-def _processor() -> str:
+def processor() -> str:
   """A short name of what programs for this machine's processor may use."""
   facts = [platform.system(), platform.machine()]
   file = Path('/proc/cpuinfo')

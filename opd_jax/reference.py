@@ -13,6 +13,7 @@ from opd_jax.methods import Entry, discover
 
 JUDGES = (
   'frozen',
+  'foreign',
   'itself',
   'never',
   'ema',
@@ -22,6 +23,7 @@ JUDGES = (
   'routed',
   'combined',
   'averaged',
+  'served',
 )
 # title, module, names that are shown (None: all public ones that are no bare base of others)
 SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
@@ -37,6 +39,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Gates of judges', 'judges.gates', ('RewardRose', 'Improved')),
   ('Rules that end a stage', 'training.stopping', ('StopWhen',)),
   ('Options of judges', 'judges.spec', ('Judge',)),
+  ('Options of served judges', 'judges.served_spec', ('Served',)),
   ('Contexts of judges', 'judges.contexts', None),
   ('Numbers that move', 'ramps', ('Ramp', 'Piecewise', 'Stepped', 'Latest')),
   ('Divergences', 'losses.divergences', None),
@@ -48,7 +51,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Decoding', 'inference.decoding', None),
   ('Decoding beside a second model', 'inference.guided', None),
   ('Layouts', 'sharding', ('mesh_layout', 'Layout')),
-  ('Tiny world: sums', 'data.tiny_worlds.sums', ('sums', 'tokenizer')),
+  ('Tiny world: sums', 'data.tiny_worlds.sums', ('sums', 'tokenizer', 'numbers', 'signs')),
   ('Tiny world: calls', 'data.tiny_worlds.calls', ('calls', 'tokenizer')),
   ('Tasks and readers', 'data.problems', ('Task', 'from_columns', 'from_messages')),
   ('Readers of published data sets', 'data.published', None),
@@ -56,10 +59,20 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
   ('Mixtures of tasks', 'data.mixture', ('mixture',)),
   ('Templates', 'data.templates', ('Template',)),
   ('Tokenizers', 'data.tokenizers', ('CharacterTokenizer', 'ByteTokenizer', 'HubTokenizer')),
+  ('A tokenizer with pieces of text', 'data.pieces', ('PieceTokenizer',)),
   ('Tokenizers that are read when a run begins', 'storage.hub_tokenizer', ('Published',)),
 )
 RECORDS = ('Experts', 'RopeScaling')  # inside a model's settings
-HIDDEN = {'Compared', 'View', 'WeightedTerm', 'OutsideMass', 'named_parts', 'draw', 'value_of'}
+HIDDEN = {
+  'members_of',
+  'Compared',
+  'View',
+  'WeightedTerm',
+  'OutsideMass',
+  'named_parts',
+  'draw',
+  'value_of',
+}
 HIDDEN |= {'all_between', 'require'}  # what rules of other files are made with
 
 

@@ -16,7 +16,7 @@ from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.decoding import Forbid
 from opd_jax.inference.sampler import Sampling
-from opd_jax.processes import agreed
+from opd_jax.processes import dealt
 from opd_jax.types import Prompts, Rollout
 
 
@@ -59,7 +59,8 @@ def prompt_batch(
 ) -> PromptBatch:
   """Every problem so many times, as left-padded prompts whose row numbers go on from `first_row`."""
   rows = np.repeat(np.arange(len(problems)), samples).tolist()
-  tokens = [template.render(tokenizer, problem.messages) for problem in problems]
+  render = lambda problem: template.render(tokenizer, problem.messages)
+  tokens = dealt(lambda numbers: [render(problems[each]) for each in numbers], len(problems))
   repeated = [tokens[row] for row in rows]
   width = bucket(max(map(len, repeated)), minimum=8, maximum=1 << 30)
   prompts = left_padded(repeated, width=width, pad=tokenizer.pad, groups=rows)
@@ -70,9 +71,13 @@ def prompt_batch(
 def texts_of(rollout: Rollout, tokenizer: Tokenizer, stops: Sequence[int] = ()) -> list[str]:
   """The written texts, prefixes included, without the token that ended them: the tokenizer's, or one of `stops`."""
   stop = {tokenizer.turn_end, *tokenizer.stop_tokens, *stops}
-  responses = np.asarray(rollout.response)
-  rows = [row[:n].tolist() for row, n in zip(responses, rollout.lengths, strict=True)]
-  return [tokenizer.decode(row[:-1] if row and row[-1] in stop else row) for row in rows]
+  responses, lengths = np.asarray(rollout.response), rollout.lengths
+
+  def text(row: int) -> str:
+    tokens = responses[row, : lengths[row]].tolist()
+    return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in stop else tokens)
+
+  return dealt(lambda rows: [*map(text, rows)], len(responses))
 
 
 def verified(
@@ -101,23 +106,27 @@ def verified(
 
 
 def verdicts_of(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-  """Verdicts on responses, those of the first process in every process; several at a time where the verifier allows."""
+  """Verdicts on responses, several at a time where the verifier allows; every process judges its share."""
   verdict = functools.partial(verdict_of, task)
-  if is_thread_safe(task.verify):
-    with ThreadPoolExecutor(THREADS) as pool:
-      verdicts = list(pool.map(verdict, problems, texts))
-  else:
-    verdicts = [verdict(*pair) for pair in zip(problems, texts, strict=True)]
-  return [Verdict(*each) for each in agreed(verdicts)]
+
+  def judged(rows: Sequence[int]) -> list[Verdict]:
+    pairs = [problems[row] for row in rows], [texts[row] for row in rows]
+    if is_thread_safe(task.verify):
+      with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(verdict, *pairs))
+    return [verdict(*pair) for pair in zip(*pairs, strict=True)]
+
+  return [Verdict(*each) for each in dealt(judged, len(texts))]
 
 
-def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool) -> None:
+def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool, staleness: int = 0) -> None:
   """Refuses text that another student wrote than the one that is about to learn from it.
 
   Args:
     rollout: what was written, by anybody; only the student's rows age.
     version: of the weights that learn.
     may_be_older: whether the method looks at how likely the text was when it was drawn.
+    staleness: versions that the stage lets text be behind; where there are any, they bind every method.
   """
   versions = np.asarray(rollout.version)[np.asarray(rollout.by_student).any(axis=1)]
   oldest, newest = int(versions.min(initial=version)), int(versions.max(initial=version))
@@ -126,7 +135,12 @@ def check_fresh(rollout: Rollout, *, version: int, may_be_older: bool) -> None:
       f'rollout: weights of version {newest} wrote it, and those of version {version} are to learn from it. Hand the '
       'position in at which it was sampled, or a later one.'
     )
-  if oldest < version and not may_be_older:
+  if staleness and oldest < version - staleness:
+    raise ValueError(
+      f'rollout: weights of version {oldest} wrote it, those of version {version} are to learn from it, and the stage '
+      f'allows {staleness} between them (Stage.staleness). Sample with newer weights, or allow more.'
+    )
+  if not staleness and oldest < version and not may_be_older:
     raise ValueError(
       f'rollout: weights of version {oldest} wrote it, those of version {version} are to learn from it, and the method '
       'takes it for their own. Sample with the present weights, or take a method that corrects for the age, e.g. '

@@ -3,9 +3,10 @@
 Parameters and activations name their axes by meaning; only a `Layout` knows about devices. A run
 has several (training, sampling, teacher) and moves between them with one `jax.device_put`.
 
-Logical axes of parameters   layers vocab embed heads kv_heads head_dim mlp experts expert_mlp
+Logical axes of parameters   layers vocab embed heads kv_heads head_dim mlp experts expert_embed expert_mlp
 Logical axes of activations  batch length width, and heads, kv_heads, mlp, vocab as above
 Mesh axes                    data (copies)  fsdp (parameters cut by width)  tensor (cut by heads and mlp)
+  where asked for            experts (rows, and whole experts)  context (columns of a row)
 
 `embed` is the model width of a weight, `width` that of an activation: under FSDP the first is cut
 and the second is not, so they need two names.
@@ -13,15 +14,14 @@ and the second is not, so they need two names.
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from opd_jax import meshes
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
@@ -38,8 +38,15 @@ RULES: Rules = (
   ('head_dim', None),
   ('mlp', 'tensor'),
   ('experts', None),
+  ('expert_embed', 'fsdp'),
   ('expert_mlp', 'tensor'),
 )
+# Mesh axes that a layout has only where it is asked for them: the logical axes that they cut, too. What lies whole on
+# their devices otherwise, parameters and the optimiser's state, is cut by width over them.
+MORE: dict[str, tuple[str, ...]] = {
+  'experts': ('batch', 'embed', 'experts'),
+  'context': ('length', 'embed', 'expert_embed'),
+}
 
 
 _present: Callable[[], Sequence[Any]] = jax.devices
@@ -64,11 +71,14 @@ class Layout:
       devices remain.
     rules: for every logical axis the mesh axis (or axes, or None) that cuts it.
     devices: the devices of the mesh; None takes the first that fit from `jax.devices()`.
+    first, count: a range of that list; the sizes must use all of it. Without a count they take what they need.
   """
 
   shape: tuple[tuple[str, int], ...]
   rules: Rules = RULES
   devices: tuple[Any, ...] | None = None
+  first: int = 0
+  count: int | None = None
 
   def __post_init__(self):
     names = [name for name, _ in self.shape]
@@ -86,21 +96,56 @@ class Layout:
             f'Layout: the rule {logical!r} -> {axis!r} names a mesh axis that does not exist. '
             f'The mesh has {names}; add {axis!r} with size 1 or change the rule.'
           )
+    for name, least in (('first', 0), ('count', 1)):
+      if (value := getattr(self, name)) is not None and (
+        not isinstance(value, int) or value < least
+      ):
+        raise ValueError(f'Layout: {name} is a whole number from {least} on, got {value!r}.')
 
   @functools.cached_property
   def mesh(self) -> Mesh:
     """The devices, arranged. Axes are Auto: the compiler places collectives, tests count them."""
-    devices = list(_present() if self.devices is None else self.devices)
+    devices = self._range()
     fixed = math.prod(size for _, size in self.shape if size != -1)
     sizes = [size if size != -1 else max(len(devices) // fixed, 1) for _, size in self.shape]
-    wanted = math.prod(sizes)
+    wanted, shape = math.prod(sizes), ' x '.join(f'{name}={size}' for name, size in self.shape)
     if wanted > len(devices):
+      here = 'are here' if self.count is None else f'are in the range from number {self.first} on'
       raise ValueError(
-        f'Layout: {" x ".join(f"{name}={size}" for name, size in self.shape)} needs {wanted} devices, '
-        f'{len(devices)} {devices[0].platform} device(s) are here. Use a smaller layout; on a CPU, '
-        f'JAX_NUM_CPU_DEVICES={wanted} in the environment simulates them.'
+        f'Layout: {shape} needs {wanted} devices, {len(devices)} {devices[0].platform} device(s) {here}. Use a smaller '
+        f'layout; on a CPU, JAX_NUM_CPU_DEVICES={self.first + wanted} in the environment simulates them.'
       )
-    return _arranged({name: n for (name, _), n in zip(self.shape, sizes, strict=True)}, devices)
+    if self.count is not None and wanted != self.count:
+      raise ValueError(
+        f'Layout: {shape} uses {wanted} of the {self.count} devices from number {self.first} on. Choose sizes with the '
+        f'product {self.count}, or -1 for one of them.'
+      )
+    return meshes.arranged(
+      {name: n for (name, _), n in zip(self.shape, sizes, strict=True)}, devices
+    )
+
+  def _range(self) -> list[Any]:
+    """The devices to choose from."""
+    devices = list(_present() if self.devices is None else self.devices)
+    end = self.first + (1 if self.count is None else self.count)
+    if end > len(devices):
+      raise ValueError(
+        f'Layout: the range first={self.first}, count={self.count} does not exist: {devices[0].platform} devices 0 to '
+        f'{len(devices) - 1} are here. Choose another; on a CPU, JAX_NUM_CPU_DEVICES={end} simulates them.'
+      )
+    return devices[self.first : None if self.count is None else end]
+
+  def apart(self, other: 'Layout') -> bool:
+    """Whether two layouts share no device."""
+    return not {*self.mesh.devices.flat} & {*other.mesh.devices.flat}
+
+  def __str__(self) -> str:
+    """What it puts where, e.g. `data=1 x fsdp=4 x tensor=1 on cpu devices 4 to 7`."""
+    devices = [*_present()] if self.devices is None else [*self.devices]
+    mesh, end = self.mesh, self.first + self.mesh.size - 1
+    which = f'devices {self.first} to {end}' if end > self.first else f'device {self.first}'
+    shape = ' x '.join(f'{name}={size}' for name, size in mesh.shape.items())
+    return f'{shape} on {devices[0].platform} {which}'
 
   @property
   def is_single(self) -> bool:
@@ -167,91 +212,29 @@ class Layout:
     return x if self.is_single else jax.lax.with_sharding_constraint(x, self.sharding(*names))
 
 
-def _arranged(sizes: dict[str, int], devices: list[Any]) -> Mesh:
-  """A mesh on the first devices. Where whole axes of a torus do not fit, its axes are split: slower, but a mesh."""
-  names, shape = tuple(sizes), tuple(sizes.values())
-  used = devices[: math.prod(shape)]
-  # make_mesh would choose Explicit axes by itself, which turns a gather on a cut axis into a type error.
-  auto = (AxisType.Auto,) * len(names)
-  slices = len({getattr(device, 'slice_index', 0) for device in used})
-  if slices > 1:
-    return Mesh(_over_slices(sizes, used, slices), names, axis_types=auto)
-  try:
-    return jax.make_mesh(shape, names, axis_types=auto, devices=used)
-  except NotImplementedError:
-    pass  # whole axes do not fit
-  except AssertionError as error:
-    raise ValueError(_no_mesh(sizes, devices)) from error
-  try:
-    array = mesh_utils.create_device_mesh(shape, used, allow_split_physical_axes=True)
-  except (NotImplementedError, AssertionError, ValueError) as error:
-    raise ValueError(_no_mesh(sizes, devices)) from error
-  return Mesh(array, names, axis_types=auto)
-
-
-def _over_slices(sizes: dict[str, int], devices: list[Any], slices: int) -> np.ndarray:
-  """Devices of several slices, whose network is slow: the outer axes are cut by slices, `data` first."""
-  across, left = [], slices
-  for size in sizes.values():
-    across.append(math.gcd(size, left))
-    left //= across[-1]
-  within = [size // share for size, share in zip(sizes.values(), across, strict=True)]
-  wanted = ' x '.join(f'{name}={size}' for name, size in sizes.items())
-  if left > 1:
-    raise ValueError(
-      f'Layout: {wanted} cannot be laid over {slices} slices. Choose a multiple of {slices} for the first axis, '
-      f'{next(iter(sizes))}.'
-    )
-  try:
-    return mesh_utils.create_hybrid_device_mesh(
-      within, across, devices, allow_split_physical_axes=True
-    )
-  except (NotImplementedError, AssertionError, ValueError) as error:
-    raise ValueError(
-      f'Layout: {wanted} cannot be laid over {slices} slices of {len(devices) // slices} devices: {error}'
-    ) from error
-
-
-def _no_mesh(sizes: dict[str, int], devices: list[Any]) -> str:
-  """Why sizes do not fit the devices, and which do."""
-  count = math.prod(sizes.values())
-  wanted = ' x '.join(f'{name}={size}' for name, size in sizes.items())
-  whole, used = _topology(devices), _topology(devices[:count])
-  shown = f', which form {" x ".join(map(str, whole))}' if whole else ''
-  start = f'Layout: {wanted} cannot be laid over the first {count} of {len(devices)} devices{shown}'
-  if used is not None:
-    subsets = itertools.product((False, True), repeat=len(used))
-    fitting = sorted({math.prod(itertools.compress(used, subset)) for subset in subsets})
-    return f'{start}. Choose each size among {fitting}, with the product {count}.'
-  blocks = [n for n in range(1, len(devices) + 1) if _topology(devices[:n]) is not None]
-  advice = f'whose product is one of {blocks}' if blocks else f'whose product is {len(devices)}'
-  return f'{start}: these are no whole block. Choose sizes {advice}, or name the devices.'
-
-
-def _topology(devices: list[Any]) -> tuple[int, ...] | None:
-  """The sides of the block that devices fill, the cores of a chip last; None where they fill none or do not say."""
-  if not all(hasattr(device, 'coords') for device in devices):
-    return None
-  places = [(*device.coords, device.core_on_chip) for device in devices]
-  sides = tuple(max(axis) - min(axis) + 1 for axis in zip(*places, strict=True))
-  return tuple(side for side in sides if side > 1) if math.prod(sides) == len(devices) else None
-
-
 def mesh_layout(
   *,
   data: int = 1,
   fsdp: int = 1,
   tensor: int = 1,
+  experts: int = 1,
+  context: int = 1,
   replicate: Sequence[str] = (),
   devices: tuple[Any, ...] | None = None,
+  first: int = 0,
+  count: int | None = None,
 ) -> Layout:
   """A layout with the house rules. The default is one device; -1 means all that remain.
 
   Args:
     data, fsdp, tensor: sizes of the mesh axes.
+    experts: devices that share the experts of a mixture: each holds some of them whole.
+    context: devices that share a row: each holds some of its columns. For programs that learn and score, not for
+      writing.
     replicate: logical axes that are not cut after all, e.g. `('kv_heads',)` where a model has fewer
       key-value heads than `tensor` has devices.
     devices: the devices to use; None takes the first that fit.
+    first, count: a range of them, by number, e.g. for a judge on devices of its own; the sizes must use all of it.
 
   >>> tuple(mesh_layout(tensor=1).spec('vocab', 'embed'))
   ('tensor', 'fsdp')
@@ -259,7 +242,14 @@ def mesh_layout(
   axes = [name for name, _ in RULES]
   if unknown := [name for name in replicate if name not in axes]:
     raise ValueError(f'mesh_layout: replicate names unknown logical axes {unknown}; known: {axes}.')
-  rules = tuple((name, None if name in replicate else entry) for name, entry in RULES)
-  return Layout(
-    shape=(('data', data), ('fsdp', fsdp), ('tensor', tensor)), rules=rules, devices=devices
+  more = {axis: size for axis, size in (('experts', experts), ('context', context)) if size != 1}
+  rules = tuple(
+    (name, None if name in replicate else _cut_more(name, entry, more)) for name, entry in RULES
   )
+  shape = (('data', data), ('fsdp', fsdp), *more.items(), ('tensor', tensor))
+  return Layout(shape=shape, rules=rules, devices=devices, first=first, count=count)
+
+
+def _cut_more(name: str, entry: MeshAxes, axes: Iterable[str]) -> MeshAxes:
+  whole = _axes(entry) + tuple(axis for axis in axes if name in MORE[axis])
+  return whole if len(whole) > 1 else whole[0] if whole else None

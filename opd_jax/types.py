@@ -14,7 +14,7 @@ dataclasses (they hash and never cross `jit`).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -89,6 +89,10 @@ class ScoreRequest:
     hidden: the states that predict each token, after the last norm; with the head, the whole distribution.
     layers: the same after these layers (0 is the first), before the last norm.
     temperature: of the distribution that all these numbers are of.
+    across: what `top_k` are of a judge with another tokenizer. 'projected': tokens of the student, whose next token is
+      said by what the judge's tokens begin with. 'own': the judge's own tokens where the student's begins, best first;
+      the id is that of the student's token that writes the same, or none. 'joint': the same at the last token of a
+      chunk, together with the tokens of the chunk before it. With one tokenizer all three are the same.
   """
 
   entropy: bool = False
@@ -97,8 +101,13 @@ class ScoreRequest:
   hidden: bool = False
   layers: tuple[int, ...] = ()
   temperature: float = 1.0
+  across: Literal['projected', 'own', 'joint'] = 'projected'
 
   def __post_init__(self):
+    if self.across not in ('projected', 'own', 'joint'):
+      raise ValueError(
+        f"ScoreRequest: across is 'projected', 'own' or 'joint', got {self.across!r}."
+      )
     if self.top_k < 0 or self.at_student_top_k < 0 or not self.temperature > 0:
       raise ValueError(
         f'ScoreRequest: top_k and at_student_top_k must not be negative, temperature must be above 0; got {self}.'
@@ -112,6 +121,12 @@ class ScoreRequest:
         f'ScoreRequest: one judge cannot answer at temperatures {self.temperature} and {other.temperature} at once. '
         'Ask under two names.'
       )
+    kinds = sorted({request.across for request in (self, other) if request.top_k})
+    if len(kinds) > 1:
+      raise ValueError(
+        f'ScoreRequest: one judge cannot answer with a top k that is {" and ".join(kinds)} at once. Ask under '
+        'two names.'
+      )
     return ScoreRequest(
       entropy=self.entropy or other.entropy,
       top_k=max(self.top_k, other.top_k),
@@ -119,6 +134,7 @@ class ScoreRequest:
       hidden=self.hidden or other.hidden,
       layers=tuple(sorted({*self.layers, *other.layers})),
       temperature=self.temperature,
+      across=(self if self.top_k or not other.top_k else other).across,
     )
 
 
@@ -137,6 +153,9 @@ class Scores(NamedTuple):
   )
   hidden: Float[AnyArray, 'B R D'] | None = None  # states that predict each token
   layers: Float[AnyArray, 'B R J D'] | None = None  # the same after chosen layers
+  chunk: Int[AnyArray, 'B R'] | None = (
+    None  # number of the chunk of each token, -1: of none; None: each is one
+  )
 
 
 class Weights(NamedTuple):

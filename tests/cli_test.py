@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import sys
 import pytest
 from conftest import FAMILIES
 
-from opd_jax import cli
 from opd_jax.models import presets
 from opd_jax.sharding import mesh_layout
 from opd_jax.storage import huggingface, orbax_folder
@@ -21,21 +21,8 @@ from opd_jax.training.workdir import locked
 TINY = 'experiments/models/tiny.gin'
 COMMANDS = (
   'certify check convert demo evaluate export gap methods new-method params plan report sample '
-  'score study train'
+  'score serve study train'
 )
-
-
-@pytest.fixture
-def opd(capfd, monkeypatch, pytestconfig):
-  """Runs a command from the root: (status, stdout, stderr)."""
-  monkeypatch.chdir(pytestconfig.rootpath)
-
-  def run(*arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capfd.readouterr()
-    return status, captured.out, captured.err
-
-  return run
 
 
 @pytest.mark.parametrize(
@@ -78,6 +65,33 @@ def test_a_port_in_use_is_refused_before_the_coordinator_dies_of_it(opd):
     flags = ('--coordinator', where, '--processes', '2', '--process', '0')
     status, _, err = opd('train', '--gin_file', TINY, '--workdir', 'nowhere', *flags)
   assert status == 2 and f'--coordinator {where}: port' in err and 'Choose another one' in err
+
+
+@pytest.mark.parametrize('command', [('train', '--gin_file', TINY), ('evaluate', 'tiny')])
+def test_a_cluster_that_is_not_there_is_refused_with_what_was_looked_for(command, pytestconfig):
+  """In a process of its own: JAX has begun in this one."""
+  clusters = ('JAX_COORDINATOR', 'KUBERNETES_', 'SLURM_', 'OMPI_', 'TPU_WORKER')
+  environment = {name: os.environ[name] for name in os.environ if not name.startswith(clusters)}
+  words = (*command, '--workdir', 'nowhere', '--distributed')
+  done = subprocess.run(
+    [sys.executable, '-m', 'opd_jax.cli', *words],
+    capture_output=True,
+    text=True,
+    cwd=pytestconfig.rootpath,
+    env=environment,
+    timeout=120,
+  )
+  assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+  assert done.stderr.startswith(f'opd {command[0]}: --distributed: no cluster was found')
+  for word in ('Slurm', 'Cloud TPU', 'GKE', 'Kubernetes', 'Open MPI'):
+    assert word in done.stderr
+  assert '--coordinator HOST:PORT --processes N --process I' in done.stderr
+
+
+def test_a_cluster_and_explicit_numbers_are_not_mixed(opd):
+  flags = ('--distributed', '--processes', '2')
+  status, _, err = opd('train', '--gin_file', TINY, '--workdir', 'nowhere', *flags)
+  assert status == 2 and 'Leave --coordinator, --processes and --process out' in err
 
 
 def test_a_full_disk_is_told_in_one_line(opd, monkeypatch, tmp_path):
@@ -342,7 +356,7 @@ def test_methods_shows_what_one_method_can_be_told(opd):
   shown = json.loads(opd('methods', 'opd', '--json')[1])
   assert shown['arguments'] == {'coefficient': '1.0'} and shown['doc']
   status, _, err = opd('methods', 'opdd')
-  assert status == 2 and "no method is called 'opdd'; there are adwin, aopd" in err
+  assert status == 2 and "no method is called 'opdd'; there are adwin, alm, aopd" in err
   status, _, err = opd('methods', '--module', 'nowhere_at_all')
   assert status == 2 and '--module nowhere_at_all cannot be imported' in err
 
@@ -438,7 +452,10 @@ assert 'jax' not in sys.modules and 'numpy' not in sys.modules
 @pytest.mark.parametrize(
   'binding, words',
   [
-    ('presets.tiny.remat = "ful"', "remat='ful'; choose one of ('none', 'dots', 'full')"),
+    (
+      'presets.tiny.remat = "ful"',
+      "remat='ful'; choose one of ('none', 'dots', 'full', 'offload')",
+    ),
     ('MODEL = @presets.tiny', 'model must be a ModelConfig'),
     ('LAYOUT = 3', 'layout must be a Layout, got 3'),
     ('presets.tiny.vocab_size = 1.5', 'vocab_size must be a whole number above 0, got 1.5'),

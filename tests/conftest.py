@@ -22,7 +22,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 import numpy as np
 import pytest
 
-from opd_jax import host
+from opd_jax import cli, host
 from opd_jax.models import presets, transformer
 from opd_jax.models.config import Experts, RopeScaling
 from opd_jax.sharding import mesh_layout
@@ -46,22 +46,35 @@ FAMILIES = {
 }
 
 
+# What starts processes, kills them, or follows the pages and the notebooks: `make long`, and not `make test`.
+LONG = (
+  *(
+    f'training/{name}_test.py'
+    for name in ('multihost', 'kill', 'served_run', 'bucket', 'full_disk')
+  ),
+  *(f'{name}_test.py' for name in ('notebooks', 'pages_run', 'examples', 'guide')),
+)
 # Files of a minute or of many seconds. A worker that begins with them ends with short ones: both end together.
 LONG_FIRST = (
-  'training/multihost_test.py',
+  *LONG,
   'training/loop_test.py',
-  'training/kill_test.py',
   'certify_test.py',
   'training/stages_test.py',
-  'examples_test.py',
   'studies/runner_test.py',
 )
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'long: starts processes, or follows pages and notebooks')
 
 
 def pytest_collection_modifyitems(items):
   """The longest files first; `--dist loadfile --no-loadscope-reorder` deals them in this order."""
   place = {str(Path(__file__).parent / name): number for number, name in enumerate(LONG_FIRST)}
   items.sort(key=lambda item: place.get(str(item.path), len(place)))
+  for item in items:
+    if place.get(str(item.path), len(place)) < len(LONG):
+      item.add_marker('long')
 
 
 def pytest_addoption(parser):
@@ -73,6 +86,19 @@ def room():
   """Every compiled program holds mappings of memory, of which Linux allows a process 65,530; the suite makes more."""
   yield
   host.make_room()
+
+
+@pytest.fixture
+def opd(capfd, monkeypatch, pytestconfig):
+  """Runs a command from the root: (status, stdout, stderr)."""
+  monkeypatch.chdir(pytestconfig.rootpath)
+
+  def run(*arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return status, captured.out, captured.err
+
+  return run
 
 
 @pytest.fixture(params=FAMILIES)

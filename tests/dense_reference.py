@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from opd_jax.losses.divergences import ReverseKL
 from opd_jax.losses.rest_rules import OutsideMass
 from opd_jax.losses.terms import (
   Candidates,
   ClippedCandidates,
+  EntriesAtIds,
   HiddenDistance,
   OnToken,
   WeightedTerm,
@@ -34,6 +36,8 @@ def values(hidden, head, response, targets: Mapping[str, Target], terms: Sequenc
       value = -jnp.where(inside, inputs['weights'] * pick(jnp.where(inside, ids, 0)), 0.0).sum(-1)
     elif isinstance(term, ClippedCandidates):
       value = _clipped(term, pick, inputs, head.shape[1])
+    elif isinstance(term, EntriesAtIds):
+      value = _reverse_entries(term, pick, inputs, head.shape[1])
     else:
       value = _divergence(term, logits, targets[term.of])
       if term.ratio is not None:
@@ -52,6 +56,15 @@ def _clipped(term, pick, inputs, size: int):
   cost = jnp.maximum(-ratio * advantage, -held * advantage)
   cost = jnp.where(advantage < 0, jnp.minimum(cost, -clip.dual * advantage), cost)
   return jnp.where(inside, cost, 0.0).sum(-1)
+
+
+def _reverse_entries(term, pick, inputs, size: int):
+  """Σ p (log p - log q) over ids that are in the vocabulary, as they stand: neither side sums to one."""
+  assert term.divergence == ReverseKL()
+  ids = inputs['ids']
+  inside = (ids >= 0) & (ids < size)
+  log_p = pick(jnp.where(inside, ids, 0))
+  return jnp.where(inside, jnp.exp(log_p) * (log_p - inputs['log_q']), 0.0).sum(-1)
 
 
 def loss(hidden, head, response, targets: Mapping[str, Target], terms: Sequence[WeightedTerm]):

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import docs_test
 import metrics_page_test
@@ -30,16 +31,21 @@ def smaller(words: list[str]) -> list[str]:
   return [SMALLER.get(before, word) for before, word in pairs]
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  """A working directory in which the folders and the file of the guide lie."""
-  here = tmp_path_factory.mktemp('guide')
+def make_folders(here: Path) -> None:
+  """The folders and the file of the guide, at tiny size."""
   maker = docs_test.module_of('docs/examples/make_folders.py')
   maker.LAYERS, maker.WIDTHS = 1, {'student': 32, 'teacher': 32}  # one shape: one set of programs
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(here)
     patch.setattr(sys, 'argv', ['make_folders.py', 'mine', '--problems', '60'])
     maker.main()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A working directory in which the folders and the file of the guide lie."""
+  here = tmp_path_factory.mktemp('guide')
+  make_folders(here)
   return here
 
 
@@ -75,7 +81,7 @@ def test_the_guide_leads_to_a_curve_and_to_a_folder_for_transformers(folder, mon
 
 def test_the_loop_of_the_page_runs_and_saves_a_model(folder, monkeypatch, capfd):
   monkeypatch.chdir(folder)
-  [text] = docs_test.blocks(DOCS / 'python.md', 'python')
+  text, plain = docs_test.blocks(DOCS / 'python.md', 'python')
   loop = text[text.index('training = api.begin') :].strip().splitlines()
   assert len(loop) <= 10
   text = re.sub(r'steps=\d+', 'steps=2', re.sub(r'prompts=\d+', 'prompts=4', text))
@@ -86,3 +92,8 @@ def test_the_loop_of_the_page_runs_and_saves_a_model(folder, monkeypatch, capfd)
   ]
   assert cli.main(['convert', 'mine/learnt', 'learnt_exported']) == 0
   assert (folder / 'learnt_exported/tokenizer.json').is_file()
+  plain = plain.replace('Qwen/Qwen3-0.6B', 'mine/student').replace('budget=1024', 'budget=4')
+  names: dict = {}
+  exec(compile(plain, 'python.md', 'exec'), names)
+  assert names['rollout'].mask.shape[0] == 2
+  assert names['logits'](names['params'], names['prompts'].tokens).shape[0] == 2

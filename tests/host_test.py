@@ -1,5 +1,6 @@
 """A CPU process keeps the memory that its programs free."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -28,3 +29,15 @@ def test_the_second_call_of_a_program_faults_no_pages():
   ).stdout.split()
   (kept, few), (plain, many) = run(True), run(False)
   assert (kept, plain) == ('True', 'False') and 10 * int(few) < int(many)  # pages may be large
+
+
+@pytest.mark.parametrize(
+  'told', ['JAX_NUM_CPU_DEVICES=2', 'XLA_FLAGS=--xla_force_host_platform_device_count=2']
+)
+def test_several_simulated_devices_give_it_back(told):
+  name, _, value = told.partition('=')
+  code = 'from opd_jax import host; print(host.keep_memory())'
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, name: value}
+  )
+  assert done.stdout.split() == ['False'], done.stderr

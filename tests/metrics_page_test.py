@@ -15,12 +15,14 @@ PAGE = (ROOT.parent / 'docs' / 'metrics.md').read_text()
 MADE = (
   (
     'training/metrics.py',
-    ('of_rollout', 'of_routes', 'of_evidence', '_predictive', 'of_tally'),
+    ('of_rollout', 'of_routes', 'of_evidence', '_of_chunks', '_predictive', 'of_tally'),
     '',
   ),
   ('training/optimiser_step.py', ('apply',), ''),
   ('training/verbs.py', ('updates',), ''),
-  ('training/loop.py', ('one_step', '_evaluated'), ''),
+  ('training/loop.py', ('_evaluated',), ''),
+  ('training/step.py', ('one_step',), ''),
+  ('training/clock.py', ('idle',), ''),
   ('training/probing.py', ('probed',), ''),
   ('training/following.py', ('_shocks',), ''),
   ('training/moving.py', ('shown',), ''),
@@ -28,7 +30,7 @@ MADE = (
   ('training/gradient.py', ('_tally',), ''),
   ('losses/tile.py', ('_diagnostics',), 'teacher/'),
   ('evaluation/summary.py', ('by_problem', 'shares'), 'eval/*/'),
-  ('evaluation/evaluator.py', ('_metrics', 'reverse_kl'), ''),
+  ('evaluation/evaluator.py', ('_metrics', 'reverse_kl', 'drafting'), ''),
 )
 COUNTS = {'known', 'drawn', 'curve/tokens', 'curve/known'}  # of a tally: what others are divided by
 

@@ -185,3 +185,50 @@ def test_the_index_holds_what_curves_read(tmp_path):
 def test_the_same_runs_make_the_same_page(tmp_path):
   folder = report_runs.write_run(tmp_path / 'run')
   assert text_of(folder) == text_of(folder)
+
+
+# --- plans ------------------------------------------------------------------------------------------
+
+
+def test_a_plan_in_the_folder_of_a_run_is_on_its_page(tmp_path, capfd, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  run = report_runs.write_run(tmp_path / 'run')
+  assert 'class="plan"' not in text_of(run)
+  files = ('models/small', 'data/sums', 'methods/sft')
+  words = [f'--gin_file=experiments/{name}.gin' for name in files]
+  words += ['--compile', '--chip', 'h100', '--prompt', '32', '--workdir', str(run)]
+  assert cli.main(['plan', *words]) == 0
+  assert f'and {run / "plan.json"}' in capfd.readouterr().out
+  [stage] = json.loads((run / 'plan.json').read_text())['compiled']
+  [found] = folders.read_run(run, 'run').plan.stages
+  assert [each[:2] for each in found.programs] == [
+    (each['verb'], each['name']) for each in stage['programs']
+  ]
+  text = text_of(run)
+  assert 'class="plan"' in text and 'fits, 74.5 GiB a device' in text
+  assert all(f'<td>{each["name"]}</td>' in text for each in stage['programs'])
+  assert 'bound by computing' in text
+
+
+def test_a_plan_of_shapes_only_and_one_that_does_not_fit_are_told(tmp_path):
+  run = report_runs.write_run(tmp_path / 'run')
+  plan = {'topology': 'v5e:4x4', 'slices': 2, 'mesh': 'fsdp=32 on 32 tpu devices', 'compiled': []}
+  plan['stages'] = {'train': {'parameters': 2**30, 'cache': 0}}
+  (run / 'plan.json').write_text(json.dumps(plan))
+  text = text_of(run)
+  assert '2 x v5e:4x4 fsdp=32' in text
+  assert 'Each device holds parameters 1.0 GiB, and activations.' in text
+  stage = {'stage': 'train', 'programs': [], 'least_seconds': None, 'memory': 2**34, 'fits': False}
+  stage['failed'] = [{'verb': 'update', 'name': 'gradient', 'refused': '<b>40G of 16G</b>'}]
+  (run / 'plan.json').write_text(json.dumps({**plan, 'compiled': [stage]}))
+  text = text_of(run)
+  assert 'does not fit, 16.0 GiB a device' in text
+  assert 'does not fit: &lt;b&gt;40G of 16G&lt;/b&gt;' in text
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"stages": {}, "compiled": [1], "mesh": ""}'])
+def test_what_is_no_plan_is_refused_by_name(opd, tmp_path, text):
+  run = report_runs.write_run(tmp_path / 'run')
+  (run / 'plan.json').write_text(text)
+  status, _, err = opd(run, '--out', tmp_path / 'page.html')
+  assert status == 2 and 'plan.json is not what `opd plan --workdir` writes' in err

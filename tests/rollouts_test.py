@@ -72,6 +72,24 @@ def test_the_teacher_writes_where_it_is_asked_to(models):
   assert not got.by_student.any() and got.mask.all()
 
 
+def test_the_teacher_writes_from_proposals_of_the_student_and_the_text_is_its_own(models):
+  got = write(rollouts.teacher(proposals=2), models)
+  assert (got.writer == TEACHER).all() and got.mask.all()
+  from opd_jax.inference import scorer
+
+  config, layout, params = models[1]
+  for prompt, response, logp in zip(ROWS, got.response.tolist(), got.logp, strict=True):
+    (told,) = scorer.score_rows(params, [prompt], [response], config=config, layout=layout)
+    np.testing.assert_allclose(told.logp, logp, atol=1e-4)
+
+
+def test_proposals_without_a_teacher_that_writes_are_refused():
+  with pytest.raises(ValueError, match='2 proposals are for rows that the teacher writes'):
+    rollouts.RolloutMix(proposals=2)
+  with pytest.raises(ValueError, match='not negative, got -1'):
+    rollouts.teacher(proposals=-1)
+
+
 def test_a_prefix_of_the_teacher_is_read_and_does_not_count(models):
   ramp = Ramp(begin=6, end=0, steps=4)
   mixes = [ramps.settled(rollouts.student(prefix=ramp), step) for step in (0, 1, 2, 4, 9)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from opd_jax import sharding
+from opd_jax import meshes
 from opd_jax.sharding import RULES, Layout, mesh_layout
 
 
@@ -158,7 +158,7 @@ def test_slices_are_cut_by_the_outer_axes(sizes, within):
     types.SimpleNamespace(id=i, platform='x', device_kind='x', slice_index=i // 4, process_index=0)
     for i in range(8)
   ]
-  mesh = sharding._over_slices(sizes, chips, 2)
+  mesh = meshes.over_slices(sizes, chips, 2)
   assert mesh.shape == tuple(sizes.values())
   slices = np.vectorize(lambda chip: chip.slice_index)(mesh)
   block = slices[tuple(slice(size) for size in within)]
@@ -168,4 +168,4 @@ def test_slices_are_cut_by_the_outer_axes(sizes, within):
 def test_slices_that_no_axis_divides_are_refused():
   chips = [types.SimpleNamespace(slice_index=i // 4) for i in range(12)]
   with pytest.raises(ValueError, match='over 3 slices'):
-    sharding._over_slices({'data': 1, 'fsdp': 4}, chips[:4], 3)
+    meshes.over_slices({'data': 1, 'fsdp': 4}, chips[:4], 3)

@@ -1,6 +1,7 @@
 """What several tests of training share: a tiny run of two stages, made in a second and seeded."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def experiment(
   return dataclasses.replace(known, **changes)
 
 
+def with_teacher_apart(folder: Path, way: str, devices) -> Experiment:
+  """The same with a teacher on devices of its own: the last two of four, or every second one."""
+  ranges = {'disjoint': (devices[:2], devices[2:4]), 'halves': (devices[:4:2], devices[1:4:2])}
+  own, apart = (tuple(each) for each in ranges[way])
+  layout = mesh_layout(tensor=2, devices=apart)
+  teacher = {'teacher': judges.frozen(teacher_folder(folder), layout=layout)}
+  return experiment(
+    folder,
+    distil={'judges': teacher, 'staleness': 1},
+    layout=mesh_layout(fsdp=2, devices=own),
+  )
+
+
 def run(experiment: Experiment, workdir: Path, **options) -> loop.Outcome:
   listener = options.pop('listener', QUIET)
   return loop.train(experiment, workdir, listener=listener, **{'skip_preflight': True, **options})
@@ -95,10 +109,14 @@ def at_work(folder: Path, judges_by_name, **changes) -> tuple[StageRuntime, Stat
 
 def metrics_of(workdir: Path) -> list[dict]:
   """The metrics of a run without what belongs to the machine."""
-  return [
-    {name: value for name, value in row.items() if not name.startswith(recorder.NOT_THE_RUN)}
-    for row in recorder.read(workdir)
-  ]
+  return rows_of((workdir / 'metrics.jsonl').read_text())
+
+
+def rows_of(text: str) -> list[dict]:
+  """The objects of a file of a run, the same way."""
+  rows = map(json.loads, text.splitlines())
+  known = lambda name: not name.startswith(recorder.NOT_THE_RUN)
+  return [{name: value for name, value in row.items() if known(name)} for row in rows]
 
 
 def digest_of(outcome: loop.Outcome) -> str:

@@ -36,6 +36,7 @@ from opd_jax.losses.terms import (
   ClippedCandidates,
   ClippedRatio,
   DivergenceTerm,
+  EntriesAtIds,
   HiddenDistance,
   ImportanceRatio,
   Likelihood,
@@ -100,6 +101,7 @@ CASES = {
   'columns': on(ForwardKL(), Columns((3, 17, 39)), Tail()),
   'composed': on(ForwardKL(), (BEST | Columns((3, 17))) & (OWN | TeacherTopK(2)), Tail()),
   'clipped candidates': ClippedCandidates(clip=ClippedRatio(low=0.1, high=0.3, dual=3.0)),
+  'entries at ids': EntriesAtIds(divergence=ReverseKL()),
 }
 NAMES = tuple(CASES)
 
@@ -132,6 +134,7 @@ def weighted(term, seed: int = 0) -> WeightedTerm:
     'weights': number(B, R, C),
     'advantages': number(B, R, C),
     'behaviour_logps': -2.0 * jnp.abs(number(B, R, C)) - 5.0,
+    'log_q': -2.0 * jnp.abs(number(B, R, C)),
   }
   return term(coefficient, **{name: inputs[name] for name in term.inputs_wanted})
 
@@ -149,15 +152,18 @@ def only(terms, number: int) -> tuple[WeightedTerm, ...]:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('layout', 'tile', 'diagnose'))
-def tiled(hidden, head, response, targets, terms, *, layout=None, tile=None, diagnose=None):
+@functools.partial(jax.jit, static_argnames=('layout', 'tile', 'share', 'diagnose'))
+def tiled(
+  hidden, head, response, targets, terms, *, layout=None, tile=None, share=None, diagnose=None
+):
   """((loss, reading), (d hidden, d head)) of the tiled pass; by default on one device."""
   layout = layout or mesh_layout()
 
   def loss(hidden, head):
     return vocabulary.weighted_sum(
-      hidden, head, response, targets, terms, layout=layout, tile=tile, diagnose=diagnose
-    )
+      hidden, head, response, targets, terms,
+      layout=layout, tile=tile, share=share, diagnose=diagnose,
+    )  # fmt: skip
 
   return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
 

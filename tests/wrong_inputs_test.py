@@ -16,6 +16,10 @@ SUMS = {'TEACHER': '"tiny"', 'STEPS': '1', 'PROMPTS': '4', 'evaluator.Evaluation
 ROWS = {'DATA': '"rows.jsonl"', 'BUDGET': '8', 'VERIFIER': '@texts.last_number'}
 MINE = {**SUMS, **ROWS, 'evaluator.Evaluation.problems': '2'}
 OWN = {**MINE, 'WEIGHTS': '"own"', 'TEACHER': '"own"', 'load.config.dtype': '"float32"'}
+THERE = {
+  **{key: value for key, value in SUMS.items() if key != 'TEACHER'},
+  'URL': '"http://127.0.0.1:9"',
+}
 STAGE, EXPERIMENT, FROZEN = 'experiment.Stage.', 'experiment.Experiment.', 'judges.frozen.'
 # Bindings over an experiment on sums, and words of the message.
 BINDINGS = [
@@ -25,10 +29,25 @@ BINDINGS = [
   ('optimisers.adamw.clip', '-1', 'clip must be a number above 0'),
   ('optimisers.adamw.beta1', '2', 'beta1 must lie in [0, 1)'),
   ('optimisers.adamw.warmup', '-1', 'warmup is a whole number'),
-  ('STEPS', '0', 'steps must be a whole number above 0'),
-  ('STEPS', '"many"', 'steps must be a whole number above 0'),
-  ('PROMPTS', '0', 'prompts must be a whole number above 0'),
-  ('SAMPLES', '0', 'samples must be a whole number above 0'),
+  ('STEPS', '0', 'steps must be a whole number of at least 1'),
+  ('STEPS', '"many"', 'steps must be a whole number of at least 1'),
+  ('PROMPTS', 'True', 'prompts must be a whole number of at least 1, got True'),
+  (
+    'evaluator.Evaluation.samples',
+    'True',
+    'samples must be a whole number of at least 1, got True',
+  ),
+  (STAGE + 'staleness', '-1', 'staleness is a whole number from 0 to'),
+  (STAGE + 'staleness', '1.5', 'staleness is a whole number from 0 to'),
+  (STAGE + 'staleness', '1000', 'staleness is a whole number from 0 to'),
+  (EXPERIMENT + 'sampling_layout', '3', 'sampling_layout must be'),
+  ('judges.frozen.tmplate', '3', "it has no option 'tmplate'; it has weights, refresh"),
+  ('judges.frozen.int8', '"yes"', 'int8 is True or False'),
+  ('judges.frozen.cache', '"gs://b/scores"', 'cache must be a folder of this machine'),
+  ('judges.frozen.longest_chunk', '"x"', 'longest_chunk is at least 1'),
+  ('PROMPTS', '268435456', 'Bind fewer PROMPTS or SAMPLES, or a smaller BUDGET'),
+  ('PROMPTS', '0', 'prompts must be a whole number of at least 1'),
+  ('SAMPLES', '0', 'samples must be a whole number of at least 1'),
   ('BUDGET', '0', 'budget'),
   ('BUDGET', '2.5', 'budget'),
   ('sampler.Sampling.slots', '0', 'slots'),
@@ -36,9 +55,9 @@ BINDINGS = [
   ('evaluator.Evaluation.every', '-1', 'every must be a whole number of at least 0'),
   ('evaluator.Evaluation.problems', '0', 'problems must be a whole number of at least 1'),
   ('evaluator.Evaluation.samples', '0', 'samples must be a whole number of at least 1'),
-  (EXPERIMENT + 'checkpoint_every', '0', 'checkpoint_every must be a whole number above 0'),
-  (EXPERIMENT + 'checkpoint_every', '"x"', 'checkpoint_every must be a whole number above 0'),
-  (EXPERIMENT + 'samples_every', '0', 'samples_every must be a whole number above 0'),
+  (EXPERIMENT + 'checkpoint_every', '0', 'checkpoint_every must be a whole number of at least 1'),
+  (EXPERIMENT + 'checkpoint_every', '"x"', 'checkpoint_every must be a whole number of at least 1'),
+  (EXPERIMENT + 'samples_every', '0', 'samples_every must be a whole number of at least 1'),
   (EXPERIMENT + 'seed', '-1', 'seed is a whole number'),
   (EXPERIMENT + 'seed', '1.5', 'seed is a whole number'),
   (EXPERIMENT + 'seed', '"a"', 'seed is a whole number'),
@@ -50,7 +69,7 @@ BINDINGS = [
   (EXPERIMENT + 'wandb', '3', 'wandb must be a str or None, got 3'),
   (EXPERIMENT + 'rollouts', '3', 'rollouts must be a RolloutRecords'),
   (STAGE + 'name', '""', 'its name is a text that is not empty'),
-  (STAGE + 'rows', '0', 'rows must be a whole number above 0'),
+  (STAGE + 'rows', '0', 'rows must be a whole number of at least 1'),
   (STAGE + 'template', '3', 'template must be a Template'),
   (STAGE + 'sampling', 'None', 'sampling must be a Sampling'),
   ('WEIGHTS', '3', 'weights must be a str or None'),
@@ -80,6 +99,7 @@ DATA = [
   ('DATA', '"gone.jsonl"', 'gone.jsonl cannot be read (No such file or directory)'),
   ('DATA', '"~/gone.jsonl"', '/gone.jsonl cannot be read (No such file or directory)'),
   ('DATA', '"empty"', 'empty cannot be read (Is a directory)'),
+  ('DATA', '"rows.jsonl.gz"', 'rows.jsonl.gz is compressed; unpack it'),
   ('DATA', '"array.jsonl"', 'array.jsonl is one JSON array; one object a line is expected'),
   ('DATA', '"indented.jsonl"', 'indented.jsonl, line 1: not JSON'),
   ('DATA', '"nothing.jsonl"', 'nothing.jsonl holds no rows'),
@@ -122,7 +142,7 @@ DATA = [
   ('evaluator.Evaluation.template', '3', 'template must be a Template'),
   ('evaluator.Evaluation.decoding', '3', 'decoding must be a Decoding'),
   ('evaluator.Evaluation.name', '3', 'name must be a str or None'),
-  (STAGE + 'samples', '1.0', 'samples must be a whole number above 0'),
+  (STAGE + 'samples', '1.0', 'samples must be a whole number of at least 1'),
   (STAGE + 'minibatches', '3', '4 prompts cannot be dealt to 3 minibatches'),
   (CONTEXT, '@contexts.solution', 'the context solution does not take a scene'),
   (CONTEXT, '@contexts.siblings', 'the context siblings does not take a scene'),
@@ -162,6 +182,25 @@ FOLDERS = [
   ('load.config.dtype', '"int3"', 'int3'),
   ('load.config.param_dtype', '"bfloat16"', 'would lose small updates to rounding'),
 ]
+# Over an experiment whose teacher is behind a server.
+SERVED = [
+  ('URL', '3', "url is the address of a server, 'http://host:8000', got 3"),
+  ('URL', '""', "url is the address of a server, 'http://host:8000', got ''"),
+  ('URL', '"127.0.0.1:9"', "url is the address of a server, 'http://host:8000', got '127.0.0.1:9'"),
+  (
+    'URL',
+    '"ftp://host:9"',
+    "url is the address of a server, 'http://host:8000', got 'ftp://host:9'",
+  ),
+  ('URL', '"http://127.0.0.1:9"', 'http://127.0.0.1:9'),
+  ('judges.served.modle', '"m"', "it has no option 'modle'; it has url, model"),
+  ('judges.served.protocol', '"openai"', "protocol is 'completions' or 'sglang'"),
+  ('judges.served.concurrency', '0', 'concurrency must be a number above 0'),
+  ('judges.served.concurrency', '1.5', 'concurrency must be a whole number'),
+  ('judges.served.timeout', '-1', 'timeout must be a number above 0'),
+  ('judges.served.tolerance', '"x"', 'tolerance must be a number above 0'),
+  ('judges.served.too_long', '"cut"', "too_long is 'refuse' or 'unknown'"),
+]
 # gin files of one's own: a text behind the first line, and words of the message.
 TEXTS = [
   ('STEPS 3\n', "case.gin, line 2: Couldn't parse statement, expected ':' or '='"),
@@ -192,6 +231,14 @@ COMMANDS = [
   ('train SUMS --workdir run --processes 2', 'only together with --coordinator'),
   ('train SUMS --workdir run --coordinator here', '--coordinator is HOST:PORT of process 0'),
   ('train SUMS --workdir run --coordinator h:x', '--coordinator is HOST:PORT of process 0'),
+  ('train SUMS --workdir run --processes 2 --process 1', 'only together with --coordinator'),
+  ('train SUMS --workdir s3://b/run', 'of buckets only gs://… is known here'),
+  (
+    'distil --student own --teacher own --data rows.jsonl --workdir gs://b/run',
+    'gs://b/run is no folder of this machine',
+  ),
+  ('export gs://b/run out', 'gs://b/run is no folder of this machine'),
+  ('score --model empty nowhere.jsonl', 'nowhere.jsonl is no file here'),
   ('check SUMS --module nowhere', '--module nowhere cannot be imported'),
   ('params adamv', 'Did you mean adamw?'),
   ('methods aopdd', "no method is called 'aopdd'"),
@@ -217,6 +264,7 @@ CASES = [
   *names('sums', BINDINGS),
   *names('mine', DATA),
   *names('own', FOLDERS),
+  *names('served', SERVED),
   *((f'text: {text}', words) for text, words in TEXTS),
   *((f'opd {line}', words) for line, words in COMMANDS),
 ]
@@ -230,7 +278,7 @@ def case_of(name, files):
     return {'files': [*files['sums'], 'case.gin'], 'bindings': bindings, 'text': what}
   if kind in files:
     key, _, value = what.partition(' = ')
-    base = {'sums': SUMS, 'mine': MINE, 'own': OWN}[kind]
+    base = {'sums': SUMS, 'mine': MINE, 'own': OWN, 'served': THERE}[kind]
     return {
       'files': files[kind],
       'bindings': [f'{k} = {v}' for k, v in {**base, key: value}.items()],
@@ -250,6 +298,7 @@ def told(tmp_path_factory):
   files = {
     'sums': shipped('models/tiny', 'data/sums', 'methods/opd', 'judges/teacher'),
     'mine': [*shipped(*tiny, 'data/jsonl'), 'bytes.gin'],
+    'served': [*shipped('models/tiny', 'data/sums', 'methods/opd', 'judges/served')],
     'own': shipped('methods/opd', 'judges/teacher', 'data/jsonl', 'models/folder'),
   }
   right = [f'{kind}: {name} = {value}' for kind, name, value in RIGHT]
@@ -272,8 +321,9 @@ def test_a_mistake_is_refused_in_one_line(told, name, words):
   lines = told[name]
   assert any(words in line for line in lines), lines
   assert not any('Traceback' in line or '\n' in line for line in lines), lines
+  assert len(lines) == 1 + name.startswith('opd '), lines
   if name.startswith('opd '):
-    assert len(lines) == 2 and lines[0].startswith(f'opd {name.split()[1]}: '), lines
+    assert lines[0].startswith(f'opd {name.split()[1]}: '), lines
     assert lines[1] == 'exit status 2'
 
 

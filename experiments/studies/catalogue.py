@@ -1,7 +1,7 @@
 """Every method against OPD with as many tokens, and against its own control: which claims does this world bear out?
 
 Command  opd study experiments/studies/catalogue.py --workdir runs/catalogue --jobs 2
-Cost     626 runs; about an hour and a half with two at a time on two cores
+Cost     666 runs; about an hour and a half with two at a time on two cores
 
 All begin with the same student, which gets half of the sums right, and see 60 batches of 16 questions with 4 responses.
 A control draws as many tokens (or rows) at random as its method selects. The last claims are those in which the papers

@@ -1,13 +1,14 @@
 """The student as its own teacher: what it is shown, how the teacher follows, and what is forgotten.
 
 Command  opd study experiments/studies/self_distillation.py --workdir runs/self_distillation --jobs 2
-Cost     199 runs; about an hour with two at a time on two cores
+Cost     239 runs; about an hour with two at a time on two cores
 
 All begin with one student, `reader`, that reads: it gets about half of the sums right by itself and nearly all of them
 behind their solution (`told`) or behind their first steps. Without a context it is its own teacher exactly, so
 `reader` itself is the control of every context. On long questions, where a chain stands behind two others, `long-none`
 is that control. On calls, rates are chosen by the calls: the sums would reward those that learn nothing new. `reader`
-never read a failure, so the claims on peers and on steering test prompts that are new to the model.
+never read a failure, so the claims on peers and on steering test prompts that are new to the model. Ablations have the
+rate that was the best of the cell that they are compared with.
 """
 
 from opd_jax.studies.study import Cell, Contrast, Measure, Study
@@ -40,10 +41,11 @@ TRUSTED = (
     REVERSE,
   ),
 )
-TUTORED = (
+BY_SOLUTION = (
   "JUDGES = {'teacher': @judges.itself(), 'reference': @bare/judges.itself()}",
-  *('bare/judges.itself.context = None', HINT),
+  'bare/judges.itself.context = None',
 )
+TUTORED = (*BY_SOLUTION, HINT)
 CALLS = (
   *('TASK = @calls.calls()', 'BUDGET = 80'),
   'experiment.Experiment.evaluations = [@evaluator.Evaluation(), @tools/evaluator.Evaluation()]',
@@ -68,15 +70,33 @@ CELLS = {
   'long-passage': ('opd', (LONG, *PASSAGE, LIVE)),
 }  # fmt: skip
 
+# Name: rate, method, bindings.
+ABLATIONS = {
+  'sdft-every': (3e-4, 'sdft', ('judges.itself.refresh = @judges.every()', 'judges.every.steps = 10')),
+  'gated-lengths': (3e-4, 'sdft', (*GATED, 'gates.RewardRose.margin = None')),
+  'gated-rewards': (3e-4, 'sdft', (*GATED, 'gates.RewardRose.tail = None')),
+  'steered-right': (1e-4, 'ogls', (*STEERED, 'steering.steered.failures = False')),
+  'steered-whole': (1e-4, 'ogls', (*STEERED, 'ogls.ogls.bound = None')),
+  'peers-failure': (1e-4, 'sdpo', (SIBLINGS, EMA, REVERSE, 'contexts.siblings.failures = 1')),
+  'peers-success': (1e-4, 'sdpo', (SIBLINGS, EMA, REVERSE, 'contexts.siblings.successes = 2')),
+  'ptd-po-solved': (3e-4, 'ptd_po', BY_SOLUTION),
+}  # fmt: skip
 
-def itself(name: str, method: str, *bindings: str, chosen_by: str | None = None) -> Cell:
+
+def itself(
+  name: str,
+  method: str,
+  *bindings: str,
+  rates: tuple[float, ...] = RATES,
+  chosen_by: str | None = None,
+) -> Cell:
   """A student that is its own teacher."""
   return Cell(
     name=name,
     files=(ITSELF, f'experiments/methods/{method}.gin'),
     bindings=('WEIGHTS = "{reader}"', 'STEPS = 60', 'PROMPTS = 16', 'SAMPLES = 4', *bindings),
     after=('reader',),
-    rates=RATES,
+    rates=rates,
     chosen_by=chosen_by,
     seconds=25.0,
   )
@@ -100,6 +120,9 @@ STUDY = Study(
   cells=(
     Cell(name='reader', files=(READER,), bindings=('STEPS = 360',), seed=2, seconds=120.0),
     *(itself(name, method, *more) for name, (method, more) in CELLS.items()),
+    *(
+      itself(name, method, *more, rates=(rate,)) for name, (rate, method, more) in ABLATIONS.items()
+    ),
     imitating(),
     itself('calls-sdft', 'sdft', EMA, *CALLS, chosen_by='calls, %'),
   ),
@@ -126,6 +149,14 @@ STUDY = Study(
     Contrast(claim='a hint where it fails makes GRPO better', order=('grpo', 'ptd-po')),
     Contrast(claim='rich feedback beats scalar', order=('scalar', 'rich')),
     Contrast(claim='two successes and a failure beat one success', order=('scalar', 'peers')),
+    Contrast(claim='a gate beats a fixed pace', order=('sdft-every', 'sdft-gated')),
+    Contrast(claim='a gate by lengths alone is as good', order=('sdft-gated', 'gated-lengths'), within=3.0),
+    Contrast(claim='a gate by rewards alone is as good', order=('sdft-gated', 'gated-rewards'), within=3.0),
+    Contrast(claim='failures help to steer', order=('steered-right', 'steered')),
+    Contrast(claim='the bound of entries helps to steer', order=('steered-whole', 'steered')),
+    Contrast(claim='a failure beside a success helps', order=('scalar', 'peers-failure')),
+    Contrast(claim='a second success helps', order=('scalar', 'peers-success')),
+    Contrast(claim='a hint tutors better than a solution', order=('ptd-po-solved', 'ptd-po')),
     Contrast(claim='short passages teach long questions', order=('long-none', 'long-passage')),
     Contrast(claim='SDFT learns calls', order=('reader', 'calls-sdft'), measure='calls, %'),
     Contrast(claim='SFT learns more of the calls', order=('calls-sdft', 'calls-sft'), measure='calls, %'),

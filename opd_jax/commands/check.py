@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from opd_jax.commands import console, flags
@@ -29,17 +28,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from opd_jax.configuration import build
+  from opd_jax.storage.places import place
 
   experiment, _ = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
-  look(experiment, None if args.workdir is None else Path(args.workdir).expanduser())
+  look(experiment, None if args.workdir is None else place(args.workdir))
 
 
-def look(experiment: Any, workdir: Path | None) -> None:
+def look(experiment: Any, workdir: Any) -> None:
   """Shows what there is, and refuses all mistakes at once."""
   from opd_jax.training import inspection
 
   inspection.check_startable(experiment)
-  findings = inspection.inspect(experiment, workdir=workdir)
+  with console.RunLine('check') as line:
+    findings = inspection.inspect(experiment, workdir=workdir, status=line.status)
   show(findings)
   inspection.refuse(findings)
   for warning in inspection.warnings_of(experiment):

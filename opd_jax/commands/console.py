@@ -1,10 +1,13 @@
-"""Floor 6. Output for people: progress bars on a terminal, plain lines elsewhere, tables, sizes."""
+"""Floor 6. Output for people: progress bars on a terminal, plain lines elsewhere, tables."""
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from opd_jax import units
 
 
 @contextmanager
@@ -65,7 +68,7 @@ class RunLine:
   def progress(self, done: int, total: int, text: str) -> None:
     self._show(f'{self.title} {done}/{total} {text}', always=done in (1, total))
 
-  def compiling(self, text: str) -> None:
+  def status(self, text: str) -> None:
     self._show(text, always=False)
 
   def _show(self, text: str, *, always: bool) -> None:
@@ -93,25 +96,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | No
     shown.add_row(*(escape(str(cell)) for cell in row))
   if width is None and not sys.stdout.isatty():
     width = 160
-  Console(width=width, highlight=False).print(shown)
+  text = io.StringIO()  # a console of its own would write into the line of a run
+  coloured = True if sys.stdout.isatty() else None
+  Console(width=width, highlight=False, file=text, force_terminal=coloured).print(shown)
+  print(text.getvalue(), end='', flush=True)
 
 
 def held(parts: Mapping[str, int], unknown: Sequence[str] = ()) -> str:
   """Sizes by name, largest first, and their sum; what is not in it is named."""
   listed = ', '.join(
-    f'{name} {memory(size)}' for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size
+    f'{name} {units.memory(size)}'
+    for name, size in sorted(parts.items(), key=lambda x: -x[1])
+    if size
   )
-  return f'{memory(sum(parts.values()))} on each device ({listed}), and {", ".join([*unknown, "activations"])}'
-
-
-def memory(size: float | int) -> str:
-  """Bytes as a person reads them.
-
-  >>> memory(3 * 2**30)
-  '3.0 GiB'
-  """
-  for unit in ('B', 'KiB', 'MiB', 'GiB'):
-    if size < 1024:
-      return f'{size:.1f} {unit}' if unit != 'B' else f'{size:.0f} B'
-    size /= 1024
-  return f'{size:.1f} TiB'
+  return f'{units.memory(sum(parts.values()))} on each device ({listed}), and {", ".join([*unknown, "activations"])}'

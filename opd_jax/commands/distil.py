@@ -1,6 +1,7 @@
 """Floor 6. `opd distil`: an experiment from a few flags. It is written as a gin file, and that file is what runs."""
 
 import argparse
+import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -32,14 +33,21 @@ MODULES = (  # whatever a binding may name
   *(f'.evaluation.graders import {name}' for name in ('integers', 'maths', 'texts')),
   *('.methods import sft', '.storage import load', '.training import experiment'),
 )
-LAYOUTS = 'fsdp', 'tensor', 'fsdp_tensor', 'fsdp_tensor_writing'
+LAYOUTS = 'fsdp', 'tensor', 'fsdp_tensor', 'fsdp_tensor_writing', 'pod', 'context', 'experts'
 MOST_EVALUATED = 128
+BEGUN = 'checkpoints', 'metrics.jsonl'  # in a workdir: a run has begun there
+SEAL = '# Unchanged: '
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('--student', required=True, metavar='SRC', help='folder, hub id or preset (random weights)')
-  add('--teacher', metavar='SRC', help='folder, hub id or preset; sft needs none')
+  add(
+    '--teacher',
+    metavar='SRC',
+    help='folder, hub id, preset, or http://… of a server; sft needs none',
+  )
+  add('--teacher_is', choices=('int8', 'foreign'), help='in 8 bits; of another tokenizer')
   add('--data', required=True, metavar='FILE|ID', help='JSON lines, or a data set of the hub')
   add('--workdir', required=True, metavar='DIR', help='the experiment, metrics, the student')
   add('--method', default='opd', metavar='NAME', help='see `opd methods`; opd')
@@ -68,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
   from opd_jax import host
   from opd_jax.configuration import build
   from opd_jax.processes import first_does
+  from opd_jax.storage import places
   from opd_jax.training import workdir
 
   host.keep_memory()
-  folder = Path(args.workdir).expanduser()
+  folder = places.here_only(args.workdir, '--workdir of distil')
   text = text_of(args)
   workdir.prepare(folder, command='distil')
   first_does(lambda: _write(folder / FILE, text))
@@ -86,13 +95,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(file: Path, text: str) -> None:
-  """Refuses to replace an experiment that somebody has changed."""
-  if file.exists() and _settings(file.read_text()) != _settings(text):
+  """Refuses to replace an experiment that has begun, or that somebody has changed."""
+  before = _read(file) if file.exists() else text
+  begun = any((file.parent / name).exists() for name in BEGUN) or SEAL + _seal(before) not in before
+  if begun and _settings(before) != _settings(text):
     raise ValueError(
       f'{file} holds another experiment. Run it as it is: opd train --gin_file {file} --workdir {file.parent}; or '
       'choose another --workdir.'
     )
-  file.write_text(text)
+  file.write_text(f'{SEAL}{_seal(text)}\n{text}')
+
+
+def _read(file: Path) -> str:
+  try:
+    return file.read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(
+      f'{file} is there and is no text that can be read ({error}). Move it away.'
+    ) from error
+
+
+def _seal(text: str) -> str:
+  """What tells a file that was written here from one that was changed since."""
+  return hashlib.sha256('\n'.join(_settings(text)).encode()).hexdigest()[:12]
 
 
 def _settings(text: str) -> list[str]:
@@ -103,11 +128,9 @@ def text_of(args: argparse.Namespace) -> str:
   """The experiment that the flags mean."""
   from opd_jax.methods import discover, named
 
-  named(args.method, discover())
-  if args.warmup is not None and args.demonstration is None:
-    raise ValueError('--warmup imitates responses of the data. Name their column: --demonstration.')
+  _check(args, named(args.method, discover()).make())
   rows = _rows(args)
-  first: Any = rows[0]
+  first = _first(rows)
   answer = args.answer or ('answer' if 'answer' in first else None)
   for flag, column in (
     ('question', args.question),
@@ -125,6 +148,38 @@ def text_of(args: argparse.Namespace) -> str:
   return '\n'.join([*_head(args), *_includes(args), '', *_bindings(args, answer, rows)]) + '\n'
 
 
+def _check(args: argparse.Namespace, method: Any) -> None:
+  """Refuses flags that go without another, or say nothing."""
+  from opd_jax.method_reads import judges_read
+
+  for flag in ('student', 'teacher', 'data', 'workdir'):
+    if getattr(args, flag) == '':
+      raise ValueError(f'--{flag} is an empty text. Name a folder or a file.')
+  imitates = '--warmup' if args.warmup is not None else ''
+  imitates = f'--method {args.method}' if method.rollout.needs_data else imitates
+  if imitates and args.demonstration is None:
+    raise ValueError(
+      f'{imitates} imitates responses of the data. Name their column: --demonstration.'
+    )
+  asks = judges_read(method) - {'student'} or method.rollout.needs_teacher
+  if asks and args.teacher is None:
+    raise ValueError(
+      f'--method {args.method} asks a teacher. Name a folder, hub id or server: --teacher.'
+    )
+  if args.teacher is None and args.teacher_is is not None:
+    raise ValueError(f'--teacher_is {args.teacher_is} is said of a teacher. Name it: --teacher.')
+  if args.teacher is not None and not asks:
+    raise ValueError(f'--method {args.method} asks no teacher. Leave --teacher out.')
+
+
+def _first(rows: Any) -> Any:
+  """The first row, or where it is and what is wrong with it."""
+  try:
+    return rows[0]
+  except ValueError as error:
+    raise ValueError(f'{rows.name(0)}: {error}') from error
+
+
 def _rows(args: argparse.Namespace) -> Any:
   """The data, counted."""
   from opd_jax.data import sources
@@ -133,7 +188,8 @@ def _rows(args: argparse.Namespace) -> Any:
     raise ValueError(f'--held_out must lie between 0 and 1, got {args.held_out}.')
   if Path(args.data).expanduser().is_file():
     return sources.json_lines(_source(args.data))
-  if args.data.count('/') != 1 or args.data.startswith(('.', '/', '~')):
+  is_path = args.data.startswith(('.', '/', '~')) or args.data.endswith(('.jsonl', '.json'))
+  if is_path or args.data.count('/') != 1:
     raise ValueError(f'--data {args.data} is no file here, and no id of a data set (owner/name).')
   return sources.hub(args.data)
 
@@ -156,7 +212,7 @@ def _head(args: argparse.Namespace) -> list[str]:
 
 def _includes(args: argparse.Namespace) -> list[str]:
   files = ['models/folder', 'data/jsonl', f'methods/{args.method}']
-  files += ['judges/teacher'] if args.teacher is not None else []
+  files += [f'judges/{_judge(args)}'] if args.teacher is not None else []
   files += [f'layouts/{args.layout}'] if args.layout is not None else []
   return [f"include 'experiments/{file}.gin'" for file in files]
 
@@ -167,7 +223,7 @@ def _bindings(args: argparse.Namespace, answer: str | None, rows: Any) -> list[s
   held_out = len(sources.part(rows, held_out=True, fraction=args.held_out))
   lines = [
     f'WEIGHTS = {_source(args.student)!r}',
-    *([f'TEACHER = {_source(args.teacher)!r}'] if args.teacher is not None else []),
+    *_teacher(args),
     f'DATA = {_source(args.data)!r}',
     *_data(args, answer),
     f'STEPS = {args.steps}',
@@ -190,6 +246,26 @@ def _bindings(args: argparse.Namespace, answer: str | None, rows: Any) -> list[s
       f'warm/experiment.Stage.steps = {args.warmup}',
     ]
   return lines
+
+
+def _judge(args: argparse.Namespace) -> str:
+  """The file of experiments/judges that says what the teacher is."""
+  if not args.teacher.lower().startswith(('http://', 'https://')):
+    return {None: 'teacher', 'int8': 'teacher_int8', 'foreign': 'foreign'}[args.teacher_is]
+  if args.teacher_is is not None:
+    raise ValueError(
+      f'--teacher_is {args.teacher_is} is said of weights; {args.teacher} has its own.'
+    )
+  return 'served'
+
+
+def _teacher(args: argparse.Namespace) -> list[str]:
+  if args.teacher is None:
+    return []
+  if _judge(args) == 'served':
+    scheme, _, rest = args.teacher.partition('://')
+    return [f'URL = {scheme.lower() + "://" + rest!r}']
+  return [f'TEACHER = {_source(args.teacher)!r}']
 
 
 def _data(args: argparse.Namespace, answer: str | None) -> list[str]:

@@ -48,16 +48,18 @@ def run(args: argparse.Namespace) -> None:
   from opd_jax.evaluation.evaluator import Evaluator
   from opd_jax.inference import sampler
   from opd_jax.processes import first_does
+  from opd_jax.storage.places import place, spooled
   from opd_jax.training.workdir import locked, prepare
 
   evaluations, config = _evaluations(args.gin_file, args.gin_bindings, flags.trust_of(args))
   for each in evaluations:
     _ = each.chosen  # what cannot be read is said before a model is loaded
-  name, root = _model_of(args.model), Path(args.workdir)
-  prepare(root, command='evaluate')
-  with locked(root, command='evaluate'):
+  name, home = _model_of(args.model), place(args.workdir)
+  prepare(home, command='evaluate')
+  kept = (RECORD, OUTCOMES) if jax.process_index() == 0 else ()
+  with locked(home, command='evaluate', say=print), spooled(home, kept) as spool:
     record = {'model': name, 'seed': args.seed, 'dtype': args.dtype, 'config': config}
-    first_does(lambda: _claim(root, record))
+    first_does(lambda: _claim(spool, record))
     loaded, tokenizer, layout = with_tokenizer(name, seed=0, dtype=args.dtype, everywhere=True)
     if tokenizer is None:
       raise ValueError(
@@ -68,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
     evaluators = [Evaluator(each, tokenizer, key) for each in evaluations]
     for evaluator in evaluators:
       evaluator.evaluation.check_room(tokenizer, loaded.config.max_positions)
-    rows = {each.evaluation.label: _asked(each, model, root, args.seed) for each in evaluators}
-    first_does(lambda: _tell(evaluations, rows, root))
+    rows = {each.evaluation.label: _asked(each, model, spool, args.seed) for each in evaluators}
+    first_does(lambda: _tell(evaluations, rows, spool.folder))
 
 
 def _evaluations(files: list[str], bindings: list[str], trust: Any) -> tuple[list[Any], list[str]]:
@@ -84,6 +86,11 @@ def _evaluations(files: list[str], bindings: list[str], trust: Any) -> tuple[lis
   built = [record_of(Suite, [file], bindings, trust) for file in files]
   evaluations = [each for suite, _ in built for each in suite.evaluations]
   names = [each.label for each in evaluations]
+  if drafts := [each.label for each in evaluations if each.draft_of_teacher]:
+    raise ValueError(
+      f'evaluate: {drafts[0]} has draft_of_teacher, and no teacher is here. Set it to 0; opd sample --draft compares '
+      'two models.'
+    )
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise ValueError(f'evaluate: two evaluations are called {", ".join(twice)}. Bind their `name`.')
   return evaluations, [KS.sub('', config) for _, config in built]
@@ -91,7 +98,9 @@ def _evaluations(files: list[str], bindings: list[str], trust: Any) -> tuple[lis
 
 def _model_of(name: str) -> str:
   """The student of a run, where the name is its workdir."""
-  folder = Path(name)
+  from opd_jax.storage.places import place
+
+  folder = place(name)
   if (folder / 'metrics.jsonl').is_file():
     if not (folder / 'student').is_dir():
       raise ValueError(f'evaluate: the run of {folder} has not finished: it has no student.')
@@ -99,21 +108,21 @@ def _model_of(name: str) -> str:
   return name
 
 
-def _claim(root: Path, record: dict[str, Any]) -> None:
+def _claim(spool: Any, record: dict[str, Any]) -> None:
   """Refuses outcomes of another model, seed or configuration."""
-  from opd_jax.storage.atomic_folder import write_whole
+  from opd_jax.storage.places import write_whole
 
-  file = root / RECORD
+  file = spool.folder / RECORD
   if file.is_file():
     before = json.loads(file.read_text())
     if unlike := [key for key in record if before.get(key) != record[key]]:
       raise ValueError(
-        f'evaluate: {root} holds outcomes of another {", ".join(unlike)}. Choose another --workdir.'
+        f'evaluate: {spool.home} holds outcomes of another {", ".join(unlike)}. Choose another --workdir.'
       )
   write_whole(file, json.dumps(record, indent=1) + '\n')
 
 
-def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, Any]]:
+def _asked(evaluator: Any, model: Any, spool: Any, seed: int) -> list[dict[str, Any]]:
   """Asks what has not been asked yet, and returns all outcomes; those of the first process, which writes them."""
   import jax
 
@@ -121,7 +130,7 @@ def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, 
   from opd_jax.training import recorder
 
   evaluation = evaluator.evaluation
-  count, samples, file = len(evaluator.problems), evaluation.samples, root / OUTCOMES
+  count, samples, file = len(evaluator.problems), evaluation.samples, spool.folder / OUTCOMES
   step = max(1, 4 * evaluation.slots // samples)
   part, total = step * samples, count * samples
   kept = first_does(lambda: _whole(file, evaluation.label, part=part, total=total)) or []
@@ -133,6 +142,7 @@ def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, 
         responses = evaluator.sample(model, begin, end)
         new = evaluator.outcomes(responses, step=0, seed=seed)
         first_does(functools.partial(recorder.append, file, new))
+        spool.send()
         kept += new
       if jax.process_index() == 0:
         bar(end, count, _so_far(kept))
@@ -141,7 +151,7 @@ def _asked(evaluator: Any, model: Any, root: Path, seed: int) -> list[dict[str, 
 
 def _whole(file: Path, label: str, *, part: int, total: int) -> list[dict[str, Any]]:
   """The outcomes of an evaluation in whole parts. What was cut within a part leaves the file: it is asked again."""
-  from opd_jax.storage.atomic_folder import write_whole
+  from opd_jax.storage.places import write_whole
   from opd_jax.training import recorder
 
   if not file.is_file():
@@ -161,7 +171,7 @@ def _so_far(rows: list[dict[str, Any]]) -> str:
 
 def _tell(evaluations: list[Any], rows: dict[str, list[dict[str, Any]]], root: Path) -> None:
   """Prints the table, and writes it as numbers."""
-  from opd_jax.storage.atomic_folder import write_whole
+  from opd_jax.storage.places import write_whole
 
   results = {each.label: _result(each, rows[each.label]) for each in evaluations}
   write_whole(root / RESULTS, json.dumps(results, indent=1) + '\n')

@@ -23,16 +23,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  student = Path(args.src) / STUDENT
+  from opd_jax.storage import places
+
+  source = places.here_only(args.src, 'export from')
+  destination = places.here_only(args.dst, 'export to')
+  student = source / STUDENT
   if not student.is_dir():
     raise ValueError(
       f'{student} is not there: {args.src} is no --workdir of a finished `opd train`. '
       'Run the same command again to finish it.'
     )
   if args.peft:
-    _export_adapter(Path(args.src), Path(args.dst), dtype=args.dtype)
+    _export_adapter(source, destination, dtype=args.dtype)
   else:
-    convert(str(student), Path(args.dst), dtype=args.dtype)
+    convert(str(student), destination, dtype=args.dtype)
 
 
 def _export_adapter(workdir: Path, destination: Path, *, dtype: str | None) -> None:

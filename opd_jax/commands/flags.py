@@ -6,6 +6,11 @@ import re
 import socket
 from typing import Any
 
+LOOKED_FOR = (  # by jax.distributed.initialize, in this order
+  'JAX looks for Open MPI (mpirun), Slurm (srun sets SLURM_STEP_NODELIST, SLURM_NTASKS, SLURM_PROCID, SLURM_LOCALID), '
+  'a Cloud TPU (libtpu installed on a TPU VM, or TPU_WORKER_HOSTNAMES on GKE) and Kubernetes (a Job with an index, and '
+  'pip install kubernetes). Elsewhere name the processes: --coordinator HOST:PORT --processes N --process I.'
+)
 DTYPES = ('float32', 'bfloat16', 'float16')
 GIN = """\
 Experiments are gin files: --gin_file and --gin_bindings may be repeated, later ones win, and what a file includes
@@ -101,13 +106,33 @@ def trust_of(args: argparse.Namespace) -> Any:
   return Trust(args.module, everything=args.trust_gin)
 
 
+def steps(text: str) -> range:
+  """Parses N or N:M, the first step and the last.
+
+  >>> steps('3:5')
+  range(3, 6)
+  """
+  first, _, last = text.partition(':')
+  numbers = (first, last or first)
+  if not all(each.isdigit() and int(each) for each in numbers) or int(numbers[1]) < int(numbers[0]):
+    raise argparse.ArgumentTypeError(
+      f'a step or a first and a last one is expected, e.g. 12 or 12:14, got {text}'
+    )
+  return range(int(numbers[0]), int(numbers[1]) + 1)
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
   """Flags of a command that several processes may run together; see `join`."""
   add = parser.add_argument
   add(
+    '--distributed',
+    action='store_true',
+    help='one run of all processes of this cluster: Cloud TPU, GKE, Slurm or Open MPI say how many',
+  )
+  add(
     '--coordinator',
     metavar='HOST:PORT',
-    help='of process 0, where several processes make one run',
+    help='of process 0, where several processes make one run and no cluster says so',
   )
   add('--processes', type=int, metavar='N', help='how many; default: what the cluster says')
   add('--process', type=int, metavar='I', help='which of them this is')
@@ -115,8 +140,16 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def join(args: argparse.Namespace) -> None:
   """Makes one run of several processes, where the flags ask for it."""
+  named = args.processes is not None or args.process is not None
+  if args.distributed:
+    if named or args.coordinator is not None:
+      raise ValueError(
+        '--distributed lets the cluster say everything. Leave --coordinator, --processes and --process out, or name '
+        'all three without it.'
+      )
+    return _join_cluster()
   if args.coordinator is None:
-    if args.processes is not None or args.process is not None:
+    if named:
       raise ValueError(
         '--processes and --process make one run of several processes only together with --coordinator HOST:PORT.'
       )
@@ -127,8 +160,7 @@ def join(args: argparse.Namespace) -> None:
     )
   if args.process == 0:
     _check_port(args.coordinator)
-  import jax
-
+  jax = _jax_of_several()
   try:
     jax.distributed.initialize(
       args.coordinator,
@@ -139,6 +171,38 @@ def join(args: argparse.Namespace) -> None:
     raise ValueError(
       f'--coordinator {args.coordinator}: {str(error).splitlines()[0]} Is the port free, and do all processes run?'
     ) from error
+
+
+def _join_cluster() -> None:
+  """One run of the processes that JAX finds."""
+  jax = _jax_of_several()
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:  # a coordinator, a number or an index that nobody named
+    raise ValueError(f'--distributed: no cluster was found ({error}) {LOOKED_FOR}') from error
+  except (
+    Exception
+  ) as error:  # names that do not resolve, metadata that do not answer, a port in use
+    first = (str(error).splitlines() or [''])[0]
+    raise ValueError(
+      f'--distributed: the processes of the cluster did not meet ({type(error).__name__}: {first}). Do all of them run '
+      'the same command, and may they reach each other?'
+    ) from error
+
+
+def _jax_of_several() -> Any:
+  """JAX as a run of several processes needs it.
+
+  Without its service for preemption, which would swallow a SIGTERM that comes while weights are loaded: a run asks all
+  processes after every step whether one of them was told to end, see `loop`. And, on CPUs, with one program at a time:
+  a process with a single device of a mesh starts the next program beside one that is still sending, and the other
+  process would receive them in another order.
+  """
+  import jax
+
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+  return jax
 
 
 def _check_port(coordinator: str) -> None:

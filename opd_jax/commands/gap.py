@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> None:
   from opd_jax.configuration import build
-  from opd_jax.storage.atomic_folder import write_whole
+  from opd_jax.storage.places import write_whole
   from opd_jax.training import gap
   from opd_jax.training.runtime import build_runtime
   from opd_jax.training.state import begin, initial_state

@@ -7,7 +7,12 @@ from opd_jax.commands import console
 
 
 def with_tokenizer(
-  name: str, *, seed: int, dtype: str | None, everywhere: bool = False
+  name: str,
+  *,
+  seed: int,
+  dtype: str | None,
+  everywhere: bool = False,
+  layout: Any = None,
 ) -> tuple[Any, Any, Any]:
   """Returns the model (`load.Loaded`), its tokenizer (bytes for a preset, None where absent), and its layout.
 
@@ -16,6 +21,7 @@ def with_tokenizer(
     seed: of a preset's weights.
     dtype: of parameters and activations; None leaves them as they are stored.
     everywhere: a copy on each device of all processes, which share the rows; else one device of this process.
+    layout: where its weights lie, instead.
   """
   import jax
 
@@ -26,7 +32,8 @@ def with_tokenizer(
 
   programs.keep(lambda text: print(text, file=sys.stderr))
   one = (jax.local_devices()[0],)
-  layout = mesh_layout(data=-1) if everywhere else mesh_layout(devices=one)
+  if layout is None:
+    layout = mesh_layout(data=-1) if everywhere else mesh_layout(devices=one)
   types = {} if dtype is None else {'param_dtype': dtype, 'dtype': dtype}
   with console.progress_bar('reading') as progress:
     loaded = load.model(name, layout, seed=seed, progress=progress, **types)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from opd_jax import units
 from opd_jax.commands import console, flags, plan_programs
 
 HELP = 'what an experiment would put on each device; allocates nothing'
@@ -17,8 +18,11 @@ EPILOG = (
 
 --topology compiles every program of the stages for TPU chips that are not here (libtpu must be installed; set
 TPU_SKIP_MDS_QUERY=1 where the machine is no TPU); --compile does it for the devices that are, or are simulated.
-Batches are planned as wide as they can become; evaluations and text of a teacher are left out. Exit status 1: something
-does not fit.
+Batches are planned as wide as they can become; text that a teacher helps to write token by token is left out. Exit
+status 1: something does not fit. --json tells the same in bytes and seconds.
+
+What the compiler said of a program is kept in ~/.cache/opd_jax/plans, so a later plan compiles only what is new.
+JAX_ENABLE_COMPILATION_CACHE=0 compiles everything.
 
   opd plan --gin_file experiments/recipes/qwen3_1p7b_from_8b.gin --gin_file experiments/layouts/pod.gin \\
            --topology v5e:4x4
@@ -32,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--workdir',
     metavar='DIR',
-    help='write the configuration in force to DIR/config.gin',
+    help='write the configuration in force to DIR/config.gin, and the plan to DIR/plan.json for `opd report`',
   )
   parser.add_argument('--devices', type=int, metavar='N', help='plan as if N devices were here')
   parser.add_argument(
@@ -74,32 +78,41 @@ def run(args: argparse.Namespace) -> int:
   experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
   parameters, mesh = memory.plan(experiment), memory.devices_of(experiment)
   held = {stage.name: memory.held(experiment, stage)._asdict() for stage in experiment.stages}
-  if args.workdir:
-    folder = Path(args.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'config.gin').write_text(operative)
   hours = None
   if args.chip is not None:
     chip = chip_of(args.chip, args.mfu)
     hours = cost.cost_of(experiment, {}).hours(chip, args.mfu)
-  if args.json:
-    _print_json(experiment.student, mesh, parameters, held, hours)
-    return 0
-  unknown = {stage.name: memory.unknown(experiment, stage) for stage in experiment.stages}
-  _print(experiment.student, parameters, mesh, held, unknown)
-  if hours is not None:
-    print(f'cost     {_told(hours, str(args.chip), args.mfu)}')
-  if args.workdir:
-    print(f'wrote    {Path(args.workdir) / "config.gin"}')
-  if args.topology is None and not args.compile:
-    return 0
   name = args.topology.partition(':')[0] if args.topology else args.chip
-  return plan_programs.show(experiment, longest=args.prompt, chip=name)
+  if not args.json:
+    unknown = {stage.name: memory.unknown(experiment, stage) for stage in experiment.stages}
+    _print(experiment.student, parameters, mesh, held, unknown)
+    if hours is not None:
+      print(f'cost     {_told(hours, str(args.chip), args.mfu)}')
+    _print_apart(experiment, args.chip, args.mfu)
+  told, status = [], 0
+  if args.topology is not None or args.compile:
+    told, status = plan_programs.stages(
+      experiment, longest=args.prompt, chip=name, shows=not args.json
+    )
+  known = {'topology': args.topology, 'slices': args.slices, 'chip': name}
+  known |= {'model': dataclasses.asdict(experiment.student), 'mesh': mesh, **parameters._asdict()}
+  known |= {'stages': held, 'hours': hours and hours._asdict(), 'compiled': told}
+  _write(args, operative, json.dumps(known, indent=2))
+  return status
 
 
-def _print_json(model: Any, mesh: str, parameters: Any, held: Any, hours: Any) -> None:
-  known = {'model': dataclasses.asdict(model), 'mesh': mesh, **parameters._asdict()}
-  print(json.dumps({**known, 'stages': held, 'hours': hours and hours._asdict()}, indent=2))
+def _write(args: argparse.Namespace, operative: str, plan: str) -> None:
+  """To the workdir, and with --json to the terminal."""
+  if args.json:
+    print(plan)
+  if not args.workdir:
+    return
+  folder = Path(args.workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'config.gin').write_text(operative)
+  (folder / 'plan.json').write_text(plan + '\n')
+  if not args.json:
+    print(f'wrote    {folder / "config.gin"} and {folder / "plan.json"}')
 
 
 def _simulate(devices: int) -> None:
@@ -120,6 +133,30 @@ def _told(hours: Any, chip: str, mfu: float) -> str:
   )
 
 
+def _print_apart(experiment: Any, chip: str | None, mfu: float) -> None:
+  """Judges on devices of their own, and how long they and the student stand idle."""
+  from opd_jax.planning import memory, overlap
+  from opd_jax.planning.flops import chip_of
+
+  for stage in experiment.stages:
+    apart = memory.apart(experiment, stage)
+    for weights, layout, size in apart:
+      print(f'apart    {weights} holds {units.memory(size)} on each device of {layout}')
+    if not apart or chip is None:
+      continue
+    times = overlap.times_of(experiment, stage, chip_of(chip, mfu), mfu, {})
+    judges = ', '.join(f'{name} scores {took:.3g} s' for name, took in times.judges.items())
+    print(
+      f'overlap  stage {stage.name}: a step writes {times.write:.3g} s and learns {times.update:.3g} s at least, '
+      f'{judges}'
+    )
+    for staleness in sorted({0, 1, stage.staleness}):
+      idle = overlap.idle(times, staleness)
+      shares = ', '.join(f'{name} {share:.0%}' for name, share in idle.items())
+      chosen = ' (the stage)' if staleness == stage.staleness else ''
+      print(f'idle     staleness {staleness}{chosen}: {shares}')
+
+
 def _print(
   model: Any,
   parameters: Any,
@@ -133,10 +170,10 @@ def _print(
   )
   print(f'layout   {mesh}')
   total, each = (
-    console.memory(size) for size in (parameters.bytes_total, parameters.bytes_per_device)
+    units.memory(size) for size in (parameters.bytes_total, parameters.bytes_per_device)
   )
   print(f'memory   {total} of {model.param_dtype} parameters, {each} on each device')
   for name, parts in held.items():
     print(f'stage    {name} holds {console.held(parts, unknown[name])}')
-  rows = [(path, shape, console.memory(size)) for path, shape, size in parameters.largest]
+  rows = [(path, shape, units.memory(size)) for path, shape, size in parameters.largest]
   console.table(('largest parameters', 'on one device', 'bytes there'), rows)

@@ -1,7 +1,6 @@
 """Floor 6. `opd report`: runs and studies as one HTML file."""
 
 import argparse
-from pathlib import Path
 
 HELP = (
   'runs and studies as one HTML file: curves, verdicts, and every recorded response token by token'
@@ -24,14 +23,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   from opd_jax.report import folders
   from opd_jax.report.page import page
+  from opd_jax.storage.places import place
 
-  given = [Path(folder) for folder in args.folders]
+  given = [place(folder) for folder in args.folders]
   runs, studies = folders.read(given)
-  out = Path(args.out) if args.out is not None else given[0] / 'report.html'
+  out = place(args.out) if args.out is not None else given[0] / 'report.html'
   names = [*(study.title for study in studies), *(run.name for run in runs)]
   title = args.title if args.title is not None else ', '.join(names[:4])
   text = page(runs, studies, title=title)
-  out.write_text(text, encoding='utf-8')
+  out.write_bytes(text.encode())
   count = sum(recorded.rows for run in runs for recorded in run.recorded)
   print(
     f'{out}: {len(runs)} runs, {len(studies)} studies, {count:,} responses, {len(text) / 1e6:.1f} MB'

@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from opd_jax.commands import console, flags
+from opd_jax.commands import console, drafting, flags
 
 HELP = 'write with a model'
 EPILOG = """\
   opd sample --model tiny --prompt 'Hello' --samples 4 --json
   opd sample --model models/qwen3-0.6b --prompts questions.jsonl --temperature 0.7 --top_p 0.95
+  opd sample --model models/qwen3-8b --draft models/qwen3-0.6b --prompt 'Hello' --compare
 """
 
 
@@ -31,14 +32,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
   add('--samples', type=int, default=1, metavar='N', help='responses to each prompt')
   add('--slots', type=int, default=64, metavar='N', help='rows in flight: speed and memory only')
+  drafting.add_draft_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   """Samples and prints every response when it ends; prints a single one token by token."""
   from opd_jax.commands.loading import with_tokenizer
   from opd_jax.data.prompts import tokens_of
+  from opd_jax.inference.decoding import usual_rules
 
-  chosen = rules(
+  chosen = usual_rules(
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,
@@ -53,7 +56,9 @@ def run(args: argparse.Namespace) -> None:
     for name, row in prompts
     for _ in range(args.samples)
   ]
-  sampled = _started(loaded, tokenizer, layout, rows, chosen, args)
+  draft = drafting.draft_of(args, tokenizer)
+  begin = lambda draft: _started(loaded, draft, tokenizer, layout, rows, chosen, args)
+  sampled = begin(draft)
   started = time.monotonic()
   tokens = _show(sampled, rows, tokenizer, as_json=args.json)
   seconds = time.monotonic() - started
@@ -61,20 +66,10 @@ def run(args: argparse.Namespace) -> None:
     f'{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s with compilation',
     file=sys.stderr,
   )
-
-
-def rules(
-  *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
-) -> tuple:
-  """Returns decoding rules in the usual order: temperature, then truncation. Temperature 0 is greedy."""
-  from opd_jax.inference import decoding
-
-  first = decoding.Greedy() if temperature == 0 else decoding.Temperature(temperature)
-  chosen = [] if temperature == 1.0 else [first]
-  chosen += [decoding.TopK(top_k)] if top_k is not None else []
-  chosen += [decoding.TopP(top_p)] if top_p is not None else []
-  chosen += [decoding.MinP(min_p)] if min_p is not None else []
-  return tuple(chosen)
+  if draft is not None:
+    print(drafting.summary(sampled), file=sys.stderr)
+  if args.compare:
+    print(drafting.compared(begin, draft), file=sys.stderr)
 
 
 def read_prompts(
@@ -106,17 +101,18 @@ def read_prompts(
 
 def _started(
   loaded: Any,
+  draft: Any,
   tokenizer: Any,
   layout: Any,
   rows: list[list[int]],
   chosen: tuple,
   args: argparse.Namespace,
 ) -> Any:
-  """The `sampler.Run` of these prompts."""
+  """The `sampler.Run` of these prompts, or the `speculative.Run` where a draft proposes."""
   import jax
 
   from opd_jax.data.prompts import left_padded
-  from opd_jax.inference import decoding, sampler
+  from opd_jax.inference import decoding, sampler, speculative
 
   batch = left_padded(
     rows,
@@ -129,12 +125,13 @@ def _started(
     rules=chosen,
     stop_tokens=tuple(token for token in stops if token < loaded.config.vocab_size),
   )
-  return sampler.Run(
-    sampler.unrolled(sampler.Model(loaded.config, layout, loaded.params)),
-    batch,
-    jax.random.key(args.seed),
-    sampling=sampler.Sampling(decoding=settings, budget=args.max_new_tokens, slots=args.slots),
-  )
+  model = sampler.unrolled(sampler.Model(loaded.config, layout, loaded.params))
+  sampling = sampler.Sampling(decoding=settings, budget=args.max_new_tokens, slots=args.slots)
+  key = jax.random.key(args.seed)
+  if draft is None:
+    return sampler.Run(model, batch, key, sampling=sampling)
+  count = drafting.proposals_of(args)
+  return speculative.Run(model, draft, batch, key, sampling=sampling, proposals=count)
 
 
 def _show(sampled: Any, rows: list[list[int]], tokenizer: Any, *, as_json: bool) -> int:

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from opd_jax.commands import console, flags
@@ -62,6 +63,8 @@ def _read(file: str | None, name: str) -> list[tuple[int, dict[str, Any]]]:
   if file is None:
     records = list(read_rows(sys.stdin, name=name))
   else:
+    if not Path(file).is_file():
+      raise ValueError(f'score: {file} is no file here.')
     with open(file) as stream:
       records = list(read_rows(stream, name=name))
   if not records:

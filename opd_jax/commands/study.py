@@ -52,6 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  from opd_jax.storage import places
   from opd_jax.studies import folder
   from opd_jax.studies.ledger import Ledger
   from opd_jax.studies.runner import Runner
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
   if args.jobs < 1:
     raise ValueError(f'--jobs must be at least 1, got {args.jobs}.')
   file = Path(args.file).resolve()
-  root = Path(args.workdir or f'runs/{file.stem}')
+  root = places.here_only(args.workdir or f'runs/{file.stem}', '--workdir of study')
   ledger = Ledger(read_study(file), root)
   if args.commands:
     study_bill.show(ledger, file, chip=args.chip, mfu=args.mfu)

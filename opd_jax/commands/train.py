@@ -2,12 +2,11 @@
 
 import argparse
 import shlex
-import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from opd_jax import units
 from opd_jax.commands import check, console, flags
 
 HELP = 'run an experiment; the same command goes on with one that was interrupted'
@@ -45,6 +44,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='lengthen a run, also a finished one, by a larger number of steps of its last stage',
   )
+  add(
+    '--profile',
+    type=flags.steps,
+    metavar='N[:M]',
+    help='write a trace of steps N to M into profile/ of the workdir, for XProf, TensorBoard or Perfetto',
+  )
   flags.add_processes(parser)
 
 
@@ -52,15 +57,17 @@ def run(args: argparse.Namespace) -> int:
   flags.join(args)
   from opd_jax import host
   from opd_jax.configuration import build
+  from opd_jax.storage.places import place
 
   host.keep_memory()
   experiment, operative = build(args.gin_file, args.gin_bindings, flags.trust_of(args))
   return train(
     experiment,
     operative,
-    workdir=Path(args.workdir).expanduser(),
+    workdir=place(args.workdir),
     skip_preflight=args.skip_preflight,
     extend=args.extend,
+    profile=args.profile,
   )
 
 
@@ -78,12 +85,16 @@ def header(experiment: Any, *, skip_preflight: bool) -> str:
       if experiment.lora is None
       else [f'lora     {plan.trained:,} of them are trained; {experiment.lora}']
     ),
-    f'layout   {memory.devices_of(experiment)}; {console.memory(plan.bytes_per_device)} of parameters on each',
+    f'layout   {memory.devices_of(experiment)}; {units.memory(plan.bytes_per_device)} of parameters on each',
   ]
   for stage in experiment.stages:
     parts, unknown = memory.held(experiment, stage)._asdict(), memory.unknown(experiment, stage)
     lines += [*_stage(stage), f'  holds  {console.held(parts, unknown)}']
-  writing = experiment.sampling_layout or experiment.layout
+    for weights, where, size in memory.apart(experiment, stage):
+      lines.append(f'  apart  {weights} holds {units.memory(size)} on each device of {where}')
+    if stage.staleness:
+      lines.append(f'  ahead  text is written by weights {stage.staleness} batches older')
+  writing = experiment.writing_layout
   if writing.size('embed') > 1 and any(stage.mix.needs_student for stage in experiment.stages):
     lines.append(
       f'warning: responses are written on a layout that cuts weights by width into {writing.size("embed")}: all of '
@@ -100,10 +111,11 @@ def _stage(stage: Any) -> list[str]:
 
   rows, budget = stage.prompts * stage.samples, stage.sampling.budget
   judges = [
-    f'  judge  {part}: {judge.weights or "the student itself"}'
+    f'  judge  {part}: {judge.source}'
     for name in stage.asked
     for part, judge in named_parts(name, stage.judges[name])
   ]
+  judges += [f'  author teacher: {stage.author.source}'] if stage.author is not None else []
   first = ramps.settled(stage.mix, 0)  # the writers' parts may move
   writers = {name: getattr(first, name) for name in ('student', 'teacher', 'data')}
   shares = ' and '.join(f'{share:.0%} {name}' for name, share in writers.items() if share > 1e-6)
@@ -119,9 +131,10 @@ def train(
   experiment: Any,
   operative: str,
   *,
-  workdir: Path,
+  workdir: Any,
   skip_preflight: bool = False,
   extend: bool = False,
+  profile: range | None = None,
 ) -> int:
   """Runs to the end, to a signal, or to where a rule of the experiment stops it; returns the exit status.
 
@@ -140,7 +153,7 @@ def train(
   with console.RunLine('training') as line:
     shown: dict[str, Any] = {}
     if chief:
-      shown = {'progress': line.progress, 'compiling': line.compiling, 'findings': check.show}
+      shown = {'progress': line.progress, 'status': line.status, 'findings': check.show}
     listener = loop.Listener(say=say, **shown)
     outcome = loop.train(
       experiment,
@@ -149,6 +162,7 @@ def train(
       listener=listener,
       skip_preflight=skip_preflight,
       extend=extend,
+      profile=profile,
       finish=lambda state: _write_student(experiment, state, workdir),
     )
   if outcome.signal:
@@ -165,15 +179,15 @@ def train(
   return STOPPED if outcome.stopped else 0
 
 
-def _write_student(experiment: Any, state: Any, workdir: Path) -> None:
+def _write_student(experiment: Any, state: Any, workdir: Any) -> None:
   """Folders with the trained model and its adapters, in place of those that an earlier call wrote."""
   from opd_jax.processes import first_does
-  from opd_jax.storage import peft
+  from opd_jax.storage import peft, places
   from opd_jax.training import student_folder
 
   folder, beside = workdir / STUDENT, workdir / ADAPTER
   for old in (folder, beside):
-    first_does(lambda old=old: shutil.rmtree(old) if old.exists() else None)
+    first_does(lambda old=old: places.remove(old))
   student_folder.save(experiment, state, folder)
   if experiment.lora is not None:
     student, layout, base = experiment.student, experiment.layout, experiment.weights
@@ -181,10 +195,12 @@ def _write_student(experiment: Any, state: Any, workdir: Path) -> None:
     peft.save(beside, student, layout, state.params, base=base, companions=companions)
 
 
-def _last_words(workdir: Path, seconds: float) -> None:
+def _last_words(workdir: Any, seconds: float) -> None:
+  from opd_jax.storage import places
   from opd_jax.training import recorder
 
-  rows = recorder.read(workdir)
+  with places.spooled(workdir, ('metrics.jsonl',)) as spool:
+    rows = recorder.read(spool.folder)
   names = dict.fromkeys(name for row in rows for name in row if '/avg@' in name)
   for name in names:
     values = [row[name] for row in rows if name in row]

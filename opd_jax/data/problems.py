@@ -139,14 +139,25 @@ def text_in(row: Raw, column: str) -> str:
     raise ValueError(f'column {column} holds {_kind(value)}, text is expected')
   if not value.strip():
     raise ValueError(f'column {column} holds an empty text')
-  return value
+  return _whole(value, column)
+
+
+def _whole(text: str, column: str) -> str:
+  """A text of whole characters: JSON can spell half of one, which no tokenizer reads."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'column {column} holds half a character at position {error.start} (a surrogate without its other half)'
+    ) from None
+  return text
 
 
 def answer_in(row: Raw, column: str) -> str:
   """The answer of a column: text, which may be empty, or a finite number (72 is '72')."""
   value = row[column]
   if isinstance(value, str):
-    return value
+    return _whole(value, column)
   if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
     raise ValueError(f'column {column} holds {_kind(value)}, text or a number is expected')
   return str(value)

@@ -169,6 +169,8 @@ def part(source: Source, *, held_out: bool = False, fraction: float = 0.1, seed:
 
 def json_lines(path: str) -> Source:
   """A file of JSON objects, one a line."""
+  if isinstance(path, str) and path.endswith(('.gz', '.bz2', '.xz', '.zst', '.zip')):
+    raise ValueError(f'{path} is compressed; unpack it, lines are read where they lie.')
   return JsonLines(path)
 
 
@@ -218,7 +220,7 @@ def read_rows(lines: Iterable[str], *, name: str) -> Iterator[tuple[int, dict[st
 def parsed(line: str) -> dict[str, Any]:
   """The object that a line of JSON holds."""
   try:
-    row = json.loads(line)
+    row = json.loads(line.removeprefix('\ufeff'))  # some editors begin a file with this mark
   except json.JSONDecodeError as error:
     raise ValueError(f'not JSON ({error}). One object a line is expected.') from error
   if not isinstance(row, dict):

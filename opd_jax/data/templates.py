@@ -54,14 +54,18 @@ class Template:
       raise ValueError('Template: a conversation without a message cannot be answered.')
     return self._chat(tokenizer, self._suffixed(turns))
 
+  def turns(self, prompt: Sequence[Message]) -> list[Message]:
+    """The messages of a question as a chat API takes them: with the system message and the suffix."""
+    return [*self._system(), *self._suffixed([*prompt])]
+
   def _suffixed(self, turns: list[Message]) -> list[Message]:
     return [*turns[:-1], {**turns[-1], 'content': turns[-1]['content'] + self.suffix}]
 
   def _chat(self, tokenizer: Tokenizer, turns: list[Message]) -> list[int]:
-    system: list[Message] = (
-      [] if self.system is None else [{'role': 'system', 'content': self.system}]
-    )
-    return tokenizer.chat([*system, *turns], thinking=self.thinking)
+    return tokenizer.chat([*self._system(), *turns], thinking=self.thinking)
+
+  def _system(self) -> list[Message]:
+    return [] if self.system is None else [{'role': 'system', 'content': self.system}]
 
   def response(
     self,

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jinja2
 
+from opd_jax.data import token_bytes
 from opd_jax.data.time_limit import limited
 
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt', 'spiece.model')
@@ -44,6 +45,10 @@ class Tokenizer(Protocol):
 
   def specials(self) -> Mapping[str, int]:
     """Tokens that stand for structure, not text."""
+    ...
+
+  def token_bytes(self) -> tuple[bytes | None, ...]:
+    """The bytes that every id writes; None for control tokens and holes."""
     ...
 
 
@@ -104,6 +109,9 @@ class CharacterTokenizer:
   def specials(self) -> Mapping[str, int]:
     return dict(self._special)
 
+  def token_bytes(self) -> tuple[bytes | None, ...]:
+    return (*(character.encode() for character in self._alphabet), *[None] * len(self.SPECIALS))
+
 
 class ByteTokenizer(CharacterTokenizer):
   """Every text, as its UTF-8 bytes: 256 tokens and the special ones. Needs no files."""
@@ -116,6 +124,9 @@ class ByteTokenizer(CharacterTokenizer):
 
   def decode(self, tokens: Iterable[int]) -> str:
     return super().decode(tokens).encode('latin-1').decode('utf-8', errors='replace')
+
+  def token_bytes(self) -> tuple[bytes | None, ...]:
+    return (*(bytes([byte]) for byte in range(256)), *[None] * len(self.SPECIALS))
 
 
 class HubTokenizer:
@@ -273,3 +284,6 @@ class HubTokenizer:
       for number, token in self._inner.added_tokens_decoder.items()
       if token.special
     }
+
+  def token_bytes(self) -> tuple[bytes | None, ...]:
+    return token_bytes.of_published(self._inner, self.strings())

@@ -74,7 +74,8 @@ def check_strings(
   if differences:
     raise ValueError(
       f'{name}: it does not share a vocabulary with the student, so their probabilities cannot be compared token by '
-      f'token: {"; ".join(differences)}. Take a judge of the same family, or a method for unlike tokenizers.'
+      f'token: {"; ".join(differences)}. Take a judge of the same family, or name it as one with '
+      'a tokenizer of its own: judges.foreign.'
     )
 
 

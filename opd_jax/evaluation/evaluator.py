@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from opd_jax import kinds
 from opd_jax import responses as batches
 from opd_jax.data.problems import Problem, Task
 from opd_jax.data.stream import first
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.evaluation import summary
-from opd_jax.inference import sampler
+from opd_jax.inference import sampler, speculative
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.judges.protocol import WorkingJudge
@@ -45,6 +46,7 @@ class Evaluation:
     decoding: rules of the responses; the default draws from the model itself.
     template: how the model is addressed; a judge that names no template of its own is addressed so, too.
     slots: rows in flight.
+    draft_of_teacher: proposals at a time, where the student is measured as a draft of the teacher too; 0: it is not.
   """
 
   task: Task
@@ -57,6 +59,7 @@ class Evaluation:
   decoding: Decoding = Decoding()
   template: Template = dataclasses.field(default_factory=Template)
   slots: int = 64
+  draft_of_teacher: int = 0
 
   def __post_init__(self):
     for field, least in (
@@ -65,12 +68,14 @@ class Evaluation:
       ('every', 0),
       ('budget', 1),
       ('slots', 1),
+      ('draft_of_teacher', 0),
     ):
-      value = getattr(self, field)
-      if not isinstance(value, int) or value < least:
-        raise ValueError(
-          f'Evaluation {self.label}: {field} must be a whole number of at least {least}, got {value!r}.'
-        )
+      kinds.check_whole(f'Evaluation {self.label}: {field}', getattr(self, field), least=least)
+    if self.draft_of_teacher and (beside := [r for r in self.decoding.rules if r.beside]):
+      raise ValueError(
+        f'Evaluation {self.label}: draft_of_teacher lets the teacher write from proposals, and the rule '
+        f'{type(beside[0]).__name__} mixes two models. Take out one or the other.'
+      )
     for k in self.counts:
       if not isinstance(k, int) or not 1 <= k <= self.samples:
         raise ValueError(
@@ -119,6 +124,11 @@ class Evaluation:
         )
     return longest
 
+  def sampling(self, tokenizer: Tokenizer, columns: int) -> Sampling:
+    """How its responses are drawn from a model with so many entries in its vocabulary."""
+    known = Sampling(decoding=self.decoding, budget=self.budget, slots=self.slots)
+    return batches.complete_sampling(known, tokenizer, columns)
+
   def is_due(self, step: int) -> bool:
     """Whether it takes place after this step, not being the last of a stage."""
     return self.every > 0 and step % self.every == 0
@@ -159,18 +169,37 @@ class Evaluator:
   def sample(self, model: Model, begin: int, end: int) -> Responses:
     """Verified responses to some of the problems. A row's random stream does not depend on which others are asked."""
     known = self.evaluation
-    sampling = Sampling(decoding=known.decoding, budget=known.budget, slots=known.slots)
-    sampling = batches.complete_sampling(sampling, self.tokenizer, model.config.vocab_size)
-    batch = batches.prompt_batch(
+    sampling = known.sampling(self.tokenizer, model.config.vocab_size)
+    batch = self._asked(begin, end)
+    rollout = sampler.generate(model, batch.prompts, self.key, sampling=sampling)
+    stops = sampling.decoding.stop_tokens
+    return batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
+
+  def _asked(self, begin: int, end: int) -> batches.PromptBatch:
+    known = self.evaluation
+    return batches.prompt_batch(
       self.problems[begin:end],
       known.samples,
       known.template,
       self.tokenizer,
       first_row=begin * known.samples,
     )
-    rollout = sampler.generate(model, batch.prompts, self.key, sampling=sampling)
-    stops = sampling.decoding.stop_tokens
-    return batches.verified(batch.problems, rollout, self.tokenizer, known.task, stops=stops)
+
+  def drafting(self, student: Model, teacher: Model) -> dict[str, float]:
+    """How far the student helps its teacher as the draft of speculative sampling; both read the student's prompts."""
+    known, prefix = self.evaluation, f'eval/{self.evaluation.label}'
+    told = speculative.generate(
+      teacher,
+      student,
+      self._asked(0, len(self.problems)).prompts,
+      self.key,
+      sampling=known.sampling(self.tokenizer, student.config.vocab_size),
+      proposals=known.draft_of_teacher,
+    )
+    return {
+      f'{prefix}/acceptance': told.acceptance,
+      f'{prefix}/block_efficiency': told.block_efficiency,
+    }
 
   def _metrics(self, responses: Responses) -> dict[str, Any]:
     known, rollout, prefix = self.evaluation, responses.rollout, f'eval/{self.evaluation.label}'

@@ -56,3 +56,18 @@ def rows_of_a_bucket(rows: np.ndarray, *, pieces: int, maximum: int = 1 << 30) -
   """The rows, and again the first of them, until their number is a bucket that `pieces` divides."""
   size = bucket(len(rows), minimum=1, maximum=maximum)
   return np.resize(rows, -(-size // pieces) * pieces)
+
+
+def patience(held: np.ndarray, smallest: int, *, hurry: bool) -> np.int32:
+  """Number of free slots that ends a segment: few while rows wait, half of all slots at the end.
+
+  Args:
+    held: the row in each slot, -1 where it is free.
+    smallest: the fewest slots that there may be.
+    hurry: whether rows wait for a slot.
+  """
+  free = int((held < 0).sum())
+  if hurry:
+    return np.int32(free + max(len(held) // 16, 1))
+  can_shrink = len(held) > smallest
+  return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))

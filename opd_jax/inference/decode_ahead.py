@@ -70,11 +70,7 @@ def columns_of(sampling: Sampling, longest: int, table: int) -> list[int]:
 
 def _empty_slots(model: Model, sampling: Sampling, rows: int) -> Callable[[int, int], Slots]:
   """Shapes of slots; they lie where those of the first batch lie."""
-  repetition = sampling.decoding.repetition
-  settings = {
-    'specs': ((model.config, model.layout),),
-    'window': repetition.window if repetition else 0,
-  }
+  settings = {'specs': ((model.config, model.layout),), 'window': sampling.decoding.window}
   made = decode_programs.vacant.lower(rows=rows, columns=LEAST_ROOM, **settings).compile()
 
   def empty(size: int, columns: int) -> Slots:

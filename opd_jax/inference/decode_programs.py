@@ -54,7 +54,7 @@ class Record(NamedTuple):
   top_k: TopK | None
 
 
-def _bound(specs: Specs, params: Sequence[Params]) -> list[transformer.Transformer]:
+def bound(specs: Specs, params: Sequence[Params]) -> list[transformer.Transformer]:
   return [transformer.bind(*spec, given) for spec, given in zip(specs, params, strict=True)]
 
 
@@ -92,7 +92,7 @@ def prefill(
   pieces = jnp.stack(jnp.split(tokens, max(tokens.shape[1] // chunk, 1), axis=1))
   rows = jnp.arange(tokens.shape[0])
   read, states = [], []
-  for model in _bound(specs, params):
+  for model in bound(specs, params):
     cache = caches.empty(
       model.config, model.layout, length=tokens.shape[1], start=jnp.zeros_like(length)
     )
@@ -148,10 +148,10 @@ def admit(
       recent=slots.recent.at[slot].set(-1),
     )
 
-  return _pinned(jax.lax.fori_loop(0, admission.count, one, slots), specs)
+  return pinned(jax.lax.fori_loop(0, admission.count, one, slots), specs)
 
 
-def _pinned(slots: Slots, specs: Specs) -> Slots:
+def pinned(slots: Slots, specs: Specs) -> Slots:
   """Pins the sharding of the slots; a changed output sharding recompiles the next call."""
   pairs = list(zip(slots.caches, specs, strict=True))
   layout = specs[0][1]
@@ -192,7 +192,7 @@ def decode(
 
   Returns the slots, a record of `steps` steps and how many of them took place.
   """
-  models, values = _bound(specs, params), dict(zip(decoding.moving, numbers, strict=True))
+  models, values = bound(specs, params), dict(zip(decoding.moving, numbers, strict=True))
 
   def advance(slots: Slots) -> tuple[Slots, Record]:
     logits = [transformer.logits_of(h, m.head()) for h, m in zip(slots.hidden, models, strict=True)]
@@ -200,14 +200,14 @@ def decode(
       scores = decoding.distribution(logits, values)
       token = draw(scores, jax.vmap(jax.random.fold_in)(slots.stream, slots.written))
     with jax.named_scope('record'):
-      record = _note(logits[0], scores, token, slots.ended == RUNNING, recording)
-    after = _count(slots, token, decoding)
+      record = note(logits[0], scores, token, slots.ended == RUNNING, recording)
+    after = count(slots, token, decoding)
     hidden, moved = [], []
     for model, cache in zip(models, slots.caches, strict=True):
       state, longer = model.extend(token[:, None], cache)
       hidden.append(state[:, 0])
       moved.append(longer._replace(end=jnp.where(slots.ended == RUNNING, longer.end, cache.end)))
-    return _pinned(after._replace(hidden=tuple(hidden), caches=tuple(moved)), specs), record
+    return pinned(after._replace(hidden=tuple(hidden), caches=tuple(moved)), specs), record
 
   def go_on(carry):
     number, slots, _ = carry
@@ -229,7 +229,7 @@ def decode(
   return slots, jax.tree.map(lambda x: layout.constrain(x, *[None] * x.ndim), records), number
 
 
-def _note(logits, scores, token, running, recording: Recording) -> Record:
+def note(logits, scores, token, running, recording: Recording) -> Record:
   """Log-probabilities of the token under the distribution drawn from and under the model itself."""
   pick = lambda values: jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
   total = jax.nn.logsumexp(logits, axis=-1)
@@ -251,7 +251,7 @@ def _note(logits, scores, token, running, recording: Recording) -> Record:
   )
 
 
-def _count(slots: Slots, token: Int[Array, ' B'], decoding: Decoding) -> Slots:
+def count(slots: Slots, token: Int[Array, ' B'], decoding: Decoding) -> Slots:
   """Counts one more token in every running slot, and ends the slots for which it is the last."""
   running = slots.ended == RUNNING
   written = slots.written + running
@@ -282,4 +282,4 @@ def reshaped(slots: Slots, kept: Int[Array, ' C'], *, specs: Specs, columns: int
     return Cache(keys=keys, values=values, start=old.start[kept], end=old.end[kept])
 
   rest = jax.tree.map(lambda x: x[kept], slots._replace(caches=()))
-  return _pinned(rest._replace(caches=tuple(map(cache, slots.caches))), specs)
+  return pinned(rest._replace(caches=tuple(map(cache, slots.caches))), specs)

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ Numbers = Mapping[Moving, Any]  # where the numbers that move stand
 
 class Rule:
   """(scores so far, logits of every model at this position: the writer's first, numbers that move) -> scores."""
+
+  beside: ClassVar[bool] = False  # whether it reads a second model
 
   def __call__(self, scores: Scores, models: Sequence[Scores], numbers: Numbers) -> Scores:
     raise NotImplementedError
@@ -196,6 +198,11 @@ class Decoding:
     return scores
 
   @property
+  def window(self) -> int:
+    """Tokens that the stop of repetitions looks back at; 0 without one."""
+    return self.repetition.window if self.repetition else 0
+
+  @property
   def moving(self) -> tuple[Moving, ...]:
     """The numbers of the rules that move."""
     records: tuple[Any, ...] = self.rules
@@ -210,6 +217,17 @@ class Decoding:
 
   def is_stop(self, tokens: Int[Array, ' B']) -> Bool[Array, ' B']:
     return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
+
+
+def usual_rules(
+  *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> tuple[Rule, ...]:
+  """Returns decoding rules in the usual order: temperature, then truncation. Temperature 0 is greedy."""
+  first = Greedy() if temperature == 0 else Temperature(temperature)
+  chosen: list[Rule] = [] if temperature == 1.0 else [first]
+  chosen += [TopK(top_k)] if top_k is not None else []
+  chosen += [TopP(top_p)] if top_p is not None else []
+  return (*chosen, *([MinP(min_p)] if min_p is not None else []))
 
 
 def draw(scores: Scores, keys: Key[Array, ' B']) -> Int[Array, ' B']:

@@ -13,6 +13,12 @@ from opd_jax.static import static
 HALVINGS = 24  # of an interval of length 1: as fine as float32 near 1
 
 
+class Guided(Rule):
+  """A rule that reads the second model."""
+
+  beside = True
+
+
 def _both(who: str, scores: Scores, models: Sequence[Scores]) -> tuple[Scores, Scores]:
   """Normalised scores of the writer and of the second model."""
   if len(models) < 2:
@@ -31,7 +37,7 @@ def _geometric(own: Scores, other: Scores, weight) -> Scores:
 
 
 @static(kw_only=False)
-class Mixture(Rule):
+class Mixture(Guided):
   """(1-α) p + α q: the arithmetic mixture of the writer with the second model, as if a coin chose between them."""
 
   alpha: Number
@@ -48,7 +54,7 @@ class Mixture(Rule):
 
 
 @static(kw_only=False)
-class Blend(Rule):
+class Blend(Guided):
   """p^(1-β) q^β, renormalised: the geometric mixture of the writer with the second model."""
 
   beta: Number
@@ -62,7 +68,7 @@ class Blend(Rule):
 
 
 @static(kw_only=False)
-class TrustRegion(Rule):
+class TrustRegion(Guided):
   """μ_b ∝ p^(1-b) q^b with the largest b in [0, 1] for which KL(μ_b ‖ p) is at most ε, found anew for every token.
 
   KL(μ_b ‖ p) grows with b, so bisection finds it. ε = 0 leaves the writer as it is. TRB, arXiv:2605.31159.
@@ -95,7 +101,7 @@ class TrustRegion(Rule):
 
 
 @static(kw_only=False)
-class Replaced(Rule):
+class Replaced(Guided):
   """A token of p; where it is not among the k best of q, a token of q stands in its place.
 
       μ(v) = p(v) 1[v in the k best of q] + m q(v),      m = the mass of p outside these

@@ -7,20 +7,21 @@ is the same for any number of slots and any order.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opd_jax.inference import decode_programs
-from opd_jax.inference.buckets import most_columns, rooms, sizes_of
-from opd_jax.inference.decode_programs import Recording, Slots
+from opd_jax.inference.buckets import most_columns, patience, rooms, sizes_of
+from opd_jax.inference.decode_programs import Record, Recording, Slots
 from opd_jax.inference.decoding import Decoding
 from opd_jax.inference.prompt_reader import PromptReader
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
+from opd_jax.processes import by_owners
 from opd_jax.sharding import Layout
 from opd_jax.types import STUDENT, Params, Prompts, Rollout, TopK
 
@@ -97,23 +98,27 @@ def generate(
     version: stamp of the weights, checked by `responses.check_fresh` before anybody learns from the rollout.
     numbers: the present values of the rules' moving numbers; None takes those of step 0.
   """
-  run = Run(
-    model,
-    prompts,
-    key,
-    sampling=sampling,
-    others=others,
-    budgets=budgets,
-    version=version,
-    numbers=numbers,
-  )
-  for _ in run.stream():
-    pass
-  return run.rollout
+  more = {'budgets': budgets, 'version': version, 'numbers': numbers}
+  run = Run(model, prompts, key, sampling=sampling, others=others, **more)
+  return completed(run, lambda: run.rollout)
+
+
+def completed(run: 'Run', result: Callable[[], Any]) -> Any:
+  """What a run has made when it is over, in every process: those without a device of its models are told."""
+
+  def made() -> Any:
+    for _ in run.stream():
+      pass
+    return result()
+
+  devices = {device for _, layout in run.specs for device in layout.mesh.devices.flat}
+  return by_owners(devices, made, result())
 
 
 class Run:
   """One sampling of one batch. `stream` drives it; `rollout` holds what has been written so far."""
+
+  beyond = 0  # columns behind the last token of a row that a pass may write
 
   def __init__(
     self,
@@ -137,7 +142,8 @@ class Run:
     self.prompts = [
       tuple(row[len(row) - n :].tolist()) for row, n in zip(tokens, self.lengths, strict=True)
     ]
-    self.table = min(config.max_positions for config, _ in self.specs)
+    self.table = min(config.max_positions for config, _ in self.specs) - self.beyond
+    self.reach = sampling.segment  # most tokens that a row writes in a segment
     self.budgets, self.context_bound = self._checked_budgets(budgets)
     self.rollout = _blank(prompts, sampling, version)
     self.written = np.zeros(len(self.rows), np.int64)
@@ -154,7 +160,7 @@ class Run:
       pieces=self.pieces,
     )
     needed = [self.lengths + self.budgets, [*map(self.reader.width, self.lengths.tolist())]]
-    self.rooms = rooms(most_columns(int(np.max(needed)), self.table))
+    self.rooms = rooms(most_columns(int(np.max(needed)) + self.beyond, self.table + self.beyond))
     self.sizes: list[int] = []  # of the slots, while they are halved
 
   def _checked_budgets(self, budgets: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -171,16 +177,15 @@ class Run:
           f'sampler: the prompt of row {number} has {length} tokens, it must have 1 to {self.table} (the position '
           'table). Begin an empty one with a token (encode with begin=True); shorten a long one.'
         )
-    size = min(config.vocab_size for config, _ in self.specs)
-    if any(config.vocab_size != size for config, _ in self.specs):
-      sizes = [config.vocab_size for config, _ in self.specs]
+    sizes = [config.vocab_size for config, _ in self.specs]
+    if len({*sizes}) > 1:
       raise ValueError(
         f'sampler: models that write together need one vocabulary, these have {sizes} rows.'
       )
     for number, prompt in zip(self.rows.tolist(), self.prompts, strict=True):
-      if not (min(prompt) >= 0 and max(prompt) < size):
+      if not (min(prompt) >= 0 and max(prompt) < sizes[0]):
         raise ValueError(
-          f'sampler: the prompt of row {number} holds token ids outside 0 to {size - 1}.'
+          f'sampler: the prompt of row {number} holds token ids outside 0 to {sizes[0] - 1}.'
         )
     room = self.table - self.lengths
     return np.minimum(budget, room).astype(np.int32), budget > room
@@ -205,10 +210,8 @@ class Run:
         slots = self.reader.admit(slots, arriving, held)
       if not len(waiting):
         self.reader.read = {}  # no later row needs these prompts
-      slots, record, count = decode_programs.decode(
-        self.params, slots, self._patience(held, hurry=len(waiting) > 0), self.numbers, specs=self.specs,
-        decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
-      )  # fmt: skip
+      free_slots = patience(held, self.sizes[-1], hurry=len(waiting) > 0)
+      slots, record, count = self._advance(slots, held, free_slots)
       record, count, ended = jax.device_get((record, count, slots.ended))
       self._keep(record, int(count), held)
       has_ended = (held >= 0) & (ended != decode_programs.RUNNING)
@@ -220,13 +223,14 @@ class Run:
       steps, slot_steps = steps + int(count), slot_steps + int(count) * len(held)
       yield Progress(tuple(finished.tolist()), int(self.written.sum()), steps, slot_steps)
 
-  def _patience(self, held: np.ndarray, *, hurry: bool) -> np.int32:
-    """Number of free slots that ends a segment: few while rows wait, half of all slots at the end."""
-    free = int((held < 0).sum())
-    if hurry:
-      return np.int32(free + max(len(held) // 16, 1))
-    can_shrink = len(held) > self.sizes[-1]
-    return np.int32(max(-(-len(held) // 2), free + 1) if can_shrink else len(held))
+  def _advance(
+    self, slots: Slots, held: np.ndarray, free_slots: np.int32
+  ) -> tuple[Slots, Record, jax.Array]:
+    """Runs one segment."""
+    return decode_programs.decode(
+      self.params, slots, free_slots, self.numbers, specs=self.specs,
+      decoding=self.sampling.decoding, recording=self.sampling.recording, steps=self.sampling.segment,
+    )  # fmt: skip
 
   def _fitted(
     self, slots: Slots | None, held: np.ndarray, *, shrink: bool
@@ -235,16 +239,12 @@ class Run:
     rows, size = held[held >= 0], len(held)
     if shrink:
       size = min(each for each in self.sizes if each >= len(rows))
-    ahead = np.minimum(
-      self.lengths + self.written + self.sampling.segment, self.lengths + self.budgets
-    )[rows]
-    need = max(int(ahead.max()), *map(self.reader.width, self.lengths[rows].tolist()))
+    ahead = self.lengths + np.minimum(self.written + self.reach, self.budgets) + self.beyond
+    need = max(int(ahead[rows].max()), *map(self.reader.width, self.lengths[rows].tolist()))
     columns = next(each for each in self.rooms if each >= need)
     if slots is None:
-      repetition = self.sampling.decoding.repetition
-      window = repetition.window if repetition else 0
       return decode_programs.vacant(
-        specs=self.specs, rows=size, columns=columns, window=window
+        specs=self.specs, rows=size, columns=columns, window=self.sampling.decoding.window
       ), held
     columns = max(columns, slots.caches[0].columns)
     if size == len(held) and columns == slots.caches[0].columns:

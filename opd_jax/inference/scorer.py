@@ -4,8 +4,8 @@ Here is the one shift by one of the library: the state at column c predicts the 
 state that predicts response[:, r] is one column before it. Everything that this file returns is indexed by
 response position.
 
-The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does. Over a mesh every device reads its
-own rows and its own columns of the head: nothing of size V crosses devices.
+The vocabulary axis exists for a tile of tokens at a time; `[B, R, V]` never does. Over a mesh devices
+share the columns of the head (`losses/vocab_group.py`), so none holds it whole.
 """
 
 import functools
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from opd_jax.losses.vocab_shard import VocabShard
-from opd_jax.models import transformer
+from opd_jax.losses.vocab_group import VocabGroup
+from opd_jax.models import context, transformer
 from opd_jax.models.config import SAME_ROUNDING, ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray, Params, ScoreRequest, Scores, TopK
@@ -74,7 +74,7 @@ def score(
   model = transformer.bind(config, layout, params)
   states, tapped = states_of(model, prompt, length, response, layers=request.layers)
   states, head = fitted(states, model.head(), columns or config.vocab_size)
-  scores = _read(states, head.astype(states.dtype), response, ids, request, layout)
+  scores = _read(states, head, response, ids, request, layout)
   return scores._replace(layers=jnp.stack(tapped, axis=2) if tapped else None)
 
 
@@ -89,7 +89,7 @@ def read(
   request: ScoreRequest = ScoreRequest(),
 ) -> Scores:
   """Scores from given hidden states, e.g. the sum of several models' states."""
-  return _read(states, head.astype(states.dtype), response, ids, request, layout)
+  return _read(states, head, response, ids, request, layout)
 
 
 def fitted(
@@ -122,37 +122,47 @@ def states_of(
   columns = (jnp.arange(tokens.shape[1]) + width - length[:, None]) % tokens.shape[1]
   # Columns beyond max_positions hold only padding; P + R may exceed it although no row does.
   tokens = jnp.take_along_axis(tokens, columns, axis=1)[:, : model.config.max_positions]
+  layout, size = model.layout, tokens.shape[1]
+  tokens = jnp.pad(tokens, ((0, 0), (0, -size % context.multiple(layout, size))))
   states, tapped = model.trace(tokens, layers=layers)
   before = length[:, None] - 1 + jnp.arange(response.shape[1])  # the shift by one
   before = jnp.minimum(before, tokens.shape[1] - 1)
-  at_response = lambda layer: jnp.take_along_axis(layer, before[..., None], axis=1)
+  at_response = lambda layer: context.response_states(layer, before, layout)
   return at_response(states), tuple(map(at_response, tapped))
 
 
 def _read(states, head, response, ids, request: ScoreRequest, layout: Layout) -> Scores:
-  """Log-probabilities and the other scores of the request: of every device's rows, with its columns of the head."""
-  columns = VocabShard.of(layout, head.shape[1])
-  read = functools.partial(_read_tiles, request=request, columns=columns)
+  """Log-probabilities and the other scores of the request."""
+  tokens = -(-response.size // (layout.size('batch') * layout.size('length')))
+  width, vocabulary = head.shape
+  group = VocabGroup.of(layout, width=width, vocabulary=vocabulary, tokens=tokens)
+  read = functools.partial(_read_tiles, request=request, group=group, width=width)
+  given = states, response, ids
   if not layout.is_single:
-    by_row, by_column = layout.spec('batch'), layout.spec(None, 'vocab')
     read = jax.shard_map(
       read,
-      mesh=layout.mesh,
-      in_specs=(by_row, by_column, by_row, by_row),
-      out_specs=by_row,
+      mesh=group.mesh,
+      in_specs=(group.stored, *(group.tokens,) * 3),
+      out_specs=group.tokens,
       check_vma=False,
     )
+    given, head = group.long(given), group.wide(head)
   with jax.named_scope('head'):
-    logp, entropy, top_k, at_ids = read(states, head, response, ids)
+    found = read(head, *given)
+  cut = lambda x: layout.constrain(x[:, : response.shape[1]], 'batch', *[None] * (x.ndim - 1))
+  logp, entropy, top_k, at_ids = jax.tree.map(cut, found)
   hidden = states if request.hidden else None
   return Scores(logp, jnp.ones(response.shape, bool), entropy, top_k, at_ids, hidden)
 
 
-def _read_tiles(states, head, response, ids, *, request: ScoreRequest, columns: VocabShard):
+def _read_tiles(
+  head, states, response, ids, *, request: ScoreRequest, group: VocabGroup, width: int
+):
   """The same on one device, tile by tile."""
-  rows = response.shape
+  rows, columns = response.shape, group.columns
   size = rows[0] * rows[1]
-  tile = tile_of(head.shape[1], size)
+  head = group.head(head, width, states.dtype)
+  tile = max(tile_of(head.shape[1], size * group.share) // group.share, 1)
   flat = lambda x: None if x is None else x.reshape(size, *x.shape[2:])
   pieces = jax.tree.map(
     lambda x: jnp.pad(x, ((0, -size % tile), *((0, 0),) * (x.ndim - 1))).reshape(
@@ -162,7 +172,7 @@ def _read_tiles(states, head, response, ids, *, request: ScoreRequest, columns: 
   )
 
   def one(piece):
-    state, token, judged = piece
+    state, token, judged = group.together(piece)
     logits = transformer.logits_of(state, head)
     if request.temperature != 1.0:
       logits = logits / request.temperature
@@ -175,7 +185,7 @@ def _read_tiles(states, head, response, ids, *, request: ScoreRequest, columns: 
     best = columns.top_k(logits, request.top_k) if request.top_k else None
     top_k = None if best is None else best._replace(logp=best.logp - total)
     at_ids = None if judged is None else TopK(ids=judged, logp=pick(judged))
-    return pick(token[:, None])[:, 0], entropy, top_k, at_ids
+    return group.own((pick(token[:, None])[:, 0], entropy, top_k, at_ids))
 
   return jax.tree.map(
     lambda x: x.reshape(-1, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:]),
@@ -192,14 +202,18 @@ def score_rows(
   layout: Layout,
   request: ScoreRequest = ScoreRequest(),
   rows: int = 8,
+  ids: Sequence[np.ndarray] | None = None,
 ) -> list[Scores]:
   """Scores of rows of any length, as numpy arrays of each row's own length [R, …].
+
+  Every batch has as many rows, filled up where there are fewer: what is said of a row does not depend on the others.
 
   Rows of similar length share a batch, in buckets of columns that are powers of two: at most one program per bucket.
 
   Args:
     prompts, responses: tokens of each row; neither prompt nor response is padded.
     rows: rows per batch.
+    ids: of each row, tokens [R, C] whose log-probabilities are wanted; C is the same for all.
   """
   if rows < 1:
     raise ValueError(f'scorer: rows per batch must be at least 1, got {rows}.')
@@ -217,7 +231,10 @@ def score_rows(
     for begin in range(0, len(members), rows):
       part = members[begin : begin + rows]
       batch = _padded([prompts[i] for i in part], [responses[i] for i in part], rows, left, right)
-      scores = jax.device_get(score(params, *batch, config=config, layout=layout, request=request))
+      judged = None if ids is None else _padded_ids([ids[i] for i in part], rows, batch[2].shape[1])
+      scores = jax.device_get(
+        score(params, *batch, judged, config=config, layout=layout, request=request)
+      )
       for row, number in enumerate(part):
         by_row[number] = _row(scores, row, len(responses[number]))
   return [scores for scores in by_row if scores is not None]
@@ -256,6 +273,13 @@ def _padded(prompts, responses, rows: int, left: int, right: int):
       len(before),
     )
   return prompt, length, response
+
+
+def _padded_ids(ids: Sequence[np.ndarray], rows: int, right: int) -> np.ndarray:
+  padded = np.zeros((rows, right, ids[0].shape[1]), np.int32)
+  for row, each in enumerate(ids):
+    padded[row, : len(each)] = each
+  return padded
 
 
 def _row(scores: Scores, row: int, length: int) -> Scores:

@@ -6,19 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from opd_jax.data import vocabularies
+from opd_jax.data.alignment import Pair
 from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import scorer
+from opd_jax.judges import introductions, served_spec
 from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.combining import CombinedJudge, Part
+from opd_jax.judges.introduction import Introduction
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.remote import ServedJudge
+from opd_jax.judges.retokenising import ForeignJudge
 from opd_jax.judges.routing import RoutedJudge
-from opd_jax.judges.spec import AnyJudge, Averaged, Combined, Judge, Routed, named_parts
+from opd_jax.judges.spec import (
+  AnyJudge,
+  Combined,
+  Judge,
+  Routed,
+  Served,
+  Single,
+  members_of,
+  named_parts,
+)
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import load
+from opd_jax.storage.hub_tokenizer import Published
 from opd_jax.types import ScoreRequest, Weights
 
 Say = Callable[[str], None]
@@ -57,7 +72,7 @@ class Builder:
 
   def _combined(self, name: str, judge: Combined) -> CombinedJudge:
     """Members that differ only in what they read are one model, loaded once."""
-    models = [self.local(part_name, part) for part_name, part in named_parts(name, judge)]
+    models = [self.local(f'{name}/{number}', part) for number, part in enumerate(judge.models)]
 
     def at_work(member: Judge) -> LocalJudge:
       model = next(each for each in models if each.spec.shares_model(member))
@@ -66,17 +81,56 @@ class Builder:
     return CombinedJudge(
       name=name,
       parts=tuple(
-        Part(number, tuple(map(at_work, each.members if isinstance(each, Averaged) else (each,))))
-        for number, each in judge.parts
+        Part(number, tuple(map(at_work, members_of(each)))) for number, each in judge.parts
       ),
     )
 
-  def _single(self, name: str, judge: Judge) -> LocalJudge | CachedJudge:
+  def _single(
+    self, name: str, judge: Single
+  ) -> LocalJudge | ForeignJudge | ServedJudge | CachedJudge:
+    if isinstance(judge, Served):
+      return self._served(name, judge)
     local = self.local(name, judge)
+    if judge.tokenizer is not None:
+      local = self._foreign(local, judge)
     if judge.cache is None or self.shape_of is not None:
       return local
     identity = local.identity(Weights(student={}, snapshots={}))
     return CachedJudge(inner=local, folder=Path(judge.cache), identity=identity)
+
+  def _foreign(self, local: LocalJudge, judge: Judge) -> ForeignJudge:
+    teacher = tokenizer_of(local.name, judge, self.tokenizer)
+    end = teacher.turn_end if local.template.chat else min(teacher.stop_tokens)
+    pair = Pair(self.tokenizer, teacher, end, judge.longest_chunk)
+    return ForeignJudge(
+      inner=dataclasses.replace(local, tokenizer=pair.teacher, columns=local.config.vocab_size),
+      pair=pair,
+      columns=self.config.vocab_size,
+      open_ends=judge.open_ends,
+    )
+
+  def _served(self, name: str, judge: Served) -> ServedJudge | CachedJudge:
+    remote = self.remote(name, judge)
+    if judge.cache is None or self.shape_of is not None:
+      return remote
+    folder = Path(judge.cache)
+    return CachedJudge(inner=remote, folder=folder, identity=remote.identity(folder))
+
+  def remote(self, name: str, judge: Served) -> ServedJudge:
+    """A judge behind a server, which is asked who it is; a plan asks nobody."""
+    client, known = None, Introduction(model=judge.model or '')
+    if self.shape_of is None:
+      client = introductions.client_of(name, judge, self.say)
+      known = introductions.introduce(name, judge, client, self.tokenizer)
+      self.say(f'{name}: {judge.url} serves {known.shown}')
+    return ServedJudge(
+      name=name,
+      spec=judge,
+      client=client,
+      known=known,
+      tokenizer=self.tokenizer,
+      template=judge.template or self.template,
+    )
 
   def local(self, name: str, judge: Judge) -> LocalJudge:
     """A single judge; the student itself has no weights of its own."""
@@ -86,7 +140,8 @@ class Builder:
       own = transformer.abstract(config, layout)
     elif judge.weights is not None:
       self.say(f'loading {name}: {judge.weights}')
-      check_vocabulary(name, judge.weights, self.tokenizer, self.config, self.say)
+      if judge.tokenizer is None:
+        check_vocabulary(name, judge.weights, self.tokenizer, self.config, self.say)
       loaded = load.model(judge.weights, layout, seed=self.seed + 1, **types_of(judge))
       config, own = loaded.config, loaded.params
     return LocalJudge(
@@ -105,7 +160,39 @@ class Builder:
 
 def types_of(judge: Judge) -> dict[str, Any]:
   """The overrides of a model's config that a judge asks for."""
-  return {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+  types = {} if judge.dtype is None else {'param_dtype': judge.dtype, 'dtype': judge.dtype}
+  return {**types, 'int8': True} if judge.int8 else types
+
+
+def tokenizer_of(name: str, judge: Single, student: Tokenizer) -> Tokenizer:
+  """The tokenizer in which a judge reads. Refuses one that is missing, or is not that of the weights."""
+  if isinstance(judge, Served) or judge.tokenizer is None:
+    return student
+  weights, named = str(judge.weights), judge.tokenizer
+  found: Any = load.tokenizer_of(weights) if named == 'beside' else named
+  found = found.tokenizer if isinstance(found, Published) else found
+  if found is None:
+    raise ValueError(
+      f'judge {name}: no tokenizer lies beside {weights}. Put its tokenizer files into the folder, or bind '
+      'judges.foreign.tokenizer.'
+    )
+  ours, rows, strings = (
+    found.strings(),
+    load.config_of(weights).vocab_size,
+    load.strings_of(weights),
+  )
+  if len(ours) > rows or strings not in (None, ours):
+    known = len(strings) if strings is not None else rows
+    raise ValueError(
+      f'judge {name}: its tokenizer has {len(ours)} tokens and is not that of {weights}, which has {known}, or others '
+      'of that number. Bind judges.foreign.tokenizer to the one that it was trained with.'
+    )
+  for who, tokenizer in (('the student', student), (f'judge {name}', found)):
+    try:
+      tokenizer.token_bytes()
+    except ValueError as error:
+      raise ValueError(f'{who}: {error}') from error
+  return found
 
 
 def check_vocabulary(
@@ -119,7 +206,7 @@ def check_vocabulary(
       raise ValueError(
         f'judge {name}: {weights} has {config.vocab_size} entries in its vocabulary, the student {student.vocab_size}, '
         'and no tokenizer lies beside it that would tell whether the difference is padding. Put its tokenizer files '
-        'into the folder.'
+        'into the folder; if its tokenizer is another one, take judges.foreign.'
       )
     if not load.is_preset(weights):
       say(
@@ -141,14 +228,25 @@ def check_request(name: str, judge: AnyJudge, request: ScoreRequest, student: Mo
     raise ValueError(
       f'judge {name}: inner layers are asked for, and several models make this judge. Bind one of them.'
     )
-  parts = named_parts(name, judge)
+  for part_name, part in named_parts(name, judge):
+    if isinstance(part, Served):
+      served_spec.check_request(part_name, part, request)
+  parts = [
+    (part_name, part) for part_name, part in named_parts(name, judge) if isinstance(part, Judge)
+  ]
   configs = {part_name: _config_of(part, student) for part_name, part in parts}
   for part_name, part in parts:
+    if part.is_foreign and (request.hidden or request.layers):
+      raise ValueError(
+        f'judge {part_name} ({part.weights}): the method asks for its hidden states, which predict tokens of its own '
+        "tokenizer. Take a method that compares written tokens or the teacher's top k: opd, dpca, bpm, or gkd with a "
+        'support of TeacherTopK.'
+      )
     try:
       scorer.check_request(request, configs[part_name])
     except ValueError as error:
       raise ValueError(
-        f'judge {part_name} ({part.weights or "the student itself"}): {error} Let the method ask for what it has, or '
+        f'judge {part_name} ({part.source}): {error} Let the method ask for what it has, or '
         'bind another judge.'
       ) from error
   widths = {part_name: config.width for part_name, config in configs.items()}
@@ -161,7 +259,7 @@ def check_request(name: str, judge: AnyJudge, request: ScoreRequest, student: Mo
 
 def width_of(judge: AnyJudge, student: ModelConfig) -> int:
   """The width of the hidden states that a judge hands out; those of several models stand beside each other."""
-  parts = [part for _, part in named_parts('', judge)]
+  parts = [part for _, part in named_parts('', judge) if isinstance(part, Judge)]
   return sum(_config_of(part, student).width for part in parts)
 
 

@@ -15,6 +15,8 @@ from jaxtyping import Array
 from opd_jax.data.templates import Template
 from opd_jax.inference.sampler import Model
 from opd_jax.judges.local import LocalJudge
+from opd_jax.judges.remote import ServedJudge
+from opd_jax.judges.retokenising import ForeignJudge
 from opd_jax.judges.scenes import Scene
 from opd_jax.processes import any_process_each, to_host
 from opd_jax.types import Rollout, ScoreRequest, Scores, TopK, Weights
@@ -24,7 +26,7 @@ from opd_jax.types import Rollout, ScoreRequest, Scores, TopK, Weights
 class CachedJudge:
   """See `protocol.WorkingJudge`. Reads scores from `folder` where it has them; computes and stores the others."""
 
-  inner: LocalJudge
+  inner: LocalJudge | ForeignJudge | ServedJudge
   folder: Path
   identity: str
 
@@ -88,6 +90,7 @@ def _row(ids: Any, row: int, length: int) -> np.ndarray | None:
 def _store(file: Path, scores: Scores) -> None:
   """Writes one row, of its own length; npz has no bfloat16, so hidden states are stored as bytes."""
   flat = {'logp': scores.logp, 'known': scores.known, 'entropy': scores.entropy}
+  flat |= {'chunk': scores.chunk}
   for name, top in (('top', scores.top_k), ('at', scores.at_ids)):
     if top is not None:
       flat |= {f'{name}_ids': top.ids, f'{name}_logp': top.logp}
@@ -122,4 +125,5 @@ def _load(file: Path, size: int) -> Scores:
     at_ids=top('at'),
     hidden=flat.get('hidden'),
     layers=flat.get('layers'),
+    chunk=flat.get('chunk'),
   )

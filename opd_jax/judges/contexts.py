@@ -14,21 +14,29 @@ from opd_jax import ramps
 from opd_jax.data.problems import Problem, Reader, Task
 from opd_jax.data.sources import Raw
 from opd_jax.data.tokenizers import Message
-from opd_jax.judges.scenes import Context, Scene, columns_of, name_of, numbers_of
+from opd_jax.judges.scenes import Context, Scene, columns_of, looks_at, name_of, numbers_of
 from opd_jax.ramps import Number, Watching
 from opd_jax.static import static
 
 SOME_ROWS = 1  # behind a row's seed: this draw and those of `siblings` are apart
 
 
-def _marked(context: Context, *, columns: Sequence[str] = (), numbers: Sequence[Number]) -> Context:
+def _marked(
+  context: Context,
+  *,
+  looks_at: str = '',
+  columns: Sequence[str] = (),
+  numbers: Sequence[Number] = (),
+) -> Context:
   """Marks a context with what it needs.
 
   Args:
     context: it.
+    looks_at: see `scenes.looks_at`.
     columns: that it reads, so that a row without one is found where rows are read.
     numbers: that may move; those that look at metrics are shown the metrics of the stage.
   """
+  vars(context)['looks_at'] = looks_at
   vars(context)['columns'] = tuple(columns)
   vars(context)['numbers'] = tuple(each for each in numbers if isinstance(each, Watching))
   return context
@@ -58,7 +66,7 @@ def solution(
       return scene.problem.messages
     return behind(scene.problem, introduction + text + closing)
 
-  return _marked(context, numbers=(part,))
+  return _marked(context, looks_at='data', numbers=(part,))
 
 
 def column(
@@ -93,7 +101,7 @@ def column(
     return _in_place_of(scene.problem, extra[instead_of], text, column=instead_of)
 
   columns = [name] if instead_of is None else [name, instead_of]
-  return _marked(context, columns=columns, numbers=(part,))
+  return _marked(context, looks_at='data', columns=columns, numbers=(part,))
 
 
 def _beginning(text: str, part: Number, scene: Scene) -> str:
@@ -166,6 +174,8 @@ def siblings(
       "siblings: feedback is 'never', 'without success' or 'always', successes and failures are not negative; got "
       f'{feedback!r}, {successes}, {failures}.'
     )
+  if not isinstance(strip_thinking, bool):
+    raise ValueError(f'siblings: strip_thinking is True or False, got {strip_thinking!r}.')
   if not successes and not failures and feedback == 'never':
     raise ValueError('siblings: nothing is to be shown; take successes, failures or feedback.')
 
@@ -185,7 +195,7 @@ def siblings(
     text = ''.join(heading + text for heading, text in parts)
     return behind(scene.problem, text + wording.closing)
 
-  return context
+  return _marked(context, looks_at='mates' if feedback == 'never' else '')
 
 
 def _spoken(text: str) -> str:
@@ -221,7 +231,9 @@ def guarded(*, context: Context, where_shown: str = 'refuse') -> Context:
       "without a judgement: guarded.where_shown = 'unknown'."
     )
 
-  return _marked(held, columns=columns_of(context), numbers=numbers_of(context))
+  return _marked(
+    held, looks_at=looks_at(context), columns=columns_of(context), numbers=numbers_of(context)
+  )
 
 
 def in_some_rows(*, context: Context, fraction: Number) -> Context:

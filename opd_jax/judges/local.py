@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.stages import Lowered
 from jaxtyping import Array, Int
 
@@ -20,10 +21,12 @@ from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.inference import sampler, scorer
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.sampler import Model
-from opd_jax.judges.scenes import Scene, shown
+from opd_jax.judges import prompting
+from opd_jax.judges.scenes import Scene
 from opd_jax.judges.spec import Judge
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
+from opd_jax.processes import carried, dealt
 from opd_jax.sharding import Layout
 from opd_jax.storage.fingerprint import digest
 from opd_jax.types import AnyArray, Params, Rollout, ScoreRequest, Scores, Weights
@@ -74,14 +77,18 @@ class LocalJudge:
     return sampler.unrolled(Model(self.config, self.layout, self.params(weights)))
 
   def prompts(self, scenes: Sequence[Scene]) -> list[list[int] | None]:
-    context = self.spec.context
-    messages = [
-      scene.problem.messages if context is None else shown(context, scene, judge=self.name)
-      for scene in scenes
-    ]
-    return [
-      None if each is None else self.template.render(self.tokenizer, each) for each in messages
-    ]
+    """Tokens that it reads in front of each response; None: nothing. Every process renders its share."""
+
+    def rendered(rows: Sequence[int]) -> list[list[int] | None]:
+      return prompting.rendered(
+        [scenes[row] for row in rows],
+        context=self.spec.context,
+        template=self.template,
+        tokenizer=self.tokenizer,
+        judge=self.name,
+      )
+
+    return dealt(rendered, len(scenes))
 
   def score(
     self,
@@ -91,8 +98,19 @@ class LocalJudge:
     ids: Any,
     request: ScoreRequest,
   ) -> Scores:
+    return self.begin(weights, scenes, rollout, ids, request)()
+
+  def begin(
+    self,
+    weights: Weights,
+    scenes: Sequence[Scene],
+    rollout: Rollout,
+    ids: Any,
+    request: ScoreRequest,
+  ) -> Callable[[], Scores]:
+    """Begins what `score` does, without waiting for devices; what it returns waits, and moves the scores home."""
     prompts = self.fitting(self.prompts(scenes), scenes, rollout)
-    return self.score_prompts(weights, prompts, rollout, ids, request)
+    return self._begun(weights, prompts, rollout.response, ids, request)
 
   def score_prompts(
     self,
@@ -103,30 +121,56 @@ class LocalJudge:
     request: ScoreRequest,
   ) -> Scores:
     """Scores responses behind given prompts; a row whose prompt is None is not known."""
+    return self.score_responses(weights, prompts, rollout.response, ids, request)
+
+  def score_responses(
+    self,
+    weights: Weights,
+    prompts: Sequence[list[int] | None],
+    response: AnyArray,
+    ids: Any,
+    request: ScoreRequest,
+  ) -> Scores:
+    """The same, of responses as arrays."""
+    return self._begun(weights, prompts, response, ids, request)()
+
+  def _begun(self, weights, prompts, response: AnyArray, ids, request) -> Callable[[], Scores]:
     known = np.array([prompt is not None for prompt in prompts])
     tokens = [prompt if prompt is not None else [0] for prompt in prompts]
     batch = left_padded(tokens, width=self._prompt_columns(max(map(len, tokens))), pad=0)
-    scores = self.score_arrays(
-      self.params(weights), batch.tokens, batch.length, rollout.response, ids, request
+    there = self.score_arrays(
+      self.params(weights), batch.tokens, batch.length, response, ids, request
     )
-    return scores._replace(known=scores.known & jnp.asarray(known)[:, None])
+
+    def home() -> Scores:
+      scores = moved(there, self.layout, self.home, rows=True)
+      return scores._replace(known=scores.known & jnp.asarray(known)[:, None])
+
+    return home
 
   def fitting(
     self, prompts: Sequence[list[int] | None], scenes: Sequence[Scene], rollout: Rollout
   ) -> list[list[int] | None]:
     """Keeps prompts that leave room for their response; refuses or drops the others, as `spec.too_long` says."""
-    table, kept = self.config.max_positions, []
-    for prompt, scene, length in zip(prompts, scenes, rollout.lengths.tolist(), strict=True):
-      if prompt is not None and len(prompt) + length > table:
-        if self.spec.too_long == 'refuse':
-          raise ValueError(
-            f'judge {self.name}: {scene.problem.name or "a row"} has {len(prompt)} tokens of prompt and {length} of '
-            f'response, its position table has {table}. Take a judge with a longer table, shorten its context, or '
-            "leave such rows without a judgement: too_long = 'unknown'."
-          )
-        prompt = None
-      kept.append(prompt)
-    return kept
+    return self.with_room(prompts, scenes, rollout.lengths.tolist())
+
+  def with_room(
+    self, prompts: Sequence[list[int] | None], scenes: Sequence[Scene], lengths: Sequence[int]
+  ) -> list[list[int] | None]:
+    """The same, for responses of so many tokens."""
+    table = self.config.max_positions
+    remedy = (
+      f'its position table has {table}. Take a judge with a longer table, shorten its context'
+    )
+    return prompting.with_room(
+      prompts,
+      scenes,
+      lengths,
+      room=table,
+      too_long=self.spec.too_long,
+      judge=self.name,
+      remedy=remedy,
+    )
 
   def of_evaluations(self, template: Template) -> 'LocalJudge':
     return dataclasses.replace(
@@ -136,7 +180,7 @@ class LocalJudge:
     )
 
   def score_arrays(self, params: Params, tokens, length, response, ids, request) -> Scores:
-    """Scores padded arrays, `rows` at a time; the result has the student's layout."""
+    """Scores padded arrays, `rows` at a time, where the judge lies."""
     rows = len(response)
     given = jax.tree.map(self._padded, (tokens, length, response, ids))
     parts = []
@@ -155,7 +199,7 @@ class LocalJudge:
     scores = parts[0] if len(parts) == 1 else dealing.joined(parts, layout=self.layout)
     if len(scores.logp) > rows:
       scores = jax.tree.map(lambda x: x[:rows], scores)
-    return moved(scores, self.layout, self.home, rows=True)
+    return scores
 
   def _passes(self, rows: int) -> list[Int[np.ndarray, ' N']]:
     pieces = self.layout.size('batch')
@@ -214,10 +258,10 @@ def moved(tree: Any, layout: Layout, home: Layout, *, rows: bool) -> Any:
   if layout.mesh == home.mesh:
     return tree
 
-  def one(x):
+  def one(x) -> NamedSharding:
     if not rows:
-      return jax.device_put(x, home.sharding(None, 'vocab'))
+      return home.sharding(None, 'vocab')
     batch = None if len(x) % home.size('batch') else 'batch'
-    return jax.device_put(x, home.sharding(batch, *[None] * (x.ndim - 1)))
+    return home.sharding(batch, *[None] * (x.ndim - 1))
 
-  return jax.tree.map(one, tree)
+  return carried(tree, jax.tree.map(one, tree))

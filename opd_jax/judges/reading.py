@@ -8,6 +8,8 @@ from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.remote import ServedJudge
+from opd_jax.judges.retokenising import ForeignJudge
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import Scene
 
@@ -22,8 +24,20 @@ class Reader(NamedTuple):
   @property
   def sees_more(self) -> bool:
     """Whether a context builds its prompt."""
+    judge = self.model or remote_of(self.judge)
+    return judge is not None and judge.spec.context is not None
+
+  @property
+  def model(self) -> LocalJudge | ServedJudge | None:
+    """Its model as a judge of its own tokens."""
     judge = self.judge.inner if isinstance(self.judge, CachedJudge) else self.judge
-    return isinstance(judge, LocalJudge) and judge.spec.context is not None
+    judge = judge.inner if isinstance(judge, ForeignJudge) else judge
+    return judge if isinstance(judge, LocalJudge | ServedJudge) else None
+
+  def text_of(self, tokenizer: Tokenizer, prompt: Sequence[int], *, most: int) -> str:
+    """A prompt of it as a person reads it; `tokenizer` is the student's, which is its own unless it has another."""
+    own = tokenizer if self.model is None else self.model.tokenizer
+    return text_of(own, prompt, most=most)
 
 
 def readers_of(name: str, judge: WorkingJudge, scenes: Sequence[Scene]) -> Iterator[Reader]:
@@ -38,6 +52,18 @@ def readers_of(name: str, judge: WorkingJudge, scenes: Sequence[Scene]) -> Itera
         yield Reader(part, member, range(len(scenes)))
   else:
     yield Reader(name, judge, range(len(scenes)))
+
+
+def remote_of(judge: WorkingJudge) -> ServedJudge | None:
+  """The served judge, where a single judge is one."""
+  judge = judge.inner if isinstance(judge, CachedJudge) else judge
+  return judge if isinstance(judge, ServedJudge) else None
+
+
+def served_of(judge: WorkingJudge) -> list[ServedJudge]:
+  """The served judges among those of a judge."""
+  parts = judge.table.values() if isinstance(judge, RoutedJudge) else [judge]
+  return [remote for part in parts if (remote := remote_of(part)) is not None]
 
 
 def texts_shown(
@@ -57,7 +83,9 @@ def texts_shown(
       continue
     prompts = reader.judge.prompts([scenes[row] for row in reader.rows])
     for row, prompt in zip(reader.rows, prompts, strict=True):
-      shown[row][reader.name] = None if prompt is None else text_of(tokenizer, prompt, most=most)
+      shown[row][reader.name] = (
+        None if prompt is None else reader.text_of(tokenizer, prompt, most=most)
+      )
   return shown
 
 

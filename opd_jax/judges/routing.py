@@ -12,7 +12,9 @@ from jaxtyping import Array
 from opd_jax.data.templates import Template
 from opd_jax.inference.buckets import rows_of_a_bucket
 from opd_jax.inference.sampler import Model
+from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.retokenising import ForeignJudge
 from opd_jax.judges.scenes import Scene
 from opd_jax.types import AnyArray, Rollout, ScoreRequest, Scores, Weights
 
@@ -69,11 +71,22 @@ class RoutedJudge:
       scores = judge.score(weights, [scenes[row] for row in rows], part, part_ids, request)
       if scores.hidden is not None:
         scores = scores._replace(hidden=self._beside(scores.hidden, route, weights))
+      if scores.chunk is None and self.is_foreign:
+        alone = jnp.broadcast_to(
+          jnp.arange(scores.logp.shape[1], dtype=jnp.int32), scores.logp.shape
+        )
+        scores = scores._replace(chunk=alone)  # of one tokenizer, every token
       if merged is None:
         merged = jax.tree.map(lambda x: jnp.zeros((len(scenes), *x.shape[1:]), x.dtype), scores)
       merged = jax.tree.map(lambda full, x, rows=rows: full.at[rows].set(x), merged, scores)
     assert merged is not None
     return merged
+
+  @property
+  def is_foreign(self) -> bool:
+    """Whether any of them has a tokenizer of its own."""
+    inner = [each.inner if isinstance(each, CachedJudge) else each for each in self.table.values()]
+    return any(isinstance(each, ForeignJudge) for each in inner)
 
   def _widths(self, weights: Weights) -> dict[str, int]:
     shape = lambda judge: jax.eval_shape(judge.head, weights).shape

@@ -123,6 +123,11 @@ def name_of(context: Context) -> str:
   return name.replace('.<locals>', '')
 
 
+def looks_at(context: Context | None) -> str:
+  """Where a context finds all that it shows: 'data', 'mates' (other responses to the question), '' if not known."""
+  return getattr(context, 'looks_at', '')
+
+
 def columns_of(context: Context | None) -> tuple[str, ...]:
   """The columns of the data that every row must have, because the context reads them."""
   return getattr(context, 'columns', ())

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from opd_jax import ramps
-from opd_jax.judges.spec import AnyJudge, Refresh, named_parts
+from opd_jax.judges.refresh import Refresh
+from opd_jax.judges.spec import AnyJudge, Judge, named_parts
 from opd_jax.types import Params
 
 
@@ -19,7 +20,7 @@ def refreshes_of(judges: Mapping[str, AnyJudge], asked: Iterable[str]) -> dict[s
     part_name: part.refresh
     for name in asked
     for part_name, part in named_parts(name, judges[name])
-    if part.weights is None and not part.refresh.is_live
+    if isinstance(part, Judge) and part.weights is None and not part.refresh.is_live
   }
 
 

@@ -3,83 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from opd_jax import ramps
+from opd_jax import kinds, ramps
 from opd_jax.data.templates import Template
-from opd_jax.judges.gates import Gate
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.judges.refresh import NEVER, Refresh
 from opd_jax.judges.scenes import Context
+from opd_jax.judges.served_spec import Served
 from opd_jax.ramps import Number
 from opd_jax.sharding import Layout
-from opd_jax.static import static
-
-
-@static
-class Refresh:
-  """φ ← φ + rate · (θ - φ), every so many steps, after the update.
-
-  Args:
-    rate: 0 never moves, 1 copies the student.
-    every: steps between two refreshes.
-    gate: looks at the metrics and says when; then `every` is 1.
-  """
-
-  rate: Number
-  every: int = 1
-  gate: Gate | None = None
-
-  def __post_init__(self):
-    lowest, highest = ramps.extremes(self.rate)
-    if not 0 <= lowest <= highest <= 1 or self.every < 1:
-      raise ValueError(
-        f'Refresh: rate must lie in [0, 1] and every must be at least 1, got {self}.'
-      )
-    if self.gate is not None and (self.every != 1 or highest == 0):
-      raise ValueError(
-        f'Refresh: its gate says when it moves, so every must be 1 and rate above 0, got {self}.'
-      )
-
-  @property
-  def is_live(self) -> bool:
-    """Whether the judge is the student itself, so that it needs no snapshot."""
-    return self.rate == 1 and self.every == 1 and self.gate is None
-
-  def is_due(self, step: int) -> bool:
-    """Whether the judge moves after this step of its stage, whatever the metrics say."""
-    return self.gate is None and self.rate != 0 and step % self.every == 0
-
-
-NEVER = Refresh(rate=0.0)
-
-
-def never() -> Refresh:
-  """The student as it was when the stage began."""
-  return NEVER
-
-
-def ema(*, rate: Number) -> Refresh:
-  """An exponential moving average; its mean lag is (1 - rate) / rate steps."""
-  return Refresh(rate=rate)
-
-
-def every(steps: int) -> Refresh:
-  """A copy of the student, renewed every so many steps."""
-  return Refresh(rate=1.0, every=steps)
-
-
-def gated(*, by: Gate, rate: Number = 1.0) -> Refresh:
-  """A copy of the student, renewed when the metrics of the run say so.
-
-  Args:
-    by: says when: `gates.RewardRose` (CGTR) or `gates.Improved`.
-    rate: of the blend; 1 copies the student.
-  """
-  return Refresh(rate=rate, gate=by)
-
-
-def live() -> Refresh:
-  """The student as it is."""
-  return Refresh(rate=1.0)
+from opd_jax.storage.hub_tokenizer import Published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +29,13 @@ class Judge:
     context: builds its prompt in place of the plain problem.
     cache: folder that stores its scores, by judge, tokenizer and tokens; only for judges that never change.
     dtype: of its parameters and activations; None: as it is stored.
+    int8: its matrices lie in memory as int8, half of bfloat16; the preflight says how far that moves it.
+    tokenizer: its own, where it is not the student's (see `foreign`): 'beside' reads the one beside its weights.
+    open_ends: of a judge with its own tokenizer: a token of it that has ended may still go on, as far as the student
+      has said; False closes tokens where both end, as papers do, and chunks then sum to the judge's own.
+    longest_chunk: of a judge with its own tokenizer: a stretch that takes more tokens on either side is not judged.
     too_long: what happens to a row whose prompt and response do not fit the judge's position table: 'refuse' stops
-      the run and names it, 'unknown' leaves it without a judgement. In evaluations such a row is always unknown: nobody
-      trains on it, and metrics show how many there are.
+      the run and names it, 'unknown' leaves it without a judgement, as evaluations always do; metrics count them.
   """
 
   weights: str | None = None
@@ -106,6 +45,10 @@ class Judge:
   context: Context | None = None
   cache: str | None = None
   dtype: str | None = None
+  int8: bool = False
+  tokenizer: Tokenizer | Published | Literal['beside'] | None = None
+  longest_chunk: int | None = None
+  open_ends: bool = True
   too_long: Literal['refuse', 'unknown'] = 'refuse'
 
   def __post_init__(self):
@@ -113,6 +56,11 @@ class Judge:
       raise ValueError(
         'Judge: a cache needs a judge that never changes; this one is the student itself.'
       )
+    cache = self.cache
+    if isinstance(cache, str) and ('://' in cache or Path(cache).is_file()):
+      raise ValueError(f'Judge: cache must be a folder of this machine, got {cache!r}.')
+    if not isinstance(self.int8, bool):
+      raise ValueError(f'Judge: int8 is True or False, got {self.int8!r}.')
     if self.layout is not None and self.weights is None:
       raise ValueError(
         "Judge: a judge that is the student has the student's layout; only one with weights of its own takes a layout."
@@ -121,20 +69,54 @@ class Judge:
       raise ValueError(
         f"Judge: dtype is 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}."
       )
+    if self.int8 and self.weights is None:
+      raise ValueError(
+        'Judge: a judge that is the student lies in memory as it does; only one with weights of its own is int8.'
+      )
+    self._check_tokenizer()
     if self.too_long not in ('refuse', 'unknown'):
       raise ValueError(f"Judge: too_long is 'refuse' or 'unknown', got {self.too_long!r}.")
 
+  def _check_tokenizer(self) -> None:
+    if self.tokenizer is not None and self.weights is None:
+      raise ValueError(
+        'Judge: a judge that is the student has its tokenizer; only one with weights of its own takes another.'
+      )
+    longest = self.longest_chunk
+    if longest is not None and (
+      self.tokenizer is None
+      or isinstance(longest, bool)
+      or not isinstance(longest, int)
+      or longest < 1
+    ):
+      raise ValueError(
+        f'Judge: longest_chunk is at least 1 and of a foreign judge (judges.foreign), got {longest!r}.'
+      )
+
+  @property
+  def is_foreign(self) -> bool:
+    """Whether it has a tokenizer of its own."""
+    return self.tokenizer is not None
+
+  @property
+  def source(self) -> str:
+    """What it is called in lists of judges."""
+    return self.weights or 'the student itself'
+
   def shares_model(self, other: 'Judge') -> bool:
     """Whether another judge has the same weights at every step."""
-    of = lambda judge: (judge.weights, judge.refresh, judge.layout, judge.dtype)
+    of = lambda judge: (judge.weights, judge.refresh, judge.layout, judge.dtype, judge.int8)
     return of(self) == of(other)
+
+
+Single = Judge | Served
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routed:
   """Several judges: each problem goes to the one that its route names."""
 
-  table: tuple[tuple[str, Judge], ...]
+  table: tuple[tuple[str, Single], ...]
 
   def __post_init__(self):
     if not self.table:
@@ -152,21 +134,36 @@ class Averaged:
       raise ValueError('Averaged: there are no members; name at least one judge.')
 
 
+def members_of(part: Single | Averaged) -> tuple[Judge, ...]:
+  """The judges of a part of a combined one."""
+  if isinstance(part, Averaged):
+    return part.members
+  return (part,) if isinstance(part, Judge) else ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Combined:
   """One judge made of several: its logits are the signed sum of theirs, Σ coefficient · logits."""
 
-  parts: tuple[tuple[Number, Judge | Averaged], ...]
+  parts: tuple[tuple[Number, Single | Averaged], ...]
 
   def __post_init__(self):
     object.__setattr__(self, 'parts', tuple((part[0], part[1]) for part in self.parts))
     if not self.parts:
       raise ValueError('Combined: there are no parts; name at least one (coefficient, judge).')
-    for coefficient, _ in self.parts:
+    for coefficient, part in self.parts:
+      if any(each.is_foreign for each in members_of(part)):
+        raise ValueError(
+          'Combined: logits are added token by token, so a foreign judge is none of several. Bind it alone.'
+        )
+      if isinstance(part, Served):
+        raise ValueError(
+          f'Combined: its parts are summed as logits, and {part.source} sends log-probabilities of some tokens '
+          'only. Bind judges with weights, or one served judge alone.'
+        )
       if isinstance(coefficient, ramps.Watching):
         raise ValueError(
-          f'Combined: {coefficient.name} looks at metrics, and a coefficient follows the step only. Give it a Ramp or '
-          'a Piecewise.'
+          f'Combined: {coefficient.name} looks at metrics, a coefficient follows the step. Give it a Ramp or Piecewise.'
         )
       if not all(map(math.isfinite, ramps.extremes(coefficient))):
         raise ValueError(f'Combined: coefficients must be finite, got {coefficient}.')
@@ -174,11 +171,7 @@ class Combined:
   @property
   def members(self) -> list[Judge]:
     """Every judge that reads rows."""
-    return [
-      member
-      for _, part in self.parts
-      for member in (part.members if isinstance(part, Averaged) else (part,))
-    ]
+    return [member for _, part in self.parts for member in members_of(part)]
 
   @property
   def models(self) -> list[Judge]:
@@ -190,20 +183,39 @@ class Combined:
     return found
 
 
-AnyJudge = Judge | Routed | Combined
+AnyJudge = Single | Routed | Combined
 
 
 def frozen(weights: str, **options: Any) -> Judge:
   """A model that never changes: folder, hub id or preset."""
-  return Judge(weights=weights, **options)
+  return _judge(weights=weights, **options)
+
+
+def _judge(**options: Any) -> Judge:
+  """A judge of these options; one that is not known is told which there are."""
+  kinds.check_options(Judge, options)
+  return Judge(**options)
+
+
+def foreign(
+  weights: str, *, tokenizer: Tokenizer | Published | Literal['beside'] = 'beside', **options: Any
+) -> Judge:
+  """A model that never changes and has a tokenizer of its own: it reads what the student writes in its own tokens.
+
+  Args:
+    weights: folder or hub id.
+    tokenizer: 'beside': the one that lies beside the weights.
+    options: of any judge.
+  """
+  return _judge(weights=weights, tokenizer=tokenizer, **options)
 
 
 def itself(*, refresh: Refresh = NEVER, **options: Any) -> Judge:
   """The student: as it was at the beginning of the stage, or as `refresh` says."""
-  return Judge(refresh=refresh, **options)
+  return _judge(refresh=refresh, **options)
 
 
-def routed(table: Mapping[str, Judge] | None = None, **more: Judge) -> Routed:
+def routed(table: Mapping[str, Single] | None = None, **more: Single) -> Routed:
   """One judge for each route of the data."""
   return Routed(table=tuple(sorted({**(table or {}), **more}.items())))
 
@@ -213,25 +225,28 @@ def averaged(*, members: Sequence[Judge]) -> Averaged:
   return Averaged(members=tuple(members))
 
 
-def combined(*, parts: Sequence[tuple[Number, Judge | Averaged]]) -> Combined:
+def combined(*, parts: Sequence[tuple[Number, Single | Averaged]]) -> Combined:
   """The geometric combination p ∝ Π q_i^c_i of several judges, e.g. ((1.25, teacher), (-0.25, base)).
 
   Args:
-    parts: a coefficient each, which may move with the step, and a judge or the mean of several (`judges.averaged`). A
-      row of which a part has no opinion is not judged.
+    parts: a coefficient each, and a judge or the mean of several; rows of which a part has no opinion are not judged.
   """
   return Combined(parts=tuple(parts))
 
 
-def readers(judge: AnyJudge) -> list[tuple[str | None, Judge]]:
+def readers(judge: AnyJudge) -> list[tuple[str | None, Single]]:
   """Every single judge that reads rows, with the route of its rows; None: it may read any."""
   if isinstance(judge, Routed):
     return [*judge.table]
-  members = judge.members if isinstance(judge, Combined) else [judge]
-  return [(None, member) for member in members]
+  return [(None, one) for one in (judge.members if isinstance(judge, Combined) else [judge])]
 
 
-def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Judge]]:
+def is_foreign(judge: AnyJudge) -> bool:
+  """Whether it, or one of several, has a tokenizer of its own."""
+  return any(part.is_foreign for _, part in readers(judge))
+
+
+def named_parts(name: str, judge: AnyJudge) -> list[tuple[str, Single]]:
   """The single judges that work under one name, each with a name of its own; of a combined one, its models."""
   if isinstance(judge, Routed):
     return [(f'{name}/{route}', part) for route, part in judge.table]

@@ -5,7 +5,7 @@ from typing import Any
 
 from opd_jax import ramps
 from opd_jax.data.tokenizers import Message
-from opd_jax.judges import contexts, spec
+from opd_jax.judges import contexts, refresh, spec
 from opd_jax.judges.scenes import Context, Scene
 from opd_jax.judges.spec import Combined
 from opd_jax.ramps import Number
@@ -109,5 +109,5 @@ def trust_region(*, rate: Number, **options: Any) -> Combined:
   lowest, highest = ramps.extremes(rate)
   if not 0 <= lowest <= highest <= 1:
     raise ValueError(f'trust_region: rate must lie in [0, 1] wherever it moves, got {rate}.')
-  still, live = spec.itself(**options), spec.itself(**{**options, 'refresh': spec.live()})
+  still, live = spec.itself(**options), spec.itself(**{**options, 'refresh': refresh.live()})
   return spec.combined(parts=((ramps.scaled(rate, -1.0, plus=1.0), still), (rate, live)))

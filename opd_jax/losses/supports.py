@@ -174,11 +174,12 @@ class SameRank(Entries):
 
   @property
   def request(self) -> ScoreRequest:
-    return ScoreRequest(top_k=self.k, at_student_top_k=self.k)
+    return ScoreRequest(top_k=self.k, at_student_top_k=self.k, across='own')
 
   def find(self, view: View) -> Compared:
-    own, others = _all(view.student_top_k(self.k), view), _all(view.teacher_top_k(self.k), view)
-    return Compared(ids=own.ids, log_q=others.log_q, valid=own.valid & others.valid)
+    own, others = _all(view.student_top_k(self.k), view), view.teacher_top_k(self.k)
+    there = others.logp > -jnp.inf  # whatever it is called, or has no name here
+    return Compared(ids=own.ids, log_q=jnp.asarray(others.logp), valid=own.valid & there)
 
 
 def _both(one: Entries, other: Entries, view: View) -> tuple[Compared, Compared]:

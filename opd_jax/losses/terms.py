@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opd_jax.losses.divergences import Divergence
+from opd_jax.losses.divergences import Divergence, Raw
 from opd_jax.losses.supports import Support
 from opd_jax.static import static
 from opd_jax.types import AnyArray
@@ -234,6 +234,25 @@ class ClippedCandidates(AtIds):
     behaviour = inputs['behaviour_logps']
     one = {'advantage': inputs['advantages'], 'behaviour_logp': behaviour}
     return self.clip.value(logp, one).sum(axis=-1)
+
+
+@static
+class EntriesAtIds(AtIds):
+  """Σ_c D(p, q)_c over some ids and the log q that the method gives them: plain entries, of a sum that nothing closes.
+
+  Inputs: ids and log_q, [B, R, C].
+  """
+
+  divergence: Divergence
+
+  reads: ClassVar[tuple[str, ...]] = ('ids', 'log_q')
+
+  @property
+  def name(self) -> str:
+    return f'{self.divergence.name} at ids'
+
+  def value(self, logp, inputs):
+    return Raw(self.divergence)(logp, jnp.asarray(inputs['log_q']))
 
 
 @static

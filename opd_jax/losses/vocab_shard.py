@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.losses.rest_rules import OutsideMass
 from opd_jax.losses.supports import Compared
-from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray, TopK
 
 
@@ -39,12 +38,6 @@ class VocabShard:
 
   axes: tuple[str, ...]
   size: int  # columns here
-
-  @classmethod
-  def of(cls, layout: Layout, whole: int) -> 'VocabShard':
-    """That of a device of a layout, of a vocabulary with so many columns."""
-    axes = tuple(axis for axis in layout.mesh_axes('vocab') if layout.mesh.shape[axis] > 1)
-    return cls(axes, whole // layout.size('vocab'))
 
   @property
   def offset(self):

@@ -4,13 +4,13 @@ Every coefficient is known before the gradient, so a tile of tokens can form its
 d logits at once, turn these into d hidden and d head, and forget them: four matrix products (student, teacher, two
 for gradients), nothing computed twice, nothing of size tokens × V. The backward pass only scales what is there.
 
-With the head cut along the vocabulary (`tensor`), each device holds its columns of a tile: normalisers and sums are
-a `psum` of one number per token, a top k is a local top k and a merge. No array of size V is ever gathered.
+Over a mesh each device holds some columns of the vocabulary (`vocab_group.py`): normalisers and sums are a `psum` of
+one number per token, a top k is a local top k and a merge. No head is whole on a device, nor its gradient.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.losses import tile as tiles
-from opd_jax.losses.terms import DivergenceTerm, Term, WeightedTerm
+from opd_jax.losses.terms import Term, WeightedTerm
 from opd_jax.losses.tile import Reading
-from opd_jax.losses.vocab_shard import Target, VocabShard, without_heads
+from opd_jax.losses.vocab_group import VocabGroup
+from opd_jax.losses.vocab_reads import Reads, check
+from opd_jax.losses.vocab_shard import Target, without_heads
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray
 
@@ -67,15 +69,6 @@ def _added(
   return jax.lax.platform_dependent(d_head, states, d_logits, cuda=whole, default=by_block)
 
 
-class _Pass(NamedTuple):
-  """What the pass reads besides the student's states and head."""
-
-  response: Int[AnyArray, 'B R']
-  targets: Mapping[str, Target]
-  terms: Sequence[WeightedTerm]
-  counts: Bool[AnyArray, 'B R']
-
-
 def _tiled(x: Array, *, count: int, tile: int) -> Array:
   """[B, R, …] as `count` tiles of tokens, the last one padded."""
   flat = x.reshape(-1, *x.shape[2:])
@@ -84,77 +77,115 @@ def _tiled(x: Array, *, count: int, tile: int) -> Array:
 
 
 def _sweep(
-  hidden, head, reads: _Pass, *, columns: VocabShard, tile: int, gradients: bool, diagnose
+  hidden: Any,
+  head,
+  reads: Reads,
+  *,
+  widths: Mapping[str, int],
+  group: VocabGroup,
+  tile: int,
+  gradients,
+  diagnose,
 ):
-  """The pass over the tokens of one device. Returns the loss, the reading, and gradients (or None)."""
+  """The pass over the tokens of one device. Returns the loss, the reading, and gradients (or None).
+
+  Args:
+    widths: rows of every head, the student's under '', before devices shared them.
+    tile: tokens of a group in one step.
+  """
   rows = reads.response.shape
   size = rows[0] * rows[1]
-  count = -(-size // tile)
+  own = max(tile // group.share, 1)
+  count = -(-size // own)
 
-  narrow = head.astype(hidden.dtype)  # cast once, not in every tile
+  narrow = group.head(head, widths[''], hidden.dtype)  # cast once, not in every tile
   heads = {
-    name: target.head.astype(target.hidden.dtype)
+    name: group.head(target.head, widths[name], target.hidden.dtype)
     for name, target in reads.targets.items()
     if target.hidden is not None and target.head is not None
   }
   targets = without_heads(reads.targets)
-  cut = functools.partial(_tiled, count=count, tile=tile)
+  cut = functools.partial(_tiled, count=count, tile=own)
   pieces = jax.tree.map(cut, (hidden, reads.response, targets, reads.terms, reads.counts))
   wide = jnp.promote_types(jnp.float32, hidden.dtype)
   terms = tuple(weighted.term for weighted in reads.terms)
-  body = functools.partial(tiles.read, terms=terms, columns=columns, diagnose=diagnose)
+  body = functools.partial(tiles.read, terms=terms, columns=group.columns, diagnose=diagnose)
 
   def step(d_head, piece):
-    reading, states, d_hidden, d_logits = body(piece, narrow, heads)
+    reading, states, d_hidden, d_logits = body(group.together(piece), narrow, heads)
     if not gradients:
-      return d_head, (reading, None)
+      return d_head, (group.own(reading), None)
     with jax.named_scope('d_hidden'):
       product = jnp.matmul(d_logits, narrow.T, preferred_element_type=wide)
-      d_hidden = d_hidden + columns.everywhere(product)
+      d_hidden = group.own(d_hidden) + group.summed(product)
     with jax.named_scope('d_head'):
       d_head = _added(d_head, states, d_logits)
-    return d_head, (reading, d_hidden)
+    return d_head, (group.own(reading), d_hidden)
 
-  zero = jnp.zeros(head.shape if gradients else (), wide)
+  zero = jnp.zeros(narrow.shape if gradients else (), wide)
   d_head, (reading, d_hidden) = jax.lax.scan(step, zero, pieces)
-  whole = lambda x: x.reshape(count * tile, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:])
+  whole = lambda x: x.reshape(count * own, *x.shape[2:])[:size].reshape(*rows, *x.shape[2:])
   reading, d_hidden = jax.tree.map(whole, (reading, d_hidden))
   parts = [
     jnp.where(weighted.coefficient != 0, weighted.coefficient * value, 0.0).sum()
     for weighted, value in zip(reads.terms, reading.values, strict=True)
   ]
-  return functools.reduce(jnp.add, parts), reading, d_hidden, d_head
+  d_head = group.d_head(d_head) if gradients else None
+  return group.everyone(functools.reduce(jnp.add, parts)), reading, d_hidden, d_head
 
 
-def _distributed(hidden, head, reads: _Pass, *, layout: Layout, tile, gradients, diagnose):
-  """The same over a mesh: tokens by batch, the heads by vocabulary."""
-  columns = VocabShard.of(layout, head.shape[1])
+def _distributed(
+  hidden, head, reads: Reads, *, layout: Layout, share, tile, gradients, diagnose
+) -> Any:
+  """The same over a mesh."""
+  tokens = -(-reads.response.size // (layout.size('batch') * layout.size('length')))
+  group = VocabGroup.of(
+    layout, width=head.shape[0], vocabulary=head.shape[1], tokens=tokens, share=share
+  )
+  tile = tile or tile_of(head.shape[0], group.columns.size)
+  widths = {
+    name: target.head.shape[0] for name, target in reads.targets.items() if target.head is not None
+  }
   sweep = functools.partial(
-    _sweep, columns=columns, tile=tile, gradients=gradients, diagnose=diagnose
+    _sweep,
+    widths=widths | {'': head.shape[0]},
+    group=group,
+    tile=min(tile, max(tokens, 1) * group.share),
+    gradients=gradients,
+    diagnose=diagnose,
   )
   if layout.is_single:
     return sweep(hidden, head, reads)
-  batch, by_row = layout.mesh_axes('batch'), layout.spec('batch')
-  by_column = layout.spec(None, 'vocab')
-
-  def body(*arguments):
-    loss, reading, d_hidden, d_head = sweep(*arguments)
-    loss = jax.lax.psum(loss, batch)
-    return loss, reading, d_hidden, jax.lax.psum(d_head, batch) if gradients else d_head
-
-  specs = jax.tree.map(lambda _: by_row, reads._replace(targets=without_heads(reads.targets)))
-  targets = {
-    name: spec._replace(head=None if reads.targets[name].head is None else by_column)
-    for name, spec in specs.targets.items()
-  }
-  out = by_row if gradients else None, by_column if gradients else PartitionSpec()
-  return jax.shard_map(
-    body,
-    mesh=layout.mesh,
-    in_specs=(by_row, by_column, specs._replace(targets=targets)),
-    out_specs=(PartitionSpec(), by_row, *out),
+  given, specs = _laid(reads, group)
+  shares: Any = jax.shard_map(
+    sweep,
+    mesh=group.mesh,
+    in_specs=(group.tokens, group.stored, specs),
+    out_specs=(
+      (PartitionSpec(), group.tokens)
+      + ((group.tokens, group.stored) if gradients else (None, None))
+    ),
     check_vma=False,
-  )(hidden, head, reads)
+  )
+  loss, reading, d_hidden, d_head = shares(group.long(hidden), group.wide(head), given)
+  reading, d_hidden = jax.tree.map(lambda x: x[:, : reads.response.shape[1]], (reading, d_hidden))
+  return loss, reading, d_hidden, d_head[: head.shape[0]] if gradients else None
+
+
+def _laid(reads: Reads, group: VocabGroup) -> tuple[Reads, Reads]:
+  """What the pass reads, with axes that devices share evenly, and how it is cut."""
+  long = group.long(reads._replace(targets=without_heads(reads.targets)))
+  specs = jax.tree.map(lambda _: group.tokens, long)
+  heads = {name: target.head for name, target in reads.targets.items() if target.head is not None}
+
+  def of(targets, put):
+    with_head = lambda name, target: (
+      target._replace(head=put(heads[name])) if name in heads else target
+    )
+    return {name: with_head(name, target) for name, target in targets.items()}
+
+  targets, cut = of(long.targets, group.wide), of(specs.targets, lambda head: group.stored)
+  return long._replace(targets=targets), specs._replace(targets=cut)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -189,6 +220,7 @@ def weighted_sum(
   layout: Layout,
   mask: Bool[AnyArray, 'B R'] | None = None,
   tile: int | None = None,
+  share: int | None = None,
   diagnose: str | None = None,
 ) -> tuple[Float[Array, ''], Reading]:
   """Σ over terms, rows and positions of coefficient · term, differentiable in `hidden` and `head`.
@@ -199,20 +231,21 @@ def weighted_sum(
     response: the written tokens.
     targets: what is known of each judge.
     terms: with their coefficients; a position without any coefficient adds nothing, whatever it holds.
-    layout: whose mesh cuts rows (`batch`) and the vocabulary (`vocab`).
+    layout: whose mesh cuts rows (`batch`), columns of tokens (`length`) and the vocabulary (`vocab`).
     mask: positions whose reading is wanted; None takes those with a coefficient.
     tile: tokens per tile; None chooses from shapes.
+    share: devices that cut by width share the vocabulary of this many; None chooses from shapes.
     diagnose: the judge that the reading compares the student with beyond what the terms need.
   """
   if not terms:
     raise ValueError(
       'vocabulary: no terms, so there is nothing to learn. A method returns at least one.'
     )
-  reads = _Pass(
+  reads = Reads(
     response, dict(targets), tuple(terms), jnp.zeros(response.shape, bool) if mask is None else mask
   )
   check(hidden, head, reads, layout)
-  static = _static(hidden, head, response, layout, tile, diagnose)
+  static = _static(layout, tile, share, diagnose)
   summed: Any = _summed  # what is not hidden or head has no gradient: its backward pass says so
   return summed(static, hidden, head, reads)
 
@@ -230,65 +263,15 @@ def measured(
 ) -> dict[str, Float[Array, 'B R']]:
   """Values of terms at every position that counts, without a gradient; the arguments are those of `weighted_sum`."""
   zero = jnp.zeros(response.shape, jnp.promote_types(jnp.float32, hidden.dtype))
-  reads = _Pass(response, dict(targets), tuple(term(zero) for term in terms.values()), mask)
+  reads = Reads(response, dict(targets), tuple(term(zero) for term in terms.values()), mask)
   check(hidden, head, reads, layout)
-  static: dict[str, Any] = dict(_static(hidden, head, response, layout, tile, None))
+  static: dict[str, Any] = dict(_static(layout, tile, None, None))
   reading = _distributed(hidden, head, reads, **static, gradients=False)[1]
   return {
     name: jnp.where(mask, value, 0.0) for name, value in zip(terms, reading.values, strict=True)
   }
 
 
-def _static(hidden, head, response, layout: Layout, tile: int | None, diagnose: str | None):
+def _static(layout: Layout, tile: int | None, share: int | None, diagnose: str | None):
   """What is part of the program."""
-  tile = tile or tile_of(hidden.shape[-1], head.shape[-1] // layout.size('vocab'))
-  local = -(-response.size // layout.size('batch'))
-  return (('layout', layout), ('tile', min(tile, max(local, 1))), ('diagnose', diagnose))
-
-
-def check(hidden, head, reads: _Pass, layout: Layout) -> None:
-  """Refuses what does not fit together, by name."""
-  for name, target in reads.targets.items():
-    if (target.hidden is None) != (target.head is None):
-      raise ValueError(
-        f'vocabulary: the hidden states of the {name} and its head belong together; one of them is missing.'
-      )
-    if target.head is not None and target.head.shape[1] != head.shape[1]:
-      raise ValueError(
-        f'vocabulary: the student has {head.shape[1]} entries, the {name} {target.head.shape[1]}. Position by position '
-        'they can only be compared over one vocabulary.'
-      )
-  for what, size, axis in (
-    ('rows', hidden.shape[0], 'batch'),
-    ('entries of the vocabulary', head.shape[1], 'vocab'),
-  ):
-    if size % layout.size(axis):
-      raise ValueError(
-        f'vocabulary: {size} {what} cannot be shared evenly by {layout.size(axis)} devices ({axis!r}).'
-      )
-  for term, _, _ in reads.terms:
-    if isinstance(term, DivergenceTerm) and term.of not in reads.targets:
-      raise ValueError(
-        f'vocabulary: {term.name} compares with the {term.of}, and only {sorted(reads.targets)} are given.'
-      )
-  for what, array in _arrays(hidden, reads):
-    if array.shape[:2] != reads.response.shape:
-      raise ValueError(
-        f'vocabulary: {what} are of shape {array.shape}, the response is of shape {reads.response.shape}.'
-      )
-
-
-def _arrays(hidden, reads: _Pass) -> Iterator[tuple[str, Any]]:
-  """Every array that belongs to a position, with its name."""
-  yield 'the hidden states', hidden
-  for name, target in reads.targets.items():
-    if target.hidden is not None:
-      yield f'the hidden states of the {name}', target.hidden
-    for what, top in (('top k', target.top_k), ('log-probabilities at ids', target.at_ids)):
-      if top is not None:
-        yield f'the ids of the {what} of the {name}', top.ids
-        yield f'the {what} of the {name}', top.logp
-  for term, coefficient, inputs in reads.terms:
-    yield f'the coefficient of {term.name}', coefficient
-    for key, value in inputs.items():
-      yield f'the input {key!r} of {term.name}', value
+  return (('layout', layout), ('tile', tile), ('share', share), ('diagnose', diagnose))

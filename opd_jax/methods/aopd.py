@@ -99,6 +99,10 @@ def aopd(
   arXiv:2605.06387, eqs. 9 and 10; D is the forward KL on the teacher's top K. Per *sequence*: a port that divides by
   tokens is another method.
 
+  A token that the student writes with a small p and the teacher never would is pulled down by about 2 p²: D has weight
+  only where it was written. OPD pulls by p log p / q, at p = 0.01 and q = 1e-6 460 times as much. So errors that have
+  become rare may come back at a constant rate of learning: stop early, or let the rate fall.
+
   Args:
     intervene: G, where the divergence takes over: `Below`, `Zero` or `BelowWhereWrong`.
     k: entries of the teacher that are compared.

@@ -23,8 +23,8 @@ def async_opd(*, present: bool = True, clip: float | None = None) -> Method:
   arXiv:2606.24143. Over the text's writer the expectation is the gradient of reverse KL at its prefixes, however old
   it is. `old` takes log q - log behaviour, which subtracts the gradient of KL(p ‖ behaviour): the student is driven
   away from the writer. In the paper AIME24 falls by 0.69 points for each doubling of the age (present, clipped: 1.64;
-  old, clipped: 1.44; old: 3.99). Text here is stale by `Stage.updates` and `Stage.minibatches`; with one of each it is
-  OPD.
+  old, clipped: 1.44; old: 3.99). Text here is stale by `Stage.staleness`, `Stage.updates` and
+  `Stage.minibatches`; without it is OPD.
 
   Args:
     present: False takes the advantage from the log-probabilities under which the text was drawn.

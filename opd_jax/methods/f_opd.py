@@ -25,7 +25,8 @@ def f_opd(
   arXiv:2605.17862, eqs. 11 to 15; the paper has no numbers for ξ, α and λ, and leaves OPD_i open: here -ρ A, as the
   blog of Thinking Machines has it. Departs: a method does not know the age in updates, so f lacks its 1 / (age + 1);
   the teacher's context does not age within a step, so its drift is 0, as the paper says of that case; no buffer is
-  renewed. Text here is stale by `Stage.updates` and `Stage.minibatches`, and is scored anew before each of them.
+  renewed. Text here is stale by `Stage.staleness`, `Stage.updates` and `Stage.minibatches`, and is scored anew before
+  each update.
 
   Args:
     threshold: ξ; less fresh responses do not count.

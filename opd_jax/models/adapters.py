@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from opd_jax.models import lora, transformer
+from opd_jax.models import int8, lora, transformer
 from opd_jax.models.config import ModelConfig
-from opd_jax.models.lora import ADAPTER, SCALE
+from opd_jax.models.int8 import SCALE
+from opd_jax.models.lora import ADAPTER
 from opd_jax.sharding import Layout
 from opd_jax.types import Params
 
@@ -26,12 +27,12 @@ NO_BASE: Params = {}
 
 def plain(config: ModelConfig) -> ModelConfig:
   """The model without adapters."""
-  return dataclasses.replace(config, lora=None)
+  return dataclasses.replace(config, lora=None, int8=False)
 
 
 def with_lora(config: ModelConfig, settings: lora.Lora) -> ModelConfig:
-  """The model with adapters."""
-  return dataclasses.replace(config, lora=settings)
+  """The model with adapters, beside a base that is stored as they say."""
+  return dataclasses.replace(config, lora=settings, int8=settings.int8)
 
 
 def joined(base: Tree, trained: Tree) -> Tree:
@@ -85,7 +86,7 @@ def begin(
   """
   if config.lora is None:
     return NO_BASE, params
-  return _stored(params, frozen(config, layout)), _drawer(config, layout)(key)
+  return int8.converted(params, frozen(config, layout)), _drawer(config, layout)(key)
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,27 +98,6 @@ def _drawer(config: ModelConfig, layout: Layout) -> Any:
     return split(config, nnx.to_pure_dict(nnx.split(model)[1]))[1]
 
   return jax.jit(draw, out_shardings=_shardings(trained(config, layout)))
-
-
-def _stored(params: dict, leaves: Tree) -> dict:
-  """Parameters as the base stores them."""
-  base = {}
-  for key, leaf in leaves.items():
-    if isinstance(leaf, Mapping):
-      base[key] = _stored(params[key], leaf)
-    elif f'{key}{SCALE}' in leaves:
-      scale = leaves[f'{key}{SCALE}']
-      over = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
-      pair = _quantiser(over, leaf.sharding, scale.sharding)(params.pop(key))
-      base[key], base[f'{key}{SCALE}'] = jax.block_until_ready(pair)
-    elif not str(key).endswith(SCALE):
-      base[key] = params[key]
-  return base
-
-
-@functools.lru_cache(maxsize=64)
-def _quantiser(over: tuple[int, ...], *shardings: Any) -> Any:
-  return jax.jit(lambda w: lora.quantised(w, over), out_shardings=shardings)
 
 
 def merged(config: ModelConfig, layout: Layout, params: Params, target: ModelConfig) -> Params:
@@ -132,7 +112,7 @@ def merged(config: ModelConfig, layout: Layout, params: Params, target: ModelCon
 
 @functools.lru_cache(maxsize=16)
 def _merger(config: ModelConfig, layout: Layout, target: ModelConfig) -> Any:
-  target = dataclasses.replace(target, lora=None, unroll=config.unroll)
+  target = dataclasses.replace(plain(target), unroll=config.unroll)
   leaves = transformer.abstract(target, layout)
   assert config.lora is not None
   factor = config.lora.factor

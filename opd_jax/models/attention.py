@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import cache as caches
-from opd_jax.models import lora
+from opd_jax.models import context, int8, lora
 from opd_jax.models.config import ModelConfig
 from opd_jax.models.layers import RMSNorm, bias, rotate, weight
 from opd_jax.sharding import Layout
@@ -46,6 +48,40 @@ def causal_mask(
   return seen[:, None]
 
 
+def _flash(heads: int, columns: np.ndarray, length: int, *, shards: int = 1) -> Any:
+  """The TPU flash kernel: causal, grouped.
+
+  Args:
+    heads: on a device.
+    columns: of the queries.
+    length: columns of the keys.
+    shards: devices that share the queries.
+  """
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash  # TPU only, slow to import
+
+  here = len(columns) // shards
+  block = next(size for size in (SPLASH_BLOCK, 256, 128) if here % size == 0)
+  sizes = splash.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+  )  # fmt: skip
+  causal = splash.CausalMask((len(columns), length))
+  causal.q_sequence = columns.astype(np.int32)
+  mask = splash.MultiHeadMask([causal] * heads)
+  return splash.make_splash_mha(mask, head_shards=1, q_seq_shards=shards, block_sizes=sizes)
+
+
+def _flashed(flash, query, key, value, start, columns):
+  """Calls the kernel; left padding is a segment of its own."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  segment = lambda columns: (columns >= start[:, None]).astype(jnp.int32)
+  segments = splash.SegmentIds(segment(columns), segment(jnp.arange(key.shape[1])))
+  heads_first = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+  mixed: Any = jax.vmap(flash)(*heads_first, segments)
+  return jnp.swapaxes(mixed, 1, 2)
+
+
 def _splash(
   query: Float[Array, 'B T N H'],
   key: Float[Array, 'B T K H'],
@@ -54,29 +90,15 @@ def _splash(
   *,
   layout: Layout,
 ) -> Float[Array, 'B T N H']:
-  """The TPU flash kernel: causal, grouped, left padding as a segment of its own.
-
-  Columns are padded at the end, where causality hides them.
-  """
-  from jax.experimental.pallas.ops.tpu import splash_attention as splash  # TPU only, slow to import
-
+  """Attention by the TPU kernel. Columns are padded at the end, where causality hides them."""
   columns, heads = query.shape[1], query.shape[2] // layout.size('heads')
   length = splash_columns(columns)
-  block = next(size for size in (SPLASH_BLOCK, 256, 128) if length % size == 0)
-  sizes = splash.BlockSizes(
-    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
-  )  # fmt: skip
-  mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
 
   def local(query, key, value, start):
-    flash = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
-    segment = (jnp.arange(length) >= start[:, None]).astype(jnp.int32)
-    scaled = query * query.shape[-1] ** -0.5
-    room = ((0, 0), (0, 0), (0, length - columns), (0, 0))
-    heads_first = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (scaled, key, value))
-    mixed: Any = jax.vmap(flash)(*heads_first, splash.SegmentIds(segment, segment))
-    return jnp.swapaxes(mixed, 1, 2)[:, :columns]
+    room = ((0, 0), (0, length - columns), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(x, room) for x in (query, key, value))
+    flash = _flash(heads, np.arange(length), length)
+    return _flashed(flash, query, key, value, start, jnp.arange(length))[:, :columns]
 
   start = jnp.zeros(query.shape[:1], jnp.int32) if start is None else start
   if layout.is_single:
@@ -87,6 +109,28 @@ def _splash(
   return jax.shard_map(
     local, mesh=layout.mesh, in_specs=specs, out_specs=by_query, check_vma=False
   )(query, key, value, start)
+
+
+def _over_columns(query, key, value, start, *, layout: Layout, chosen: Kernel):
+  """Attention of rows whose columns lie on several devices."""
+  length, pieces = query.shape[1], layout.size('length')
+  if chosen == 'splash' and length % (pieces * SPLASH_LANES) == 0:
+    columns = context.order(pieces, length).reshape(-1)
+    flash = _flash(query.shape[2] // layout.size('heads'), columns, length, shards=pieces)
+    cut = flash.manual_sharding_spec(
+      NamedSharding(layout.mesh, PartitionSpec(None, layout.spec('length')[0]))
+    )
+    local = lambda query, key, value, start, here, flash: _flashed(
+      flash, query, key, value, start, here
+    )
+    return context.spread(local, query, key, value, start, layout=layout, kernel=(flash, cut))
+  name = 'xla' if chosen == 'splash' else chosen
+
+  def masked(query, key, value, start, here, _):
+    mask = causal_mask(jnp.broadcast_to(here, query.shape[:2]), start, length)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=name)
+
+  return context.spread(masked, query, key, value, start, layout=layout)
 
 
 def attend(
@@ -100,16 +144,19 @@ def attend(
   """Causal attention of rows over themselves; `start` columns of each row are padding."""
   length = query.shape[1]
   platform = layout.mesh.devices.flat[0].platform
-  masked = start is not None
+  cut = layout.size('length') > 1
+  masked = start is not None or cut
   chosen = kernel(
     platform, query.dtype.name, length=length, head_dim=query.shape[-1], masked=masked
   )
-  if chosen != 'xla' and layout.size('heads') != layout.size('kv_heads'):
+  if (chosen != 'xla' or cut) and layout.size('heads') != layout.size('kv_heads'):
     # Fewer key-value heads than devices: each device gets its own copy of the one it needs.
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     layout = dataclasses.replace(
       layout, rules=(*layout.rules, ('kv_heads', dict(layout.rules)['heads']))
     )
+  if cut:
+    return _over_columns(query, key, value, start, layout=layout, chosen=chosen)
   if chosen == 'splash':
     return _splash(query, key, value, start, layout=layout)
   dot = functools.partial(jax.nn.dot_product_attention, query, key, value, implementation=chosen)
@@ -166,10 +213,12 @@ class Attention(nnx.Module):
       self.key_norm = RMSNorm(size, 'head_dim', config=config)
     inputs = {'query': 1, 'key': 1, 'value': 1, 'output': 2}
     lora.adapt(self, config.lora, inputs, rngs=rngs)
+    if config.int8:
+      int8.store(self, inputs)
     self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
 
   def _project(self, x: Float[Array, 'B T D'], name: str) -> Float[Array, 'B T heads H']:
-    projected = jnp.einsum('btd,dnh->btnh', x, lora.matrix(self, name, x.dtype))
+    projected = jnp.einsum('btd,dnh->btnh', x, int8.matrix(self, name, x.dtype))
     projected = lora.adapted(self, name, x, projected)
     if self.has_bias:
       projected = projected + getattr(self, f'{name}_bias')[...].astype(x.dtype)
@@ -197,6 +246,6 @@ class Attention(nnx.Module):
       else:  # a call that fills the whole cache begins at its first column, so a row attends to itself only
         mixed = attend(query, key, value, start=start, layout=self.layout)
     # Contract one axis of heads x size: over two axes XLA:CPU transposes the weight in every decode step.
-    output = lora.matrix(self, 'output', x.dtype).reshape(-1, x.shape[-1])
+    output = int8.matrix(self, 'output', x.dtype).reshape(-1, x.shape[-1])
     mixed = mixed.reshape(*x.shape[:2], -1)
     return lora.adapted(self, 'output', mixed, mixed @ output), cache

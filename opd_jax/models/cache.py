@@ -33,6 +33,11 @@ class Cache(NamedTuple):
 def empty(config: ModelConfig, layout: Layout, *, length: int, start: Int[Array, ' B']) -> Cache:
   """A cache of `length` columns for rows whose first `start` columns will be padding."""
   config.check_length(length, who='cache')
+  if layout.size('length') > 1:
+    raise ValueError(
+      f'Layout: responses cannot be written where columns of a row are cut (context, {layout.size("length")} devices). '
+      'Bind experiment.Experiment.sampling_layout, as experiments/layouts/context.gin does.'
+    )
   shape = (start.shape[0], config.num_kv_heads, length, config.head_dim)
   sharding, everywhere = layout.fitted(shape, AXES, what='the key-value cache'), layout.sharding()
   zeros = lambda: tuple(

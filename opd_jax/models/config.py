@@ -12,7 +12,7 @@ DType = Literal['float32', 'bfloat16', 'float16']
 SAME_ROUNDING = {'xla_allow_excess_precision': False}
 
 Family = Literal['qwen3', 'qwen3_moe', 'qwen2', 'llama']
-Remat = Literal['none', 'dots', 'full']
+Remat = Literal['none', 'dots', 'full', 'offload']
 
 
 def _positive(record: Any, *, whole: tuple[str, ...] = (), real: tuple[str, ...] = ()) -> None:
@@ -68,9 +68,11 @@ class ModelConfig:
     param_dtype: how parameters are stored; a router is always float32.
     dtype: how activations are computed; norms, softmax, router and logits are always float32.
     remat: what the backward pass keeps of a layer: 'none' recomputes nothing, 'dots' keeps matrix
-      products with weights (of experts, too), 'full' keeps only each layer's input.
+      products with weights (of experts, too), 'full' keeps only each layer's input, 'offload' keeps that in the
+      memory of the host.
     unroll: each layer has parameters of its own instead of a slice of a stack, and programs repeat the layer
       instead of looping: they compile slower and decode twice as fast (`transformer.unrolled`).
+    int8: its matrices lie in memory as int8 (`int8.py`): for models that are not trained.
     lora: adapters beside its linear maps, which are then frozen; `Experiment.lora` sets it for the student.
   """
 
@@ -98,6 +100,7 @@ class ModelConfig:
   remat: Remat = 'none'
   unroll: bool = False
   # Not shown: stored scores of a model carry the text of its config in their name.
+  int8: bool = dataclasses.field(default=False, repr=False)
   lora: Lora | None = dataclasses.field(default=None, repr=False)
 
   def __post_init__(self):
@@ -146,9 +149,9 @@ class ModelConfig:
         'per_token must not exceed count.'
       )
     if self.lora is not None:
-      self.lora.check_sides(self._sides())
+      self.lora.check_sides(self.sides())
 
-  def _sides(self) -> dict[str, tuple[int, int]]:
+  def sides(self) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every linear map of a layer."""
     queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
     wide = self.experts.width if self.experts else self.mlp_width

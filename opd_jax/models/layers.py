@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from opd_jax.models import lora
+from opd_jax.models import int8, lora
 from opd_jax.models.config import ModelConfig, RopeScaling
 from opd_jax.sharding import Layout
 
 
 def weight(
-  rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], *, inputs: int, dtype: str
+  rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], *, inputs: int, dtype: str
 ) -> nnx.Param:
   """Draws a normal weight of variance 1 / fan-in, the size of the first `inputs` axes after `experts`."""
   skip = 1 if axes[0] == 'experts' else 0
@@ -104,10 +104,13 @@ class GatedMLP(nnx.Module):
     self.gate = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
     self.up = weight(rngs, wide, ('embed', 'mlp'), inputs=1, dtype=config.param_dtype)
     self.down = weight(rngs, narrow, ('mlp', 'embed'), inputs=1, dtype=config.param_dtype)
-    lora.adapt(self, config.lora, {'gate': 1, 'up': 1, 'down': 1}, rngs=rngs)
+    inputs = {'gate': 1, 'up': 1, 'down': 1}
+    lora.adapt(self, config.lora, inputs, rngs=rngs)
+    if config.int8:
+      int8.store(self, inputs)
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    gate, up, down = (lora.matrix(self, name, x.dtype) for name in ('gate', 'up', 'down'))
+    gate, up, down = (int8.matrix(self, name, x.dtype) for name in ('gate', 'up', 'down'))
     gated = jax.nn.silu(lora.adapted(self, 'gate', x, x @ gate))
     hidden = gated * lora.adapted(self, 'up', x, x @ up)
     hidden = self.layout.constrain(hidden, 'batch', 'length', 'mlp')

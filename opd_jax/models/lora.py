@@ -1,11 +1,11 @@
-"""Floor 1. Low-rank adapters: what a linear map computes with one, and with a frozen weight that is stored as int8.
+"""Floor 1. Low-rank adapters: what a linear map computes with one.
 
     y = x W + (alpha / rank) (x A) B        A: [in, rank], random   B: [rank, out], zero at the beginning
 
-A weight `query` has `query_lora/A` and `query_lora/B` beside it in the tree of parameters, in float32, and as int8 a
-`query_scale`. Only adapters are trained; `adapters.py` says which leaves those are. qwix 0.1.8 offers the same by
-intercepting `dot_general` and `einsum` while a model is traced: it reaches no `ragged_dot`, so experts would get no
-adapters. So the layers call `matrix` and `adapted` themselves.
+A weight `query` has `query_lora/A` and `query_lora/B` beside it in the tree of parameters, in float32. Only adapters
+are trained; `adapters.py` says which leaves those are, and `int8.py` how the frozen ones may lie in memory. qwix 0.1.8
+offers the same by intercepting `dot_general` and `einsum` while a model is traced: it reaches no `ragged_dot`, so
+experts would get no adapters. So the layers call `int8.matrix` and `adapted` themselves.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from opd_jax.static import static
 
@@ -29,8 +29,7 @@ TARGETS: Mapping[str, str] = {
   'up_proj': 'up',
   'down_proj': 'down',
 }
-ADAPTER, SCALE = '_lora', '_scale'  # what is appended to the name of a weight
-LEVELS = 127  # of int8, on each side of zero
+ADAPTER = '_lora'  # what is appended to the name of a weight
 
 
 @static
@@ -106,7 +105,7 @@ class Adapter(nnx.Module):
 def adapt(
   module: Any, lora: Lora | None, inputs: Mapping[str, int], *, leading: int = 0, rngs: nnx.Rngs
 ) -> None:
-  """Gives a layer its adapters, and its weights their stored form.
+  """Gives a layer its adapters.
 
   Args:
     module: has the weights as attributes.
@@ -120,32 +119,6 @@ def adapt(
     if lora.adapts(name):
       adapter = Adapter(weight, lora, inputs=count, leading=leading, rngs=rngs)
       setattr(module, name + ADAPTER, adapter)
-    if lora.int8:
-      over = range(leading, leading + count)
-      axes = tuple(
-        None if i in over else axis for i, axis in enumerate(weight.get_metadata('axes'))
-      )
-      q, scale = quantised(weight[...], tuple(over))
-      setattr(module, name, nnx.Param(q, axes=weight.get_metadata('axes')))
-      setattr(module, name + SCALE, nnx.Param(scale, axes=axes))
-
-
-def quantised(
-  w: Float[Array, '*shape'], over: tuple[int, ...]
-) -> tuple[Int[Array, '*shape'], Float[Array, '*scale']]:
-  """The nearest multiples of a step, 1/127 of the largest entry along the axes `over`: w ≈ q · scale."""
-  wide = w.astype(jnp.float32)
-  largest = jnp.max(jnp.abs(wide), axis=over, keepdims=True)
-  scale = jnp.where(largest > 0, largest / LEVELS, 1.0)
-  return jnp.clip(jnp.round(wide / scale), -LEVELS, LEVELS).astype(jnp.int8), scale
-
-
-def matrix(module: Any, name: str, dtype: Any) -> Array:
-  """The weight of a layer as activations of this type use it."""
-  weight = getattr(module, name)[...]
-  if hasattr(module, name + SCALE):
-    return (weight.astype(jnp.float32) * getattr(module, name + SCALE)[...]).astype(dtype)
-  return weight.astype(dtype)
 
 
 def adapted(module: Any, name: str, x: Float[Array, 'B T I'], y: Array) -> Array:

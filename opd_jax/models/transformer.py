@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from opd_jax.models import cache as caches
+from opd_jax.models import context
 from opd_jax.models.attention import Attention
 from opd_jax.models.config import ModelConfig
 from opd_jax.models.experts import ExpertMLP
@@ -37,6 +39,12 @@ def _keep_products(primitive, *arguments, **settings) -> bool:
 POLICIES = {
   'dots': _keep_products,
   'full': jax.checkpoint_policies.nothing_saveable,
+  'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=['layer input'],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
 }
 
 # Unroll up to this many layers: XLA:CPU runs a scan body on one thread and stacks its residuals.
@@ -128,7 +136,9 @@ class Transformer(nnx.Module):
       return self.final_norm(x), tapped
 
   def _embedded(self, tokens, positions):
-    self.config.check_length(tokens.shape[1], who='transformer')
+    context.check(self.layout, tokens.shape[1])
+    if self.layout.size('length') == 1:  # else rows are padded to what devices share
+      self.config.check_length(tokens.shape[1], who='transformer')
     with jax.named_scope('embed'):
       x = self.embed.table[...][tokens].astype(self.config.dtype)
       return self.layout.constrain(x, 'batch', 'length', 'width'), rotary_table(
@@ -141,6 +151,7 @@ class Transformer(nnx.Module):
 
     def layer(carry, inputs):
       x, tapped = carry
+      x = checkpoint_name(x, 'layer input')
       number, params = inputs
       module = self._block(number) if block is None else nnx.merge(block, params)
       x, _ = module(x, table, start=start, cache=None, layer=None)
@@ -183,9 +194,10 @@ def positions_of(columns: Int[Array, 'B T'], start: Int[Array, ' B'] | None) -> 
 
 
 def logits_of(hidden: Float[Array, '*N D'], head: Float[Array, 'D V']) -> Float[Array, '*N V']:
-  """Float32 logits. For a few positions at a time: whole batches go through `losses/vocabulary.py`."""
+  """Logits, float32 at least. For a few positions at a time: whole batches go through `losses/vocabulary.py`."""
   with jax.named_scope('head'):
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(jnp.float32, hidden.dtype)
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=wide)
 
 
 @functools.lru_cache(maxsize=64)

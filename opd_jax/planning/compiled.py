@@ -3,32 +3,22 @@
 Programs are those that the run will use, for batches whose responses are all as long as their budget. Nothing runs.
 """
 
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from opd_jax.inference import decode_ahead
-from opd_jax.planning import cost
-from opd_jax.planning.flops import Chip, cache_read
+from opd_jax.judges.spec import Judge, named_parts
+from opd_jax.planning import cost, kept
+from opd_jax.planning.flops import Chip, scoring
 from opd_jax.planning.memory import bytes_each
+from opd_jax.planning.traffic import SLICES
 from opd_jax.training import shapes, stage_programs, writers
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.shapes import SELF
-from opd_jax.training.stage_programs import Program
+from opd_jax.training.stage_programs import WRITER, Program
 from opd_jax.training.state import abstract_state
-
-COLLECTIVES = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-  'ragged-all-to-all',
-)
 
 
 class Compiled(NamedTuple):
@@ -39,7 +29,11 @@ class Compiled(NamedTuple):
   times: float  # that a step runs it
   peak: int  # bytes while it runs, its arguments included
   beside: int  # bytes of what else lies there at that time
-  sent: Mapping[str, float] | None  # bytes of a call's collectives, by kind; None: not known
+  sent: Mapping[str, float]  # bytes of a call's collectives, by kind; one round of its `loop`
+  loop: int = 1
+  refused: str | None = None  # why there is no room; peak and sent are 0 then
+  seconds: float = 0.0  # that compiling took
+  kept: bool = False  # from an earlier plan
 
   @property
   def total(self) -> int:
@@ -52,9 +46,11 @@ class Residents(NamedTuple):
   student: int
   optimiser: int
   snapshots: int
-  judges: Mapping[str, int]
+  judges: Mapping[str, int]  # on the student's devices
+  apart: Mapping[str, tuple[int, frozenset[Any]]]  # on devices of their own, and which these are
   writer: int  # while responses are sampled
-  evidence: int  # from scoring to the update
+  writes_apart: bool  # on devices that are not those of training
+  evidence: int  # from scoring to the update, of all batches on their way
 
   @property
   def always(self) -> int:
@@ -76,49 +72,66 @@ def programs(experiment: Experiment, number: int, longest: int) -> tuple[list[Pr
   found += stage_programs.deals(runtime, seen, seen.width, [seen.width])
   found += stage_programs.applies(runtime, state)
   found += stage_programs.of_sampler(runtime, state, seen, decode_ahead.widest)
+  found += stage_programs.of_teacher(runtime, state, seen)
+  for evaluation in experiment.evaluations:
+    found += stage_programs.of_evaluation(runtime, state, evaluation, longest)
   writer = writers.student_model(runtime, state.weights).params if seen.student_writes else ()
-  judges = {}
+  judges, apart = {}, {}
   for name, judge in runtime.judges.items():
     for model, _ in shapes.models_of(judge, runtime.requests[name]):
-      if model.own is not None:
+      if model.own is not None and model.layout.apart(experiment.layout):
+        apart[model.name] = bytes_each(model.own), frozenset(model.layout.mesh.devices.flat)
+      elif model.own is not None:
         judges[model.name] = bytes_each(model.own)
   residents = Residents(
     student=bytes_each((state.params, state.base)),
     optimiser=bytes_each(state.optimiser),
     snapshots=bytes_each(state.snapshots),
     judges=judges,
+    apart=apart,
     writer=bytes_each(writer),
-    evidence=bytes_each((seen.evidence.scores, seen.batch.terms, seen.batch.known)),
+    writes_apart=experiment.writing_layout.apart(experiment.layout),
+    evidence=bytes_each((seen.batch.terms, seen.batch.known))
+    + (1 + stage.staleness) * bytes_each(seen.evidence.scores),
   )
   return found, residents
 
 
-def measured(program: Program, residents: Residents, *, platform: str) -> Compiled:
-  """Compiles a program; one that does not fit is refused by the compiler of a chip.
+def measured(program: Program, residents: Residents, *, devices: Sequence[Any]) -> Compiled:
+  """Compiles a program, or takes what an earlier plan was told of it.
 
-  For processors, the compiler's own peak leaves temporaries out, so they are added up.
+  Args:
+    program: of the stage.
+    residents: what lies beside it.
+    devices: of the student's mesh.
   """
-  compiled = program.compile()
-  memory: Any = compiled.memory_analysis()
-  peak = memory.peak_memory_in_bytes
-  if platform == 'cpu':
-    given = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    peak = given + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+  answer = kept.asked(program.lower(), devices)
+  scores_apart = program.verb == 'score' and program.model in residents.apart
   return Compiled(
-    verb=program.verb,
+    verb=f'score {program.model}' if scores_apart else program.verb,
     name=program.name,
     times=program.times,
-    peak=peak,
+    peak=answer.peak,
     beside=_beside(program, residents),
-    sent=_sent(compiled),
+    sent=answer.sent,
+    loop=program.loop,
+    refused=answer.refused,
+    seconds=answer.seconds,
+    kept=answer.kept,
   )
 
 
 def _beside(program: Program, residents: Residents) -> int:
   """What lies on a device and is no argument of the program."""
-  if program.verb == 'sample':  # its weights are the writer's
-    return residents.always
-  total = residents.always + residents.evidence * (program.verb != 'score')
+  if program.model in residents.apart:
+    own, here = residents.apart[program.model]
+    others = (each for name, each in residents.apart.items() if name != program.model)
+    return own * (program.verb == 'sample') + sum(size for size, where in others if where & here)
+  if program.model == WRITER:  # a copy that is an argument
+    return 0 if residents.writes_apart else residents.always
+  total = residents.always + residents.evidence * (program.verb in ('weigh', 'update'))
+  if program.verb == 'sample':  # a teacher's, and what it writes with is a copy
+    return total
   if program.name == 'apply':
     return total - residents.student - residents.optimiser
   if program.model == SELF:
@@ -128,85 +141,13 @@ def _beside(program: Program, residents: Residents) -> int:
   return total - residents.judges.get(program.model, residents.student)
 
 
-# --- what is sent -----------------------------------------------------------------------------------
-
-HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
-CALLED = re.compile(
-  r'(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))'
-)
-TRIPS = re.compile(r'known_trip_count[^0-9]*(\d+)')
-OPERATION = re.compile(rf'^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({"|".join(COLLECTIVES)})(-start)?\(')
-ARRAY = re.compile(r'\b(pred|[sufbc]\w*?\d+\w*)\[([\d,]*)\]')
-
-
-def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
-  """None where the compiler does not show its program: of some with asynchronous copies it shows nothing."""
-  try:
-    return sent(compiled.as_text() or '')
-  except jax.errors.JaxRuntimeError:
-    return None
-
-
-def sent(text: str) -> dict[str, float]:
-  """Bytes that the collectives of a compiled program hand over, by kind: of what each hands out, reductions twice."""
-  bodies, entry = _computations(text)
-  totals: dict[str, float] = {}
-  for kind, size in _walk(bodies, entry, 1):
-    totals[kind] = totals.get(kind, 0) + size
-  return totals
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  bodies: dict[str, list[str]] = {}
-  name, entry = '', ''
-  for line in text.splitlines():
-    if head := HEAD.match(line):
-      name = head[1]
-      bodies[name] = []
-      entry = name if line.startswith('ENTRY') else entry
-    elif name:
-      bodies[name].append(line)
-  return bodies, entry
-
-
-def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[tuple[str, float]]:
-  for line in bodies.get(name, ()):
-    if found := OPERATION.match(line):
-      size = _size(found[1], is_start=found[3] is not None)
-      yield found[2], times * size * (2 if found[2] == 'all-reduce' else 1)
-      continue  # what it calls adds numbers
-    trips = int(match[1]) if ' while(' in line and (match := TRIPS.search(line)) else 1
-    for several, one in CALLED.findall(line):
-      for each in (several or one).replace('%', '').split(','):
-        yield from _walk(bodies, each.strip(), times * trips)
-
-
-def _size(shape: str, *, is_start: bool) -> float:
-  """Bytes of the arrays of a shape; what an operation that has begun hands out holds its operands, too."""
-  sizes = [
-    math.prod(map(int, filter(None, dims.split(',')))) * _itemsize(kind)
-    for kind, dims in ARRAY.findall(shape)
-  ]
-  return max(sizes, default=0) if is_start else sum(sizes)
-
-
-def _itemsize(kind: str) -> float:
-  if kind == 'pred':
-    return 1
-  bits = re.search(r'\d+', kind)
-  return int(bits[0]) / 8 if bits else 4
-
-
-# --- what it takes ----------------------------------------------------------------------------------
-
-
 class Verb(NamedTuple):
   """The least that a verb of a step takes on each device."""
 
   flops: float
   read: float  # bytes of weights and cache that decoding reads
-  sent: float  # bytes
-  sent_is_known: bool  # of all its programs
+  sent: float  # bytes, to neighbours
+  far: float = 0.0  # bytes, to other slices
 
   def seconds(self, chip: Chip) -> tuple[float, str]:
     """Least seconds, and what bounds them."""
@@ -214,6 +155,7 @@ class Verb(NamedTuple):
       'computing': self.flops / chip.flops,
       'reading': self.read / chip.bandwidth,
       'sending': self.sent / chip.network,
+      'sending between slices': self.far / chip.outside,
     }
     bound = max(bounds, key=bounds.__getitem__)
     return bounds[bound], bound
@@ -225,22 +167,32 @@ def verbs(
   """What a step takes on each device: FLOPs and reading from shapes, sending as it was compiled."""
   whole, devices = cost.of_step(experiment.model, stage, {}), experiment.layout.mesh.size
   sending: dict[str, float] = {}
-  unknown: set[str] = set()
+  far: dict[str, float] = {}
   for each in compiled:
-    if each.sent is None:
-      unknown.add(each.verb)
-      continue
-    times = each.times
-    if each.name.startswith('decode'):  # its loop over tokens counts once
-      times *= stage.sampling.segment
-    sending[each.verb] = sending.get(each.verb, 0.0) + times * sum(each.sent.values())
+    calls, across = each.times * each.loop, each.sent.get(SLICES, 0.0)
+    here = calls * (sum(each.sent.values()) - across)
+    sending[each.verb] = sending.get(each.verb, 0.0) + here
+    far[each.verb] = far.get(each.verb, 0.0) + calls * across
   rows, budget = stage.prompts * stage.samples, stage.sampling.budget
-  tokens = budget * math.ceil(rows / min(stage.sampling.slots, rows))
-  read = tokens * residents.writer + cache_read(experiment.model, rows, budget) / devices
-  shares = {'sample': whole.sample, 'score': whole.score, 'update': whole.train}
+  read = cost.decoding_reads(experiment.model, stage, weights=residents.writer, devices=devices)
+  scores, own = {}, {}
+  for part, judge in itertools.chain(*(named_parts(x, stage.judges[x]) for x in stage.asked)):
+    if part in residents.apart and isinstance(judge, Judge):
+      config = cost.config_of(judge, experiment.model, {})
+      scores[f'score {part}'] = scoring(config, rows, budget).score
+      own[f'score {part}'] = len(residents.apart[part][1])
+  shares = {
+    'sample': whole.sample,
+    'score': whole.score - sum(scores.values()),
+    **scores,
+    'update': whole.train,
+  }
   return {
     verb: Verb(
-      flops / devices, read * (verb == 'sample'), sending.get(verb, 0.0), verb not in unknown
+      flops / own.get(verb, devices),
+      read * (verb == 'sample'),
+      sending.get(verb, 0.0),
+      far.get(verb, 0.0),
     )
     for verb, flops in shares.items()
   }

@@ -16,16 +16,18 @@ class Chip(NamedTuple):
   bandwidth: float  # bytes a second
   memory: float = float('inf')  # bytes
   network: float = float('inf')  # bytes a second that it can send to its neighbours
+  outside: float = float('inf')  # bytes a second that its share of a host sends to other slices
 
 
 CHIPS = {
   'h100': Chip(989e12, 3.35e12, 80e9, 450e9),
   'h200': Chip(989e12, 4.8e12, 141e9, 450e9),
-  'v5e': Chip(197e12, 0.819e12, 16 * 2**30, 200e9),
-  'v5p': Chip(459e12, 2.765e12, 95 * 2**30, 600e9),
-  'v6e': Chip(918e12, 1.64e12, 32 * 2**30, 448e9),
+  'v5e': Chip(197e12, 0.819e12, 16 * 2**30, 200e9, 3.125e9),
+  'v5p': Chip(459e12, 2.765e12, 95 * 2**30, 600e9, 6.25e9),
+  'v6e': Chip(918e12, 1.64e12, 32 * 2**30, 448e9, 12.5e9),
 }
 OF_BANDWIDTH = 0.65  # what decoding reaches of it; measured on an H200: 65 to 68 %
+MLP = ('gate', 'up', 'down')
 BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
 
 
@@ -114,10 +116,36 @@ def forward(config: ModelConfig, tokens: int) -> float:
   return 2.0 * weights_of(config) * tokens + 4.0 * entries * _attended(tokens)
 
 
+def adapters_of(config: ModelConfig) -> int:
+  """Entries of the adapters that a token is multiplied with; rank · (inputs + outputs) for each adapted map.
+
+  Two layers of q and v with rank 4: 4 x (64 + 64) and 4 x (64 + 32) each:
+
+  >>> from opd_jax.models import lora, presets
+  >>> adapters_of(presets.tiny(lora=lora.Lora(rank=4, targets=('q_proj', 'v_proj'))))
+  1792
+  """
+  if config.lora is None:
+    return 0
+  met = lambda name: config.experts.per_token if config.experts and name in MLP else 1
+  entries = sum(
+    met(name) * config.lora.rank * sum(sides)
+    for name, sides in config.sides().items()
+    if config.lora.adapts(name)
+  )
+  return config.num_layers * entries
+
+
 def training(config: ModelConfig, rows: float | int, tokens: int) -> Cost:
-  """An update on some rows: the backward pass is two forwards, and `remat='full'` runs the forward once more."""
-  passes = 4 if config.remat == 'full' else 3
-  return Cost(train=passes * rows * forward(config, tokens), tokens=rows * tokens)
+  """An update on some rows: the backward pass is two forwards, and where `remat` keeps inputs of layers only, three.
+
+  Frozen weights have no gradient of their own: with LoRA they cost a third less.
+  """
+  passes = 4 if config.remat in ('full', 'offload') else 3
+  row = passes * (forward(config, tokens) + 2.0 * adapters_of(config) * tokens)
+  if config.lora is not None:
+    row -= 2.0 * weights_of(config) * tokens
+  return Cost(train=rows * row, tokens=rows * tokens)
 
 
 def scoring(config: ModelConfig, rows: float | int, tokens: int) -> Cost:

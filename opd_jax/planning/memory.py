@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opd_jax.judges.spec import readers
+from opd_jax.judges.spec import Served, readers
 from opd_jax.models import adapters, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.planning import cost
@@ -15,6 +15,7 @@ from opd_jax.sharding import Layout
 from opd_jax.storage import parameter_names
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.state import abstract_state
+from opd_jax.units import bytes_of
 
 
 class Plan(NamedTuple):
@@ -37,7 +38,7 @@ def plan(experiment: Experiment, *, largest: int = 5) -> Plan:
   return Plan(
     parameters=sum(leaf.size for leaf in leaves.values()),
     trained=sum(leaf.size for leaf in jax.tree.leaves(adapters.trained(student, layout))),
-    bytes_total=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()),
+    bytes_total=bytes_of(leaves),
     bytes_per_device=sum(size.values()),
     largest=tuple((path, local[path], size[path]) for path in top),
   )
@@ -52,13 +53,15 @@ class Held(NamedTuple):
   snapshots: int  # judges that are earlier selves of the student
   writer: int  # what is sampled from: layers apart, in the type they are used in
   cache: int  # keys and values of the rows in flight, were every response as long as its budget
-  judges: int  # that have weights of their own and whose shape is known; see `unknown`
+  judges: (
+    int  # that have weights of their own here and whose shape is known; see `unknown`, and `apart`
+  )
 
 
 def held(experiment: Experiment, stage: Stage) -> Held:
   """Counts from shapes and shardings alone."""
   config, state = experiment.student, abstract_state(experiment, stage)
-  copy, place = transformer.decoding_config(config), experiment.sampling_layout or experiment.layout
+  copy, place = transformer.decoding_config(config), experiment.writing_layout
   writes = stage.mix.needs_student and copy != config
   wide = adapters.trained(dataclasses.replace(config, param_dtype='float32'), experiment.layout)
   return Held(
@@ -71,7 +74,7 @@ def held(experiment: Experiment, stage: Stage) -> Held:
     judges=sum(
       bytes_each(transformer.abstract(config, layout))
       for config, layout, _ in _judges(experiment, stage)
-      if config is not None
+      if config is not None and not layout.apart(experiment.layout)
     ),
   )
 
@@ -81,12 +84,21 @@ def unknown(experiment: Experiment, stage: Stage) -> list[str]:
   return [weights for config, _, weights in _judges(experiment, stage) if config is None]
 
 
+def apart(experiment: Experiment, stage: Stage) -> list[tuple[str, Layout, int]]:
+  """Judges on devices of their own: their weights, where they lie, and their bytes on each of those."""
+  return [
+    (weights, layout, bytes_each(transformer.abstract(config, layout)))
+    for config, layout, weights in _judges(experiment, stage)
+    if config is not None and layout.apart(experiment.layout)
+  ]
+
+
 def _judges(experiment: Experiment, stage: Stage) -> list[tuple[ModelConfig | None, Layout, str]]:
   """Every model with weights of its own that judges ask, once: shape, layout, and what they are called."""
   found = {}
   for name in stage.asked:
     for _, judge in readers(stage.judges[name]):
-      if judge.weights is None:
+      if isinstance(judge, Served) or judge.weights is None:
         continue
       layout = judge.layout or experiment.layout
       try:

@@ -14,6 +14,9 @@ import numpy as np
 from opd_jax.evaluation import summary
 from opd_jax.evaluation.pass_at_k import interval
 from opd_jax.methods import discover
+from opd_jax.report import plans
+from opd_jax.storage import places
+from opd_jax.storage.places import Place
 from opd_jax.training import recorder
 
 METHOD = re.compile(r'@(?:[\w./]+[./])?(\w+)\(\)')  # as gin refers to what it calls
@@ -46,6 +49,7 @@ class Run(NamedTuple):
   metrics: dict[str, list[tuple[int, Any]]]  # (step, value) by name; a value may be a list
   intervals: dict[str, list[tuple[int, float, float]]]  # (step, low, high) by name
   recorded: list[Recorded]
+  plan: plans.Plan | None  # of `opd plan --workdir`
   is_finished: bool
 
   @property
@@ -74,7 +78,7 @@ class Study(NamedTuple):
   claims: list[Claim]
 
 
-def read(folders: Sequence[Path]) -> tuple[list[Run], list[Study]]:
+def read(folders: Sequence[Place]) -> tuple[list[Run], list[Study]]:
   """The runs and the studies of some folders; one that holds neither is refused."""
   runs, studies = [], []
   for folder, name in zip(folders, _names(folders), strict=True):
@@ -91,9 +95,11 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], list[Study]]:
   return runs, studies
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _names(folders: Sequence[Place]) -> list[str]:
   """The shortest ends of the paths that tell the folders apart."""
-  parts = [folder.resolve().parts for folder in folders]
+  parts = [
+    folder.resolve().parts if isinstance(folder, Path) else folder.parts for folder in folders
+  ]
   for count in range(1, max(map(len, parts), default=0) + 1):
     names = ['/'.join(each[-count:]) for each in parts]
     if len(set(names)) == len(names):
@@ -101,7 +107,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
   raise ValueError(f'report: a folder is named twice: {", ".join(map(str, folders))}.')
 
 
-def read_study(folder: Path) -> Study:
+def read_study(folder: Place) -> Study:
   """The verdicts that the last table of a study wrote; a study that is going on may have none."""
   file = folder / 'study.json'
   try:
@@ -124,8 +130,13 @@ def _claim(row: Mapping[str, Any]) -> Claim:
   return Claim(claim=str(row['claim']), verdict=str(row['verdict']), seeds=seeds, **known)
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(home: Place, name: str) -> Run:
   """A run; files that are not there yet are left out."""
+  with places.spooled(home, ('config.gin', plans.FILE, *recorder.FILES)) as spool:
+    return _run(home, spool.folder, name)
+
+
+def _run(home: Place, folder: Path, name: str) -> Run:
   config = folder / 'config.gin'
   text = config.read_text(encoding='utf-8') if config.is_file() else ''
   metrics: dict[str, list[tuple[int, Any]]] = defaultdict(list)
@@ -136,13 +147,14 @@ def read_run(folder: Path, name: str) -> Run:
   outcomes, rollouts = folder / 'outcomes.jsonl', folder / recorder.ROLLOUTS
   return Run(
     name=name,
-    folder=str(folder),
+    folder=str(home),
     config=text,
     methods=methods_of(text),
     metrics=dict(metrics),
     intervals=intervals_of(recorder.read_lines(outcomes)) if outcomes.is_file() else {},
     recorded=_recorded(rollouts) if rollouts.is_file() else [],
-    is_finished=(folder / 'student').is_dir(),
+    plan=plans.read(folder / plans.FILE),
+    is_finished=(home / 'student').is_dir(),
   )
 
 

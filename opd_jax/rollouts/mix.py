@@ -20,6 +20,8 @@ class RolloutMix:
     prefix: tokens that the teacher writes in front of what the student writes; they are read, and do not count.
     prefix_counts: they count too, for a method that teaches them; who wrote a token is in `Rollout.writer`.
     stop_after: the student is stopped after so many tokens, however much the budget allows.
+    proposals: tokens that the student proposes before the teacher reads them, where the teacher writes whole rows; the
+      text has the same law (inference/speculative.py). 0: the teacher writes alone.
     beside: 'teacher' lets decoding rules read the teacher's logits while the student writes (`guided.Blend`).
   """
 
@@ -28,6 +30,7 @@ class RolloutMix:
   prefix: Number | None = None
   prefix_counts: bool = False
   stop_after: Number | None = None
+  proposals: int = 0
   beside: Literal['teacher'] | None = None
 
   def __post_init__(self):
@@ -36,6 +39,15 @@ class RolloutMix:
       raise ValueError(
         'RolloutMix: fractions must not be negative, and those of teacher and data must never sum to more than 1; '
         f'got teacher {self.teacher} and data {self.data}.'
+      )
+    if not isinstance(self.proposals, int) or self.proposals < 0:
+      raise ValueError(
+        f'RolloutMix: proposals is a whole number that is not negative, got {self.proposals!r}.'
+      )
+    if self.proposals and not teacher[1]:
+      raise ValueError(
+        f'RolloutMix: {self.proposals} proposals are for rows that the teacher writes, and it writes none. Give it '
+        'some, e.g. RolloutMix(teacher=1.0), or leave proposals at 0.'
       )
     if self.beside not in (None, 'teacher'):
       raise ValueError(f"RolloutMix: beside is None or 'teacher', got {self.beside!r}.")
@@ -82,9 +94,9 @@ def student(
   return RolloutMix(prefix=prefix, stop_after=stop_after, beside=beside)
 
 
-def teacher() -> RolloutMix:
-  """Every row by the teacher."""
-  return RolloutMix(teacher=1.0)
+def teacher(*, proposals: int = 0) -> RolloutMix:
+  """Every row by the teacher, perhaps from proposals of the student."""
+  return RolloutMix(teacher=1.0, proposals=proposals)
 
 
 def dataset() -> RolloutMix:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,9 +11,11 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from opd_jax.data.prompts import left_padded, unpadded
 from opd_jax.data.templates import TaughtTokens
-from opd_jax.inference import sampler
+from opd_jax.inference import sampler, speculative
 from opd_jax.inference.decoding import Forbid
 from opd_jax.inference.sampler import Model, Sampling
+from opd_jax.rollouts import distant
+from opd_jax.rollouts.distant import DistantWriter
 from opd_jax.rollouts.mix import RolloutMix, whole
 from opd_jax.types import DATA, ENDINGS, NOBODY, STUDENT, TEACHER, AnyArray, Prompts, Rollout
 
@@ -78,7 +80,7 @@ def write(
   key: PRNGKeyArray,
   *,
   student: Callable[[], Model],
-  teacher: Callable[[], Writer],
+  teacher: Callable[[], Writer | DistantWriter],
   sampling: Sampling,
   columns: int,
   numbers: tuple[np.float32, ...] | None = None,
@@ -104,9 +106,7 @@ def write(
   if by_student.any():
     parts.append(_by_student(settings, chosen(prompts, by_student), by_student, student, teacher))
   if by_teacher.any():
-    writer = teacher()
-    rollout = _by_teacher(settings, writer.model, chosen(writer.prompts, by_teacher), key, None)
-    parts.append(rollout._replace(prompt=chosen(prompts, by_teacher)))
+    parts.append(_teachers_rows(settings, teacher(), student, prompts, by_teacher))
   if by_data.any():
     wanted = [each for each, here in zip(demonstrations, by_data, strict=True) if here]
     texts = [each for each in wanted if each is not None]
@@ -138,17 +138,38 @@ def within(sampling: Sampling, model: Model, columns: int) -> Sampling:
   return dataclasses.replace(sampling, decoding=dataclasses.replace(sampling.decoding, rules=rules))
 
 
-def _by_teacher(settings: _Settings, model: Model, prompts: Prompts, key, budgets) -> Rollout:
-  sampling = within(settings.sampling, model, settings.columns)
-  rollout = sampler.generate(
-    model,
-    prompts,
-    key,
-    sampling=sampling,
-    budgets=budgets,
-    version=settings.version,
-    numbers=settings.numbers,
-  )
+def _teachers_rows(
+  settings: _Settings,
+  writer: Writer | DistantWriter,
+  student: Callable[[], Model],
+  prompts: Prompts,
+  rows: Bool[np.ndarray, ' B'],
+) -> Rollout:
+  """Rows that the teacher has for itself, behind what it reads."""
+  own = chosen(prompts, rows)
+  if isinstance(writer, DistantWriter):
+    budget, version = settings.sampling.budget, settings.version
+    return distant.rollout_of(writer, rows, own, budget=budget, version=version)
+  shown, draft = chosen(writer.prompts, rows), student() if settings.mix.proposals else None
+  rollout = _by_teacher(settings, writer.model, shown, settings.key, None, draft=draft)
+  return rollout._replace(prompt=own)
+
+
+def _by_teacher(
+  settings: _Settings, model: Model, prompts: Prompts, key, budgets, draft: Model | None = None
+) -> Rollout:
+  """What the teacher writes, perhaps from proposals of a draft."""
+  known = {
+    'sampling': within(settings.sampling, model, settings.columns),
+    'budgets': budgets,
+    'version': settings.version,
+    'numbers': settings.numbers,
+  }
+  if draft is None:
+    rollout = sampler.generate(model, prompts, key, **known)
+  else:
+    count = settings.mix.proposals
+    rollout = speculative.generate(model, draft, prompts, key, proposals=count, **known).rollout
   return rollout._replace(writer=np.where(rollout.writer == STUDENT, TEACHER, rollout.writer))
 
 
@@ -157,7 +178,7 @@ def _by_student(
   prompts: Prompts,
   rows: Bool[np.ndarray, ' B'],
   student: Callable[[], Model],
-  teacher: Callable[[], Writer],
+  teacher: Callable[[], Any],
 ) -> Rollout:
   """What the student writes, perhaps behind a prefix of the teacher."""
   mix, key, sampling, numbers, version, _ = settings

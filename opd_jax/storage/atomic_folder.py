@@ -9,6 +9,9 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from opd_jax.storage import places
+from opd_jax.storage.places import Place, write_whole
+
 # Files that are copied beside the weights.
 COMPANIONS = (
   'tokenizer*', 'vocab.json', 'vocab.txt', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
@@ -17,16 +20,33 @@ COMPANIONS = (
 SETTINGS = 'tokenizer_config.json'
 
 
-def write_whole(file: Path, text: str) -> None:
-  """A file that is there with all of its text, or as it was before."""
-  part = file.with_suffix('.part')
-  part.write_text(text)
-  part.rename(file)
+@contextlib.contextmanager
+def fresh(destination: Place) -> Iterator[Place]:
+  """Yields a temporary folder; renames it to `destination` when the block succeeds, removes it when it fails.
+
+  A bucket has no rename: there the folder itself is written, and whoever writes puts the file last by which a reader
+  knows it.
+  """
+  if isinstance(destination, Path):
+    with _renamed(destination) as folder:
+      yield folder
+    return
+  if places.sizes(destination):
+    raise ValueError(
+      f'{destination} exists and is not empty. Choose another destination or remove it.'
+    )
+  _barrier(f'begin {destination.name}')
+  try:
+    yield destination
+  except BaseException:
+    if jax.process_index() == 0:
+      places.remove(destination)
+    raise
+  _barrier(f'end {destination.name}')
 
 
 @contextlib.contextmanager
-def fresh(destination: Path) -> Iterator[Path]:
-  """Yields a temporary folder; renames it to `destination` when the block succeeds, removes it when it fails."""
+def _renamed(destination: Path) -> Iterator[Path]:
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
     raise ValueError(
       f'{destination} exists and is not an empty folder. Choose another destination or remove it.'
@@ -55,17 +75,17 @@ def _barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def copy_companions(source: Path | None, destination: Path) -> None:
+def copy_companions(source: Path | None, destination: Place) -> None:
   """Copies tokenizer, chat template and generation settings beside the weights, on the first process only."""
   if source is None or jax.process_index() != 0:
     return
   for file in (file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()):
-    shutil.copy2(file, destination / file.name)
+    (destination / file.name).write_bytes(file.read_bytes())
   if (source / 'config.json').is_file():
     _pin_tokenizer(source, destination)
 
 
-def _pin_tokenizer(source: Path, destination: Path) -> None:
+def _pin_tokenizer(source: Path, destination: Place) -> None:
   """Names the tokenizer's class, where transformers reads it off a config.json that is not copied.
 
   Another class may cut text otherwise with the same strings, so nothing else would tell.

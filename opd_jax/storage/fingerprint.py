@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from opd_jax.processes import to_host
+
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -33,7 +35,7 @@ def fingerprint(tree: Any) -> dict[str, int]:
   leaves = {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-  return {path: int(value) for path, value in jax.device_get(_sums(leaves)).items()}
+  return {path: int(value) for path, value in to_host(_sums(leaves)).items()}
 
 
 def digest(tree: Any) -> str:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from opd_jax.storage import atomic_folder
+from opd_jax.storage import atomic_folder, places
 
 
 def folder_of(source: str | Path) -> Path:
-  """Returns a local folder as it is; downloads a hub id unless the hub's cache has it. Weights must be safetensors."""
+  """Returns a local folder as it is, a folder of a bucket as a copy of it; downloads a hub id unless the hub's cache
+  has it. Weights must be safetensors."""
+  if '://' in str(source):
+    return places.here(str(source))
   path = Path(source).expanduser()
   if path.is_dir():
     return path

@@ -1,31 +1,37 @@
 """Floor 2. Published checkpoints in and out: a folder (or hub id) of safetensors <-> sharded parameters.
 
 Everything is checked before the first byte of a tensor is read, and tensors then go one at a time from
-the file into the shards where they will live: peak host memory is the largest tensor, not the model.
+the file into the shards where they will live: peak host memory is the largest tensor, not the model. Of several
+processes each reads its share of every tensor.
 """
 
 import collections
 import dataclasses
-import functools
 import gc
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from opd_jax.models import transformer
 from opd_jax.models.config import ModelConfig
+from opd_jax.processes import to_host
 from opd_jax.sharding import Layout
-from opd_jax.storage import atomic_folder, huggingface_config, parameter_names, safetensors
+from opd_jax.storage import (
+  atomic_folder,
+  huggingface_config,
+  parameter_names,
+  places,
+  placing,
+  safetensors,
+)
 from opd_jax.storage.hub import folder_of, some_of
+from opd_jax.storage.places import Place
 from opd_jax.storage.safetensors import Tensor
 from opd_jax.types import Params
 
@@ -151,24 +157,6 @@ def _stored_dtype(tensors: Iterable[Tensor], folder: Path) -> str:
   return safetensors.DTYPES[next(iter(by_type))].name
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _place(stack, piece, at):
-  """Writes one tensor into its slice of a stacked parameter, in place."""
-  indices = (*at, *(jnp.zeros((), jnp.int32),) * (stack.ndim - len(at)))
-  return jax.lax.dynamic_update_slice(stack, piece.reshape((1,) * len(at) + piece.shape), indices)
-
-
-def _sharded(host: np.ndarray, leaf: jax.ShapeDtypeStruct, *, depth: int) -> jax.Array:
-  """Puts one tensor on the devices that hold its slice of the parameter `leaf`, each with its own shard."""
-  assert isinstance(leaf.sharding, NamedSharding)
-  sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[depth:]))
-
-  def cut(where: Any) -> np.ndarray:
-    return np.ascontiguousarray(host[where]).astype(leaf.dtype, copy=False)
-
-  return jax.make_array_from_callback(host.shape, sharding, cut)
-
-
 def check_files(
   folder: Path, layout: Layout
 ) -> tuple[ModelConfig, list[parameter_names.Piece], dict[str, Tensor]]:
@@ -194,7 +182,7 @@ def load(
     param_dtype: how to store the parameters; None keeps the type of the files.
     progress: called once per tensor.
     **overrides: other fields of `ModelConfig` that do not belong to the checkpoint: dtype (by default
-      that of the parameters), remat.
+      that of the parameters), remat, int8.
   """
   folder = folder_of(source)
   config, pieces, tensors = check_files(folder, layout)
@@ -203,28 +191,37 @@ def load(
     config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides}
   )
   target = parameter_names.flat(transformer.abstract(config, layout))
+  return config, placed(pieces, tensors, target, progress=progress)
+
+
+def placed(
+  pieces: Sequence[parameter_names.Piece],
+  tensors: Mapping[str, Tensor],
+  target: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  progress: Progress = silent,
+) -> Params:
+  """The parameters that these tensors fill, on their devices; what is stored as int8 becomes so tensor by tensor."""
   params: dict[str, jax.Array] = {}
   for number, piece in enumerate(pieces):
     progress(number, len(pieces), piece.name)
-    leaf = target[piece.path]
-    part = _sharded(piece.ours(tensors[piece.name].read()), leaf, depth=len(piece.at))
-    if piece.at:
-      if piece.path not in params:
-        params[piece.path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-      part = _place(params[piece.path], part, tuple(map(np.int32, piece.at)))
-    # Dispatch is asynchronous, and jax frees a host buffer only at a garbage collection: without these two
-    # lines the host would hold every tensor that waits to be placed, and some that were.
-    params[piece.path] = jax.block_until_ready(part)
+    for path, part in placing.parts_of(tensors[piece.name], piece, target).items():
+      if piece.at:
+        if path not in params:
+          leaf = target[path]
+          params[path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        part = placing.into(params[path], part, tuple(map(np.int32, piece.at)))
+      # Dispatch is asynchronous, and jax frees a host buffer only at a garbage collection: without these two
+      # lines the host would hold every tensor that waits to be placed, and some that were.
+      params[path] = jax.block_until_ready(part)
     gc.collect(0)
   progress(len(pieces), len(pieces), '')
-  return config, parameter_names.nested(params)
+  return parameter_names.nested(params)
 
 
 def _on_host(array: jax.Array, at: tuple[int, ...]) -> np.ndarray:
   part = array[at] if at else array
-  return np.asarray(
-    part if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True)
-  )
+  return np.asarray(to_host(part))
 
 
 def _shards(
@@ -243,7 +240,7 @@ def _shards(
 
 
 def save(
-  destination: str | Path,
+  destination: str | Place,
   config: ModelConfig,
   layout: Layout,
   params: Params,
@@ -261,7 +258,7 @@ def save(
     dtype: type of the saved tensors; None keeps that of the parameters.
     max_file_bytes: size at which a new shard begins.
   """
-  destination = Path(destination).absolute()
+  destination = places.absolute(places.place(destination))
   dtype = dtype or config.param_dtype
   if dtype not in SAVED_DTYPES:
     raise ValueError(f'hub: cannot save as {dtype!r}; choose one of {sorted(SAVED_DTYPES)}.')
@@ -296,5 +293,5 @@ def save(
   progress(total, total, '')
 
 
-def _write_json(file: Path, content: Mapping) -> None:
+def _write_json(file: Place, content: Mapping) -> None:
   file.write_text(json.dumps(content, indent=2) + '\n')

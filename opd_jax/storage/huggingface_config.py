@@ -64,9 +64,13 @@ def read(folder: Path) -> ModelConfig:
       f'hub: {folder} has no config.json, so it is not a model folder of transformers.{_advice(folder)}'
     )
   try:
-    return parse(json.loads(file.read_text()))
+    raw = json.loads(file.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f'hub: {file} is not valid JSON ({error}). Download it again.') from error
+  try:
+    return parse(raw)
+  except ValueError as error:
+    raise ValueError(f'{error} It lies in {folder}.') from error
 
 
 def _checked(raw: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 
 from opd_jax.data import tokenizers
 from opd_jax.data.tokenizers import HubTokenizer
-from opd_jax.models import presets, transformer
+from opd_jax.models import int8, presets, transformer
 from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 from opd_jax.storage import hub, huggingface, huggingface_config, orbax_folder, peft
@@ -32,10 +32,16 @@ def model(
 ) -> Loaded:
   """The model that `source` names, on `layout`; a preset gets random weights from `seed`.
 
-  Overrides are fields of `ModelConfig` that a checkpoint does not fix: param_dtype, dtype, remat.
+  Overrides are fields of `ModelConfig` that a checkpoint does not fix: param_dtype, dtype, remat, int8. A
+  published folder becomes int8 tensor by tensor, so it is never there in its own type.
   """
   if 'param_dtype' in overrides:  # activations have the parameters' type unless dtype is given
     overrides.setdefault('dtype', overrides['param_dtype'])
+  if overrides.get('int8') and not is_published(source):
+    whole = model(source, layout, seed=seed, progress=progress, **{**overrides, 'int8': False})
+    config = dataclasses.replace(whole.config, int8=True)
+    stored = int8.converted(dict(whole.params), transformer.abstract(config, layout))
+    return Loaded(config, stored, whole.folder)
   if is_preset(source):
     config = presets.every()[source](**overrides)
     return Loaded(config, transformer.init(config, layout, jax.random.key(seed)), None)
@@ -52,6 +58,14 @@ def model(
 def is_preset(source: str) -> bool:
   """Whether the name means a preset; a folder of that name takes precedence."""
   return source in presets.every() and not Path(source).exists()
+
+
+def is_published(source: str) -> bool:
+  """Whether the name means a folder of safetensors that holds a whole model."""
+  if is_preset(source):
+    return False
+  folder = folder_of(source)
+  return not peft.is_adapter(folder) and not orbax_folder.is_native(folder)
 
 
 def folder_of(source: str) -> Path:
@@ -87,7 +101,7 @@ def config(
     source: a folder, hub id or preset.
     param_dtype: of the masters.
     dtype: what is computed in.
-    remat: what backward computes again: 'none', 'dots' or 'full'.
+    remat: what backward computes again: 'none', 'dots', 'full' or 'offload'.
   """
   if not isinstance(source, str):
     raise ValueError(f"model: a folder or hub id is wanted, got {source!r}. Bind WEIGHTS = '…'.")
@@ -108,9 +122,18 @@ def strings_of(source: str) -> tuple[str | None, ...] | None:
       raise ValueError(
         f'model: {stored} cannot be read ({error}). Save the model again.'
       ) from error
+  found = tokenizer_of(source)
+  return None if found is None else found.strings()
+
+
+def tokenizer_of(source: str) -> HubTokenizer | None:
+  """The tokenizer whose files lie beside the weights of a model, or beside those under an adapter."""
+  if is_preset(source):
+    return None
+  folder = folder_of(source)
   if _has_tokenizer(folder):
-    return HubTokenizer(folder).strings()
-  return strings_of(peft.base_of(folder)) if peft.is_adapter(folder) else None
+    return HubTokenizer(folder)
+  return tokenizer_of(peft.base_of(folder)) if peft.is_adapter(folder) else None
 
 
 def _has_tokenizer(folder: Path) -> bool:

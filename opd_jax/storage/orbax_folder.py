@@ -14,8 +14,10 @@ import orbax.checkpoint as ocp
 
 from opd_jax.models import transformer
 from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+from opd_jax.processes import blank, everywhere, placed, to_host
 from opd_jax.sharding import Layout
-from opd_jax.storage import atomic_folder, parameter_names
+from opd_jax.storage import atomic_folder, parameter_names, places
+from opd_jax.storage.places import Place
 from opd_jax.types import Params
 
 MARK = 'opd.json'
@@ -28,7 +30,7 @@ def is_native(folder: Path) -> bool:
 
 
 def save(
-  destination: str | Path,
+  destination: str | Place,
   config: ModelConfig,
   params: Params,
   *,
@@ -43,9 +45,12 @@ def save(
     strings: the string of every token id; a student that this model judges compares them with its own.
     companions: a folder whose tokenizer files are copied.
   """
-  with atomic_folder.fresh(Path(destination).absolute()) as folder:
+  with atomic_folder.fresh(places.absolute(places.place(destination))) as folder:
     with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(folder / 'params', params)
+      checkpointer.save(folder / 'params', params if everywhere(params) else to_host(params))
+    if jax.process_index() == 0 and strings is not None:
+      (folder / VOCABULARY).write_text(json.dumps(list(strings)) + '\n')
+    atomic_folder.copy_companions(companions, folder)
     if jax.process_index() == 0:
       fields = dataclasses.asdict(config)
       assert fields.pop('lora') is None  # adapters are merged before
@@ -55,16 +60,12 @@ def save(
         'shapes': {path: list(leaf.shape) for path, leaf in parameter_names.flat(params).items()},
         'files': _files(folder),
       }
-      (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')
-      if strings is not None:
-        (folder / VOCABULARY).write_text(json.dumps(list(strings)) + '\n')
-    atomic_folder.copy_companions(companions, folder)
+      (folder / MARK).write_text(json.dumps(record, indent=2) + '\n')  # last: it makes the folder
 
 
-def _files(folder: Path) -> dict[str, int]:
+def _files(folder: Place) -> dict[str, int]:
   """Name and size of everything orbax wrote."""
-  written = sorted(file for file in (folder / 'params').rglob('*') if file.is_file())
-  return {str(file.relative_to(folder)): file.stat().st_size for file in written}
+  return {f'params/{name}': size for name, size in places.sizes(folder / 'params').items()}
 
 
 def check_files(folder: Path) -> dict[str, list[int]]:
@@ -127,7 +128,11 @@ def load(
   _check(folder, target)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      return config, checkpointer.restore(folder / 'params', target)
+      if everywhere(target):
+        return config, checkpointer.restore(folder / 'params', target)
+      # Orbax asks every process for a device of every array.
+      whole = checkpointer.restore(folder / 'params', blank(target))
+    return config, placed(whole, jax.tree.map(lambda leaf: leaf.sharding, target))
   except Exception as error:  # orbax and tensorstore raise many types; a user can act on one
     raise ValueError(
       f'native: the parameters in {folder} are damaged ({type(error).__name__}: '

@@ -18,9 +18,10 @@ from opd_jax.models.config import ModelConfig
 from opd_jax.models.lora import ADAPTER, TARGETS, Lora
 from opd_jax.processes import to_host
 from opd_jax.sharding import Layout
-from opd_jax.storage import atomic_folder, parameter_names, safetensors
+from opd_jax.storage import atomic_folder, parameter_names, places, safetensors
 from opd_jax.storage.hub import some_of
 from opd_jax.storage.parameter_names import Piece
+from opd_jax.storage.places import Place
 from opd_jax.types import Params
 
 SETTINGS, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -103,7 +104,7 @@ def _shapes(piece: Piece, rank: int) -> dict[str, tuple[int, int]]:
 
 
 def save(
-  destination: Path,
+  destination: Place,
   config: ModelConfig,
   layout: Layout,
   trained: Params,
@@ -145,20 +146,21 @@ def save(
 
 
 def _write(
-  destination: Path,
+  destination: Place,
   settings: dict[str, Any],
   tensors: dict[str, np.ndarray],
   dtype: str,
   companions: Path | None,
 ) -> None:
   kind = STORED[dtype]
-  with atomic_folder.fresh(destination.absolute()) as folder:
+  with atomic_folder.fresh(places.absolute(destination)) as folder:
     if jax.process_index() == 0:
-      (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + '\n')
       header = safetensors.header_of((name, kind, x.shape) for name, x in tensors.items())
       arrays = (x.astype(safetensors.DTYPES[kind]) for x in tensors.values())
       safetensors.write(folder / TENSORS, header, arrays)
     atomic_folder.copy_companions(companions, folder)
+    if jax.process_index() == 0:  # last: it makes the folder
+      (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + '\n')
 
 
 def copy(source: Path, destination: Path, *, dtype: str | None) -> int:

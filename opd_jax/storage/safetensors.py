@@ -16,6 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from opd_jax.storage.places import Place
+
 DTYPES = {
   'F32': np.dtype('float32'),
   'F16': np.dtype('float16'),
@@ -39,6 +41,18 @@ class Tensor:
       self.file, dtype=DTYPES[self.dtype], count=math.prod(self.shape), offset=self.offset
     )
     return flat.reshape(self.shape)
+
+  def rows(self, begin: int, end: int) -> np.ndarray:
+    """Some of its rows; no other byte is read."""
+    one = math.prod(self.shape[1:])
+    kind = DTYPES[self.dtype]
+    flat = np.fromfile(
+      self.file,
+      dtype=kind,
+      count=(end - begin) * one,
+      offset=self.offset + begin * one * kind.itemsize,
+    )
+    return flat.reshape(end - begin, *self.shape[1:])
 
   def pieces(self, most: int = 4 * 2**20) -> Iterator[np.ndarray]:
     """The raw bytes, a few megabytes at a time."""
@@ -96,11 +110,12 @@ def header_of(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
   return len(text).to_bytes(8, 'little') + text
 
 
-def write(file: Path, header: bytes, arrays: Iterable[np.ndarray]) -> None:
-  """Writes the header, then one array after the other, and syncs the file to disk."""
+def write(file: Place, header: bytes, arrays: Iterable[np.ndarray]) -> None:
+  """Writes the header, then one array after the other; a file of this machine is synced to its disk."""
   with file.open('wb') as stream:
     stream.write(header)
     for array in arrays:
-      np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(stream)
-    stream.flush()
-    os.fsync(stream.fileno())
+      stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if isinstance(file, Path):
+      stream.flush()
+      os.fsync(stream.fileno())

@@ -14,7 +14,7 @@ from typing import Any
 
 import opd_jax
 from opd_jax.gin_files import read_files
-from opd_jax.storage.atomic_folder import write_whole
+from opd_jax.storage.places import write_whole
 from opd_jax.studies.ledger import DONE
 from opd_jax.studies.study import Study, fields_of
 from opd_jax.training import workdir

@@ -29,6 +29,15 @@ class Bounds:
   unjudged: int | None = 20
 
 
+def _why_apart(row: Mapping[str, Any]) -> str:
+  if not row.get('staleness'):
+    return 'other weights, or other arithmetic'
+  return (
+    'its weights are older, and updates move far between them, or arithmetic differs. Take a lower rate, a smaller '
+    'Stage.staleness, or a wider bound'
+  )
+
+
 def check_alarms(
   row: Mapping[str, Any], memory: Mapping[str, float], bounds: Bounds
 ) -> dict[str, float]:
@@ -42,7 +51,7 @@ def check_alarms(
   if gap is not None and bounds.gap is not None and gap > bounds.gap:
     raise Alarm(
       f'sampler and trainer are {gap:.3g} nats apart at step {row["step"]}, the bound is {bounds.gap:g} '
-      '(Bounds.gap): other weights, or other arithmetic'
+      f'(Bounds.gap): {_why_apart(row)}'
     )
   after = dict(memory)
   smooth = lambda name, value: after.get(name, value) + PACE * (value - after.get(name, value))

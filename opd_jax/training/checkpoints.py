@@ -8,16 +8,17 @@ that does not match it is damaged, is reported, and the one before it is used.
 
 import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from opd_jax.models import adapters
-from opd_jax.processes import barrier
+from opd_jax.processes import barrier, blank, everywhere, placed, to_host
+from opd_jax.storage import places
 from opd_jax.storage.fingerprint import digest, fingerprint
+from opd_jax.storage.places import Place
 from opd_jax.training import resuming
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.resuming import Plan
@@ -33,6 +34,7 @@ class Restored(NamedTuple):
   moved: Moved
   position: RunPosition
   base: str | None  # `_base_digest` of what was frozen
+  flight: Sequence[Mapping[str, Any]] = ()  # batches on their way: see `pipeline`
 
 
 def _base_digest(base: Params) -> str | None:
@@ -62,10 +64,10 @@ class Checkpointer:
   """
 
   def __init__(
-    self, workdir: Path, *, plan: Plan, keep: int, every: int, say: Say, extend: bool = False
+    self, workdir: Place, *, plan: Plan, keep: int, every: int, say: Say, extend: bool = False
   ):
     self.folder, self.plan, self.every, self.say, self.extend = (
-      workdir.absolute() / 'checkpoints',
+      places.absolute(workdir) / 'checkpoints',
       plan,
       every,
       say,
@@ -85,7 +87,9 @@ class Checkpointer:
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: State, position: RunPosition) -> None:
+  def save(
+    self, state: State, position: RunPosition, flight: Sequence[Mapping[str, Any]] = ()
+  ) -> None:
     """Begins to write; returns when the arrays have been copied."""
     if position.step in self._manager.all_steps():
       return
@@ -94,11 +98,14 @@ class Checkpointer:
       **self.plan._asdict(),
       'fingerprint': fingerprint(state.moved),
       'base': _base_digest(state.base),
+      'flight': [*flight],
     }
+    moved = state.moved if everywhere(state.moved) else to_host(state.moved)
     arguments = ocp.args.Composite(
-      state=ocp.args.StandardSave(state.moved), run=ocp.args.JsonSave(record)
+      state=ocp.args.StandardSave(moved), run=ocp.args.JsonSave(record)
     )
-    self._try(lambda: self._manager.save(position.step, args=arguments), position.step)
+    with jax.profiler.TraceAnnotation('checkpoint'):
+      self._try(lambda: self._manager.save(position.step, args=arguments), position.step)
 
   def finish(self) -> None:
     """Waits until everything is on disk."""
@@ -137,9 +144,13 @@ class Checkpointer:
         self._damaged(step, error)
         continue
       resuming.check(saved, self.plan, folder=self.folder, extend=self.extend, say=self.say)
-      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target(position).moved))
+      wanted = target(position).moved
+      whole = wanted if everywhere(wanted) else blank(wanted)
+      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(whole))
       try:
         moved = self._manager.restore(step, args=arguments)['state']
+        if whole is not wanted:
+          moved = placed(moved, jax.tree.map(lambda leaf: leaf.sharding, wanted))
         if bad := sorted(
           path
           for path, sum_ in fingerprint(moved).items()
@@ -152,7 +163,7 @@ class Checkpointer:
         self._damaged(step, error)
         continue
       self._set_aside([kept for kept in self._manager.all_steps() if kept > step])
-      return Restored(moved, position, record.get('base'))
+      return Restored(moved, position, record.get('base'), record.get('flight', ()))
     if self._manager.all_steps():
       raise ValueError(
         f'checkpoints: none of those in {self.folder} can be read. Begin anew with another --workdir.'
@@ -160,11 +171,18 @@ class Checkpointer:
     return None
 
   def _set_aside(self, steps: list[int]) -> None:
-    """Damaged checkpoints stay for whoever wants to look at them, and no longer stand in the way of new ones."""
+    """Damaged checkpoints stay for whoever wants to look at them, and no longer stand in the way of new ones.
+
+    A bucket cannot move them: there they go.
+    """
     aside = self.folder.parent / 'damaged'
     for step in steps if jax.process_index() == 0 else ():
+      folder = self.folder / f'step_{step}'
+      if places.is_remote(folder):
+        places.remove(folder)
+        continue
       aside.mkdir(exist_ok=True)
-      shutil.move(self.folder / f'step_{step}', aside / f'step_{step}_{time.time_ns()}')
+      shutil.move(folder, aside / f'step_{step}_{time.time_ns()}')
     barrier('damaged')
     if steps:
       self._manager.reload()

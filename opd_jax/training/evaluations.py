@@ -52,6 +52,8 @@ class Evaluations:
           seed=self.seed,
           decisions=moving.decisions(position.moving),
         )
+        if evaluator.evaluation.draft_of_teacher:
+          row |= evaluator.drafting(model, teacher.model(state.weights))
       name = f'{self.runtime.stage.name}, {evaluator.evaluation.label}'
       self.recorder.samples(texts_record(outcome.responses, position.step, name))
       records = evaluator.outcomes(outcome.responses, step=position.step, seed=self.seed)

@@ -12,8 +12,9 @@ from opd_jax.data.templates import Template
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.inference.sampler import Sampling
-from opd_jax.judges.spec import AnyJudge
+from opd_jax.judges.spec import AnyJudge, Judge, Served
 from opd_jax.method import Method
+from opd_jax.models import adapters
 from opd_jax.models.config import ModelConfig
 from opd_jax.models.lora import Lora
 from opd_jax.rollouts import RolloutMix
@@ -45,6 +46,8 @@ class Stage:
     updates: passes over one batch of rollouts. A method that says `reweigh` is scored and weighed anew before each step
       but the first; others are weighed once, before the first. Where no ratio corrects for the age of the text, a
       warning before step 0 says so.
+    staleness: a batch is written by weights that are this many batches older than those that learn from it, so that
+      judges on devices of their own score one batch while the next is written. 0: written by the weights that learn.
     whole_diagnosis: ask the teacher for its whole distribution even where the method does not: exact KLs in every row
       of the metrics, for the price of its head.
     rows: per pass of a judge.
@@ -65,6 +68,7 @@ class Stage:
   microbatches: int = 1
   minibatches: int = 1
   updates: int = 1
+  staleness: int = 0
   whole_diagnosis: bool = False
   rows: int = 64
   stops: Sequence[StopWhen] = ()
@@ -73,16 +77,18 @@ class Stage:
     kinds.check_fields(self, 'method', 'task', 'sampling', 'template')
     numbers = ('steps', 'prompts', 'samples', 'microbatches', 'minibatches', 'updates', 'rows')
     for name in numbers:
-      if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-        raise ValueError(
-          f'Stage {self.name}: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
-        )
+      kinds.check_whole(f'Stage {self.name}: {name}', getattr(self, name), least=1)
+    kinds.check_whole(f'Stage {self.name}: staleness', self.staleness, least=0, most=self.steps - 1)
     if not isinstance(self.name, str) or not self.name:
       raise ValueError(f'Stage: its name is a text that is not empty, got {self.name!r}.')
     if self.prompts % self.minibatches:
       raise ValueError(
         f'Stage {self.name}: {self.prompts} prompts cannot be dealt to {self.minibatches} minibatches; choose numbers '
         'that divide.'
+      )
+    if self.microbatches > (rows := self.prompts * self.samples):
+      raise ValueError(
+        f'Stage {self.name}: {self.microbatches} microbatches of {rows} rows; a microbatch has a row at least.'
       )
     if not isinstance(self.optimiser, optax.GradientTransformation):
       raise ValueError(
@@ -143,9 +149,16 @@ class Stage:
     return self.rollout or self.method.rollout
 
   @property
+  def author(self) -> Served | None:
+    """A teacher behind a server that only writes text, where there is one."""
+    teacher = self.judges.get('teacher')
+    return teacher if isinstance(teacher, Served) and teacher.writes == 'text' else None
+
+  @property
   def asked(self) -> list[str]:
-    """The judges that are asked anything."""
-    return [name for name in self.judges if name == 'teacher' or name in self.method.needs.judges]
+    """The judges that are asked anything; a teacher that only writes text tells nothing."""
+    wanted = {*self.method.needs.judges, 'teacher'} - {'teacher' if self.author else None}
+    return [name for name in self.judges if name in wanted]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +202,7 @@ class Experiment:
   wandb: str | None = None
 
   def __post_init__(self):
-    kinds.check_fields(self, 'model', 'layout', 'rollouts', 'lora')
+    kinds.check_fields(self, 'model', 'layout', 'sampling_layout', 'rollouts', 'lora')
     for field, kind in (('stages', Stage), ('evaluations', Evaluation)):
       if not isinstance(getattr(self, field), Sequence):
         raise ValueError(
@@ -203,39 +216,63 @@ class Experiment:
             f'Experiment: {field} must be made by experiment.{kind.__name__}, got {str(member)[:80]}.'
           )
     self._check_lora()
+    self._check_writing()
+    self._check_drafts()
     if self.geometry and not self.evaluations:
       raise ValueError(
         'Experiment: geometry is reported by evaluations, and there are none. Bind Experiment.evaluations.'
       )
-    if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-      raise ValueError(
-        f'Experiment: seed is a whole number from 0 to {2**32 - 1}, got {self.seed!r}.'
-      )
+    kinds.check_whole('Experiment: seed', self.seed, least=0, most=2**32 - 1)
     labels = [stage.name for stage in self.stages], [each.label for each in self.evaluations]
     for what, names in zip(('stages', 'evaluations'), labels, strict=True):
       if len(set(names)) < len(names):
         raise ValueError(f'Experiment: {what} need names of their own, got {names}.')
     for name in ('checkpoint_every', 'checkpoints_kept', 'samples_every'):
-      if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-        raise ValueError(
-          f'Experiment: {name} must be a whole number above 0, got {getattr(self, name)!r}.'
-        )
+      kinds.check_whole(f'Experiment: {name}', getattr(self, name), least=1)
+
+  def _check_writing(self) -> None:
+    """Refuses to write where columns of a row are cut."""
+    place = self.writing_layout
+    writes = self.evaluations or any(stage.mix.needs_student for stage in self.stages)
+    axes = [axis for axis in place.mesh_axes('length') if dict(place.shape)[axis] != 1]
+    if writes and axes:
+      raise ValueError(
+        f'Experiment: responses cannot be written on a layout that cuts the columns of a row ({", ".join(axes)}). Bind '
+        'Experiment.sampling_layout, as experiments/layouts/context.gin does.'
+      )
 
   def _check_lora(self) -> None:
     """Refuses adapters that were bound to the wrong place, or that do not fit the model."""
-    if self.model.lora is not None:
+    if self.model.lora is not None or self.model.int8:
       raise ValueError(
-        'Experiment: the model has LoRA of its own. Bind Experiment.lora instead: the run then knows what it freezes.'
+        'Experiment: the model has LoRA of its own or is int8. Bind Experiment.lora: a run then knows what it freezes.'
       )
     if self.lora is not None:
       _ = self.student
+
+  def _check_drafts(self) -> None:
+    """Refuses evaluations of the student as a draft where no single model is its target."""
+    asking = [each.label for each in self.evaluations if each.draft_of_teacher]
+    teachers = [stage.judges['teacher'] for stage in self.stages if 'teacher' in stage.judges]
+    whole = teachers and all(isinstance(each, Judge) for each in teachers)
+    if asking and self.stages and not whole:
+      raise ValueError(
+        f'Evaluation {asking[0]}: draft_of_teacher measures the student beside a teacher, and no stage has one, or one '
+        "of several models. Bind experiment.Stage.judges = {'teacher': @judges.frozen()}, or set it to 0."
+      )
 
   @functools.cached_property
   def student(self) -> ModelConfig:
     """The model as it is trained: with its adapters, beside a base that is stored as it is computed in."""
     if self.lora is None:
       return self.model
-    return dataclasses.replace(self.model, lora=self.lora, param_dtype=self.model.dtype)
+    stored = dataclasses.replace(self.model, param_dtype=self.model.dtype)
+    return adapters.with_lora(stored, self.lora)
+
+  @property
+  def writing_layout(self) -> Layout:
+    """Where the student lies while it writes."""
+    return self.sampling_layout or self.layout
 
   @property
   def steps(self) -> int:

@@ -7,13 +7,12 @@ so the checkpoint keeps it.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from opd_jax.evaluation.evaluator import Evaluation
 from opd_jax.judges import snapshots
 from opd_jax.judges.gates import Gate
 from opd_jax.judges.snapshots import Followed
 from opd_jax.method import Evidence
+from opd_jax.processes import to_host
 from opd_jax.training import moving, stopping
 from opd_jax.training.experiment import Stage
 from opd_jax.training.measured import check_measured
@@ -40,8 +39,21 @@ def check_gates(stage: Stage, evaluations: Sequence[Evaluation]) -> None:
   for name, gate in gates_of(stage).items():
     for metric in gate.metrics:
       check_measured(f'the gate of the judge {name}', metric, stage, evaluations)
+      _check_read_in_time(name, metric, stage, evaluations)
   for rule in stage.stops:
     check_measured(f'StopWhen {rule.name}', rule.metric, stage, evaluations)
+
+
+def _check_read_in_time(
+  name: str, metric: str, stage: Stage, evaluations: Sequence[Evaluation]
+) -> None:
+  """Refuses a gate on an evaluation that is read only where a stage begins and ends: it would never open."""
+  reading = [each for each in evaluations if metric.startswith(f'eval/{each.label}/')]
+  if reading and not any(0 < each.every < stage.steps for each in reading):
+    raise ValueError(
+      f'the gate of the judge {name} looks at {metric}, which is read before step 0 and after the stage only, so it '
+      f'never opens. Bind evaluator.Evaluation.every below the {stage.steps} steps of the stage.'
+    )
 
 
 def after_update(
@@ -93,5 +105,5 @@ def _followed(
 
 
 def _shocks(followed: Followed) -> dict[str, float]:
-  found = jax.device_get(followed.shocks)
+  found = to_host(followed.shocks)
   return {f'refresh/{name}': float(size) for name, size in found.items()}

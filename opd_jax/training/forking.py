@@ -151,6 +151,7 @@ def _writer(runtime, weights: Weights, responses: Responses, scenes, rows, write
   wanted[rows[rows >= 0]] = True
   batch = PromptBatch(responses.problems, prompts)
   teacher = writers.teacher_writer(runtime, weights, batch, scenes, wanted)  # as forks are judged
+  assert isinstance(teacher, writing.Writer)  # forks of a served teacher are refused
   return teacher.model, writing.chosen(teacher.prompts, rows)
 
 

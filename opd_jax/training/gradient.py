@@ -24,6 +24,7 @@ from opd_jax.losses.vocab_shard import Target, with_heads, without_heads
 from opd_jax.method import WeightedTerms
 from opd_jax.models import adapters, transformer
 from opd_jax.models.config import ModelConfig
+from opd_jax.processes import to_host
 from opd_jax.sharding import Layout
 from opd_jax.types import AnyArray, Params, Rollout
 
@@ -278,6 +279,6 @@ def measured(
     here = np.append(here, here[-1])  # measured twice, to the same values
   for rows, piece in parts_of(batch, microbatches, layout=layout, rows=here):
     found = _measured(params, piece, config=config, layout=layout, terms=fixed)
-    for name, value in jax.device_get(found).items():
+    for name, value in to_host(found).items():
       values[name][rows, : value.shape[1]] = value
   return values

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from opd_jax.data.problems import Problem
 from opd_jax.forks import without_forks
-from opd_jax.losses import weights
+from opd_jax.losses import chunks, weights
 from opd_jax.losses.terms import DivergenceTerm
 from opd_jax.method import Evidence, WeightedTerms
-from opd_jax.types import ENDINGS, Rollout
+from opd_jax.types import ENDINGS, AnyArray, Rollout
 
 
 def of_rollout(rollout: Rollout, *, step: int) -> dict[str, float]:
@@ -70,11 +70,25 @@ def of_evidence(evidence: Evidence, terms: WeightedTerms) -> dict[str, Array]:
     for level in (0.05, 0.5, 0.95):
       metrics[f'log_ratio_{level:g}'] = jnp.nanquantile(gap, level)
     metrics |= _predictive(evidence, gap)
+    metrics |= _of_chunks(evidence, evidence.scores['teacher'].chunk)
   active = [(isinstance(term, DivergenceTerm), weight != 0) for term, weight, _ in terms]
   guided = [where for on_support, where in active if on_support]
   if guided and len(guided) < len(terms):  # a method that chooses between them
     metrics['intervened'] = mean(jnp.stack(guided).any(axis=0))
   return metrics | {'idle': mean(~jnp.stack([where for _, where in active]).any(axis=0))}
+
+
+def _of_chunks(evidence: Evidence, chunk: AnyArray | None) -> dict[str, Array]:
+  """How the tokens of a teacher with another tokenizer lie beside the student's."""
+  if chunk is None:
+    return {}
+  written = without_forks(jnp.asarray(evidence.rollout.mask), evidence.forks)
+  stray = (written & (chunk < 0)).sum()
+  judged = jnp.maximum(written.sum() - stray, 1)
+  return {
+    'unaligned': stray / jnp.maximum(written.sum(), 1),
+    'chunk_tokens': judged / jnp.maximum((written & chunks.first(chunk)).sum(), 1),
+  }
 
 
 def _predictive(evidence: Evidence, gap: Array) -> dict[str, Array]:

@@ -57,10 +57,11 @@ def apply(
   """New weights and optimiser state, and how large gradient and update were. What is not finite changes nothing."""
   norm = optax.tree.norm(gradient)
   sound = jnp.isfinite(norm) & jnp.isfinite(loss)
-  updates, after = optimiser.update(gradient, state, params)
-  moved = optax.apply_updates(params, updates)
   keep = lambda new, old: jnp.where(sound, new, old)
-  params, state = jax.tree.map(keep, moved, params), jax.tree.map(keep, after, state)
+  with jax.named_scope('optimiser'):
+    updates, after = optimiser.update(gradient, state, params)
+    moved = optax.apply_updates(params, updates)
+    params, state = jax.tree.map(keep, moved, params), jax.tree.map(keep, after, state)
   sizes = {
     'loss': loss,
     'grad_norm': norm,

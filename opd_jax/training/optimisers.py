@@ -22,6 +22,9 @@ def warm_then(rate: float, *, warmup: int, steps: int | None, end: float) -> opt
   )
 
 
+TINY, HUGE = 1e-30, 1e30  # far from where float32 ends
+
+
 def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -31,6 +34,8 @@ def _check(**values: Any) -> None:
   for name, value in values.items():
     if not (_is_number(value) and value > 0) and not (name == 'clip' and value is None):
       raise ValueError(f'optimisers: {name} must be a number above 0, got {value!r}.')
+    if value is not None and not TINY <= value <= HUGE:
+      raise ValueError(f'optimisers: {name} must lie between {TINY:g} and {HUGE:g}, got {value!r}.')
 
 
 @functools.cache

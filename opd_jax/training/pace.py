@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+
 VERBS = ('sample', 'score', 'weigh', 'update')
 RECENT = 20  # steps that the time left is estimated from
 
@@ -19,7 +21,8 @@ class Stopwatch:
   @contextmanager
   def __call__(self, verb: str) -> Iterator[None]:
     began = time.monotonic()
-    yield
+    with jax.profiler.TraceAnnotation(verb):  # in the trace of `--profile`
+      yield
     self.seconds[f'time/{verb}'] = time.monotonic() - began
 
   @property

@@ -16,20 +16,25 @@ from opd_jax.data.curriculum import Curriculum
 from opd_jax.data.prompts import unpadded
 from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.judges import int8_error
 from opd_jax.judges.cached import CachedJudge
+from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
-from opd_jax.judges.reading import readers_of, text_of
+from opd_jax.judges.reading import readers_of, remote_of, text_of
 from opd_jax.judges.routing import RoutedJudge
 from opd_jax.judges.scenes import Scene
 from opd_jax.method import Evidence
 from opd_jax.processes import to_host
+from opd_jax.responses import Responses
 from opd_jax.training import verbs
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.shapes import Example
 from opd_jax.training.state import RunPosition, State
-from opd_jax.types import ScoreRequest, Scores
+from opd_jax.types import Rollout, ScoreRequest, Scores
+from opd_jax.units import memory
 
 SHOWN = 600  # characters of a prompt
+COMPARED = 8  # rows that an int8 judge is measured on
 PLAIN, WHOLE = ScoreRequest(), ScoreRequest(hidden=True)
 Say = Callable[[str], None]
 
@@ -58,15 +63,11 @@ def _rehearsed(
   scenes = runtime.scenes(responses, position)
   for name, judge in runtime.judges.items():
     _shows_something(name, judge, scenes, runtime.tokenizer, say)
-    ask = lambda judge=live(judge): to_host(
-      judge.score(state.weights, scenes, responses.rollout, None, PLAIN).logp
-    )
-    if not np.array_equal(ask(), ask(), equal_nan=True):
-      raise ValueError(
-        f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
-      )
+    _says_the_same(name, judge, scenes, responses.rollout, state, say)
+    _rounded(name, judge, scenes, responses.rollout, say)
   evidence = verbs.score(runtime, state.weights, responses, position, state.memory)
   _finite(evidence)
+  _aligned(evidence, responses, say)
   _same_model_says_the_same(runtime, state, evidence)
   batch, _ = verbs.weigh(runtime, state.weights, evidence)
   part = None  # forks stay with the whole batch
@@ -96,15 +97,67 @@ def _shows_something(
     unknown = unknown and known is None
     missing = sum(prompt is None for prompt in prompts)
     few = f' (nothing in {missing} of {len(prompts)} rows)' if missing else ''
-    read = (
-      'is shown nothing' if known is None else f'reads: {text_of(tokenizer, known, most=SHOWN)!r}'
-    )
+    read = 'is shown nothing'
+    if known is not None:
+      read = f'reads: {reader.text_of(tokenizer, known, most=SHOWN)!r}'
     say(f'{reader.name} {read}{few}')
   if unknown:
     raise ValueError(
       f'preflight: the context of the judge {name} shows nothing for any of the {len(scenes)} rows of the first batch, '
       'so nothing would be learnt from it. Check that the data has what it shows; a context of successes needs a '
       'student that answers some questions right, more samples of each, or more prompts.'
+    )
+
+
+def _says_the_same(
+  name: str,
+  judge: WorkingJudge,
+  scenes: Sequence[Scene],
+  rollout: Rollout,
+  state: State,
+  say: Say,
+) -> None:
+  """Asks twice: a judge in this process says the same bits, a served one the same within its tolerance."""
+  here = np.ones(len(scenes), bool)
+  for reader in readers_of(name, judge, scenes):
+    if (remote := remote_of(reader.judge)) is not None:
+      here[list(reader.rows)] = False
+      part = jax.tree.map(lambda x, rows=reader.rows: np.asarray(x)[list(rows)], rollout)
+      say(remote.steadiness([scenes[row] for row in reader.rows], part))
+  if not here.any():
+    return
+  ask = lambda: np.asarray(
+    to_host(live(judge).score(state.weights, scenes, rollout, None, PLAIN).logp)
+  )
+  if not np.array_equal(ask()[here], ask()[here], equal_nan=True):
+    raise ValueError(
+      f'preflight: the judge {name} gave two answers to one question; its numbers cannot be trusted.'
+    )
+
+
+def _rounded(
+  name: str, judge: WorkingJudge, scenes: Sequence[Scene], rollout: Rollout, say: Say
+) -> None:
+  """Says how far judges with int8 weights are from the published ones, on some rows of the first batch."""
+  for reader in readers_of(name, judge, scenes):
+    local = reader.model
+    if not isinstance(local, LocalJudge) or not local.config.int8:
+      continue
+    numbers = [*reader.rows][:COMPARED]
+    prompts = reader.judge.prompts([scenes[row] for row in numbers])
+    texts: list[list[int]] = [[] for _ in numbers]
+    if not local.spec.is_foreign:  # else the response is in other tokens
+      lengths, response = np.asarray(rollout.lengths), np.asarray(rollout.response)
+      texts = [response[row, : lengths[row]].tolist() for row in numbers]
+    rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True) if prompt]
+    if not rows:
+      continue  # what it reads was said before: nothing
+    if (error := int8_error.measured(local, rows)) is None:
+      say(f'{reader.name} as int8: not compared, its weights are random')
+      continue
+    say(
+      f'{reader.name} as int8: KL to {local.config.param_dtype} {error.mean:.2g} nats a token, at most '
+      f'{error.most:.2g} ({error.tokens} tokens); {memory(error.stored)} in place of {memory(error.whole)}'
     )
 
 
@@ -117,6 +170,30 @@ def live(judge: WorkingJudge) -> WorkingJudge:
       judge, table={name: live(part) for name, part in judge.table.items()}
     )
   return judge
+
+
+def _aligned(evidence: Evidence, responses: Responses, say: Say) -> None:
+  """Names what a judge with another tokenizer cannot judge, and refuses one that can judge nothing."""
+  counted = np.asarray(evidence.rollout.mask)[: len(responses.problems)]
+  for name, scores in evidence.scores.items():
+    if scores.chunk is None:
+      continue
+    stray = counted & (to_host(scores.chunk)[: len(counted)] < 0)
+    if not stray.any():
+      continue
+    rows = stray.any(axis=1)
+    row = int(rows.argmax())
+    some, whole = int(stray[row].sum()), int(counted[row].sum())
+    where = f'{some} of {whole} tokens of {responses.problems[row].name or f"row {row}"}'
+    if (stray == counted).all():
+      raise ValueError(
+        f'preflight: the judge {name} can judge no token of the first batch: its tokenizer writes other text than the '
+        f"student's ({where}). Take a teacher whose tokenizer keeps every text as it is."
+      )
+    say(
+      f'warning: {name} does not judge {stray.sum() / counted.sum():.1%} of the tokens, in {int(rows.sum())} of '
+      f'{len(rows)} rows: its tokenizer writes them otherwise, or they are no text (first {where})'
+    )
 
 
 def _finite(evidence: Evidence) -> None:
@@ -147,7 +224,7 @@ def _blame_weights(runtime: StageRuntime, state: State, cause: Exception) -> Non
       roles[reader.name] = getattr(live(reader.judge), 'own', None)
   for role, params in roles.items():
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-      if leaf.is_deleted() or bool(jnp.isfinite(leaf).all()):
+      if leaf.is_deleted() or bool(to_host(jnp.isfinite(leaf).all())):
         continue
       raise ValueError(
         f'preflight: weights of the {role} are not finite, e.g. in {jax.tree_util.keystr(path)}. Nothing can be '

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax.processes import to_host
 from opd_jax.training import gradient
 from opd_jax.training.gradient import Batch
 from opd_jax.training.runtime import StageRuntime
@@ -23,7 +24,7 @@ def probed(
   row, window = {}, probe.windows[-1]
   for length in reversed(probe.windows):
     part = _gradient(runtime, state, first_tokens(batch, length))
-    cosine = float(_cosine(part, whole))
+    cosine = float(to_host(_cosine(part, whole)))
     row[f'probe/cosine_{length}'] = cosine
     if cosine >= probe.agreement:
       window = length

@@ -18,7 +18,9 @@ import numpy as np
 
 from opd_jax.processes import to_host
 from opd_jax.responses import Responses
-from opd_jax.storage.atomic_folder import write_whole
+from opd_jax.storage import places
+from opd_jax.storage.places import Place, write_whole
+from opd_jax.training.board import Board
 from opd_jax.training.gradient import Batch
 
 NOT_THE_RUN = 'time/'
@@ -28,7 +30,16 @@ FILES = ('metrics.jsonl', 'samples.jsonl', 'outcomes.jsonl', ROLLOUTS)
 
 
 class Recorder:
-  """The files of a run that a person or a plot reads."""
+  """The files of a run that a person or a plot reads.
+
+  Args:
+    workdir: where they are written.
+    begin: the step behind which a run goes on.
+    is_writer: whether this process writes.
+    home: where they belong in the end, if elsewhere.
+    wandb: a project.
+    say: told once when a file is full.
+  """
 
   def __init__(
     self,
@@ -36,20 +47,20 @@ class Recorder:
     *,
     begin: int,
     is_writer: bool,
+    home: Place | None = None,
     wandb: str | None = None,
     say: Callable[[str], None] = print,
   ):
     self.folder, self.is_writer, self.say = workdir, is_writer, say
+    self.home = home or workdir
     self._is_full = False
-    self._board: Any = None
+    self._board: Board | None = None
     self._wandb: Any = None
     if not is_writer:
       return
     for name in FILES:
       _rewind(workdir / name, begin)
-    from tensorboardX import SummaryWriter
-
-    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=begin + 1)
+    self._board = Board(workdir / 'tensorboard', begin=begin)
     if wandb is not None:
       try:
         service: Any = importlib.import_module('wandb')
@@ -58,7 +69,7 @@ class Recorder:
           'metrics: W&B is asked for and not installed; pip install wandb, or leave it out.'
         ) from error
       self._wandb = service.init(
-        project=wandb, dir=str(workdir), resume='allow', id=_name_of(workdir)
+        project=wandb, dir=str(workdir), resume='allow', id=_name_of(self.home)
       )
 
   def row(self, row: Mapping[str, Any]) -> None:
@@ -68,9 +79,7 @@ class Recorder:
     append(self.folder / 'metrics.jsonl', [row])
     flat = {name: value for name, value in row.items() if isinstance(value, int | float)}
     if self._board is not None:
-      for name, value in flat.items():
-        if math.isfinite(value):
-          self._board.add_scalar(name, value, row['step'])
+      self._board.row(flat, step=row['step'])
     if self._wandb is not None:
       self._wandb.log(flat, step=row['step'])
 
@@ -95,7 +104,7 @@ class Recorder:
       for row in rows:
         line = json.dumps(row, allow_nan=False) + '\n'  # in ASCII: a character is a byte
         if stream.tell() + len(line) > mib * 2**20:
-          return self._say_full(f'{stream.name}, step {row["step"]}', mib)
+          return self._say_full(f'{self.home / ROLLOUTS}, step {row["step"]}', mib)
         stream.write(line)
 
   def _say_full(self, where: str, mib: int) -> None:
@@ -114,9 +123,9 @@ class Recorder:
       self._wandb.finish()
 
 
-def _name_of(workdir: Path) -> str:
+def _name_of(workdir: Place) -> str:
   """The same for the same folder, another for another of the same last name."""
-  return f'{workdir.name}-{hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]}'
+  return f'{workdir.name}-{hashlib.sha256(str(places.absolute(workdir)).encode()).hexdigest()[:8]}'
 
 
 def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

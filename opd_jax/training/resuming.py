@@ -6,8 +6,9 @@ Configurations are compared as texts, binding by binding. Everything that number
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
+
+from opd_jax.storage.places import Place
 
 ROOT = 'experiment.Experiment'
 OBSERVED = tuple(
@@ -17,6 +18,8 @@ OBSERVED = tuple(
     *('samples_every', 'wandb'),
   )
 )
+# How a served judge is reached; that the same model answers is another check (`served_models`).
+REACHED = re.compile(r'(?:^|[/.])served\.(?:url|concurrency|timeout|patience|key_of)$')
 STEPS = 'experiment.Stage.steps'
 BINDING = re.compile(r'^([\w./-]+) = ?(.*)$')
 REFERENCE = re.compile(r'@((?:[\w-]+/)*)([\w.]+)|%([\w.]+)')
@@ -31,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def check(
-  saved: Plan, asked: Plan, *, folder: Path, extend: bool, say: Callable[[str], None]
+  saved: Plan, asked: Plan, *, folder: Place, extend: bool, say: Callable[[str], None]
 ) -> None:
   """Refuses to go on with another experiment, with the difference; says which changes are taken over."""
   before, now = bindings_of(saved.config), bindings_of(asked.config)
@@ -64,10 +67,16 @@ def bindings_of(config: str) -> dict[str, str]:
 
 
 def observed(bindings: Bindings) -> set[str]:
-  """Bindings that only observation depends on; none of evaluations where a judge or a number follows what they find."""
-  matter = _reached(bindings, [x for x in bindings if _owner(x) == ROOT and x not in OBSERVED])
+  """Bindings that only observation depends on; none of evaluations where a judge or a number follows what they find.
+
+  And how servers are reached.
+  """
+  servers = [name for name in bindings if REACHED.search(name)]
+  rest = {name: value for name, value in bindings.items() if name not in servers}
+  matter = _reached(rest, [x for x in bindings if _owner(x) == ROOT and x not in OBSERVED])
   follows = any('eval/' in bindings[name] for name in matter)
   roots = [name for name in OBSERVED if not (follows and name == f'{ROOT}.evaluations')]
+  roots += servers
   return {*roots} | _reached(bindings, [name for name in roots if name in bindings]) - matter
 
 
@@ -116,7 +125,7 @@ def _lengths(bindings: Bindings) -> set[str]:
   return _reached(bindings, [name for name in bindings if name.endswith(STEPS)])
 
 
-def _check_length(saved: Sequence[int], asked: Sequence[int], folder: Path) -> None:
+def _check_length(saved: Sequence[int], asked: Sequence[int], folder: Place) -> None:
   if len(saved) != len(asked) or [*saved[:-1]] != [*asked[:-1]]:
     raise ValueError(
       f'--extend: only the last stage can be longer. The stages of {folder} have {[*saved]} steps, and {[*asked]} are '
@@ -147,7 +156,7 @@ def _say_longer(
 
 
 def _refusal(
-  before: Bindings, now: Bindings, refused: Sequence[str], lengths: set[str], folder: Path
+  before: Bindings, now: Bindings, refused: Sequence[str], lengths: set[str], folder: Place
 ) -> str:
   shown = lambda bindings: [f'{name} = {bindings[name]}' for name in refused if name in bindings]
   diff = difflib.unified_diff(shown(before), shown(now), 'saved', 'asked for', lineterm='', n=0)

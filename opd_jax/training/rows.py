@@ -3,17 +3,21 @@
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from opd_jax.data import stream
 from opd_jax.data.problems import Problem, Task, judged
-from opd_jax.judges import spec
-from opd_jax.judges.scenes import Scene, name_of
-from opd_jax.judges.spec import Judge, Routed
+from opd_jax.data.tokenizers import Tokenizer
+from opd_jax.judges import introductions, spec
+from opd_jax.judges.build import tokenizer_of
+from opd_jax.judges.scenes import Scene, looks_at, name_of
+from opd_jax.judges.spec import Routed, Served, Single
 from opd_jax.storage import load
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.runtime import room
 
+TOLD_EVERY = 256  # rows
 LOOKED_AT = 64  # rows where not all are read, or a batch where that is less
 
 
@@ -34,13 +38,23 @@ class StageRows:
   Args:
     experiment, stage: whose rows.
     every_row: whether all are read; rows that are drawn from a seed never are.
+    status: told how far the reading has come.
   """
 
-  def __init__(self, experiment: Experiment, stage: Stage, *, every_row: bool):
+  def __init__(
+    self,
+    experiment: Experiment,
+    stage: Stage,
+    *,
+    every_row: bool,
+    status: Callable[[str], None] = lambda text: None,
+  ):
     self.experiment, self.stage, self.table = experiment, stage, experiment.model.max_positions
+    self.status, self.read = status, 0
     self.every_row = every_row and not stage.task.source.is_drawn
     self.misfits = {name: Misfits() for name in stage.asked}
     self.prompt, self.shortest, self.longest = 0, self.table, 0
+    self.silent: dict[str, str] = {}  # contexts of data that have shown nothing yet, by judge
     self.any: Problem | None = None
 
   def data(self) -> str:
@@ -49,16 +63,24 @@ class StageRows:
     readers = self._readers()
 
     def fits(problem: Problem) -> None:
+      self.read += 1
+      if self.read % TOLD_EVERY == 0:
+        self.status(f'reading rows of {stage.name}: {self.read:,} of {len(stage.task.source):,}')
       self.prompt = measure(problem)
 
     def visit(problem: Problem) -> None:
       self.any = self.any or problem
       self.shortest, self.longest = min(self.shortest, self.prompt), max(self.longest, self.prompt)
-      for name, route, judge, table in readers:
+      for name, route, judge, table, tokenizer in readers:
         if route in (None, problem.route):
-          self._judge_reads(problem, name, judge, table)
+          self._judge_reads(problem, name, judge, table, tokenizer)
       self._routes(problem)
 
+    for name in stage.asked:
+      contexts = {judge.context for reader, _, judge, *_ in readers if reader == name}
+      told = [name_of(context) for context in contexts if context and looks_at(context) == 'data']
+      if told and len(told) == len(contexts):
+        self.silent[name] = told[0]
     wanted = None if self.every_row else min(stage.prompts, LOOKED_AT)
     seen = stream.survey(stage.task, fits=fits, visit=visit, wanted=wanted)
     stream.refuse(stage.task, seen)
@@ -68,22 +90,32 @@ class StageRows:
       'tokens'
     )
 
-  def _readers(self) -> list[tuple[str, str | None, Judge, int]]:
-    """Every judge that reads rows: its name, the route of its rows, and its position table."""
+  def _readers(self) -> list[tuple[str, str | None, Single, int, Tokenizer]]:
+    """Every judge that reads rows: its name, the route of its rows, its position table and its tokenizer."""
     found = []
     for name in self.stage.asked:
       for route, judge in spec.readers(self.stage.judges[name]):
         try:
-          table = load.config_of(judge.weights).max_positions if judge.weights else self.table
+          table = self._room_of(name, judge)
+          tokenizer = tokenizer_of(name, judge, self.experiment.known_tokenizer)
         except ValueError:
-          continue  # there is no such model; whoever looks at the judge says so
-        found.append((name, route, judge, table))
+          continue  # there is no such model, or nobody answers; whoever looks at the judge says so
+        found.append((name, route, judge, table, tokenizer))
     return found
 
-  def _judge_reads(self, problem: Problem, name: str, judge: Judge, table: int) -> None:
+  def _room_of(self, name: str, judge: Single) -> int:
+    """Positions of a judge."""
+    if isinstance(judge, Served):
+      return introductions.positions_of(name, judge) or self.table
+    return load.config_of(judge.weights).max_positions if judge.weights else self.table
+
+  def _judge_reads(
+    self, problem: Problem, name: str, judge: Single, table: int, tokenizer: Tokenizer
+  ) -> None:
     """Notes a row whose prompt and longest response a judge's position table does not hold."""
     own = judge.context is not None or judge.template not in (None, self.stage.template)
-    if judge.too_long == 'unknown' or (not own and table >= self.table):
+    fits = judge.too_long == 'unknown' or (not own and table >= self.table)
+    if fits and name not in self.silent:
       return
     messages, context = problem.messages, judge.context
     if context is not None:
@@ -102,8 +134,11 @@ class StageRows:
         return
     if messages is None:
       return
+    self.silent.pop(name, None)
+    if fits:
+      return
     template = judge.template or self.stage.template
-    length = len(template.render(self.experiment.known_tokenizer, messages))
+    length = len(template.render(tokenizer, messages))
     response = min(self.stage.sampling.budget, self.table - self.prompt)
     if length + response > table:
       self.misfits[name].add(
@@ -126,6 +161,11 @@ class StageRows:
     if misfits.count:
       more = f' (and {misfits.count - 1} more rows)' * (misfits.count > 1)
       raise ValueError(f'judge {name}: {misfits.first.rstrip(".")}{more}.')
+    if name in self.silent and (self.every_row or self.read >= LOOKED_AT):
+      raise ValueError(
+        f'judge {name}: its context {self.silent[name]} shows nothing of any of the {self.read:,} rows that were read, '
+        'so nothing would be learnt from it. Check that the data has what it shows.'
+      )
     return 'every row that was read has room'
 
   def verifier(self) -> str:

@@ -1,10 +1,10 @@
 """Floor 5. What the parts of a run share, who listens to it, and how a call of it ends."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd_jax.programs import Count
+from opd_jax.storage.places import Spool
 from opd_jax.training import inspection, step_records
 from opd_jax.training.advice import advise
 from opd_jax.training.ahead import Ahead
@@ -12,6 +12,8 @@ from opd_jax.training.checkpoints import Checkpointer
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.gradient import Batch
 from opd_jax.training.pace import Pace
+from opd_jax.training.pipeline import Flight
+from opd_jax.training.profiling import Profiler
 from opd_jax.training.recorder import Recorder
 from opd_jax.training.state import RunPosition, State
 from opd_jax.types import Params
@@ -22,8 +24,19 @@ class Listener(NamedTuple):
 
   say: Callable[[str], None] = print
   progress: Callable[[int, int, str], None] = lambda done, total, text: None
-  compiling: Callable[[str], None] = lambda text: None
+  status: Callable[[str], None] = lambda text: (
+    None
+  )  # what is waited for; the next one takes its place
   findings: Callable[[Sequence[inspection.Finding]], None] = lambda findings: None  # before step 0
+
+
+class Asked(NamedTuple):
+  """What a call asks for besides the experiment; see `loop.train`."""
+
+  config: str = ''
+  skip_preflight: bool = False
+  extend: bool = False
+  profile: range | None = None
 
 
 class Outcome(NamedTuple):
@@ -43,7 +56,7 @@ class Run(NamedTuple):
   """What the parts of a run share."""
 
   experiment: Experiment
-  workdir: Path
+  spool: Spool  # of what grows
   recorder: Recorder
   checkpointer: Checkpointer
   listener: Listener
@@ -53,13 +66,19 @@ class Run(NamedTuple):
   count: Count  # of programs
   ahead: Ahead
   pace: Pace
+  profiler: Profiler
+
+  def save(self, state: State, position: RunPosition, flight: Flight = ()) -> None:
+    """Begins to write a checkpoint; its metrics are there before it is, so that whoever goes on from it finds them."""
+    self.spool.send()
+    self.checkpointer.save(state, position, flight)
 
 
 def watched(
   run: Run, row: Mapping[str, Any], position: RunPosition, batch: Batch
 ) -> dict[str, float]:
   """What alarms and advice remember behind a step; an alarm stops the run, advice is said."""
-  memory = step_records.alarms(run.experiment.bounds, run.workdir, row, position, batch)
+  memory = step_records.alarms(run.experiment.bounds, run.spool, row, position, batch)
   memory, advice = advise(row, memory)
   for text in advice:
     run.listener.say(text)

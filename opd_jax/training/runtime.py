@@ -15,10 +15,13 @@ from opd_jax.data.stream import Stream
 from opd_jax.data.tokenizers import Tokenizer
 from opd_jax.forks import Forks
 from opd_jax.inference.sampler import Sampling
-from opd_jax.judges import scenes, spec
+from opd_jax.judges import refresh, scenes, spec
 from opd_jax.judges.build import Builder
+from opd_jax.judges.introductions import check_answers
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.reading import served_of
+from opd_jax.judges.remote import ServedJudge
 from opd_jax.judges.scenes import Scene, columns_of
 from opd_jax.method import Evidence, as_asked
 from opd_jax.method_reads import rollout_read
@@ -27,7 +30,9 @@ from opd_jax.ramps import Watching
 from opd_jax.responses import Responses, complete_sampling
 from opd_jax.sharding import Layout
 from opd_jax.training import moving
+from opd_jax.training.apart import apart_judges
 from opd_jax.training.asking import check_stage
+from opd_jax.training.clock import Clock
 from opd_jax.training.experiment import Experiment, Stage
 from opd_jax.training.state import RunPosition
 from opd_jax.types import ScoreRequest
@@ -48,6 +53,7 @@ class StageRuntime:
     student: the student as a judge of itself.
     reads: the judges whose scores `weigh` looks at.
     moving: numbers of the stage that look at metrics.
+    author: a served teacher that only writes text.
   """
 
   experiment: Experiment
@@ -59,6 +65,7 @@ class StageRuntime:
   student: LocalJudge
   reads: frozenset[str]
   moving: tuple[Watching, ...]
+  author: ServedJudge | None = None
 
   @property
   def config(self) -> ModelConfig:
@@ -82,7 +89,7 @@ class StageRuntime:
   def requests(self) -> dict[str, ScoreRequest]:
     """What each judge is asked: what the method needs, and for the teacher what the metrics show."""
     requests = {name: self.stage.method.needs.judges[name] for name in self.judges}
-    if 'teacher' in requests:
+    if 'teacher' in requests and not spec.is_foreign(self.stage.judges['teacher']):
       requests['teacher'] = self._diagnosed(requests['teacher'])
     return requests
 
@@ -90,14 +97,25 @@ class StageRuntime:
     hidden = request.hidden or self.stage.whole_diagnosis
     if hidden:  # who has the whole distribution need not be asked for its best
       return dataclasses.replace(request, hidden=True)
-    return dataclasses.replace(
-      request, top_k=max(request.top_k, min(DIAGNOSED, self.config.vocab_size))
-    )
+    caps = [each.known.most for each in served_of(self.judges['teacher'])]
+    shown = min([DIAGNOSED, self.config.vocab_size, *(cap for cap in caps if cap is not None)])
+    return dataclasses.replace(request, top_k=max(request.top_k, shown))
 
   @property
   def scores_student(self) -> bool:
     """Whether the student is scored before it is weighed; where nobody looks, a forward pass is saved."""
     return self.stage.method.needs.of_student != ScoreRequest() or 'student' in self.reads
+
+  @functools.cached_property
+  def clock(self) -> Clock:
+    """When judges on devices of their own were at work."""
+    watched = jax.process_count() == 1 or not self.stage.staleness  # else nobody waits for them
+    return Clock(self.apart, watched=watched)
+
+  @functools.cached_property
+  def apart(self) -> frozenset[str]:
+    """The judges on devices of their own, which can score while the student writes."""
+    return apart_judges(self.experiment, self.stage)
 
   @functools.cached_property
   def corrects_age(self) -> bool:
@@ -108,7 +126,11 @@ class StageRuntime:
   def weigh(self) -> Callable[[Evidence], Any]:
     """The method's function as one program, on evidence as it asked for it."""
     method = self.stage.method
-    return jax.jit(lambda evidence: method.weigh(as_asked(evidence, method.needs)))
+
+    def weigh(evidence: Evidence) -> Any:  # by this name in a trace
+      return method.weigh(as_asked(evidence, method.needs))
+
+    return jax.jit(weigh)
 
   @functools.cached_property
   def plan_forks(self) -> Callable[[Evidence], Forks]:
@@ -214,14 +236,20 @@ def build_runtime(
     say=say,
     shape_of=shape_of,
   )
+  judges = {name: builder.build(name, stage.judges[name]) for name in stage.asked}
+  if shape_of is None:
+    for name, judge in judges.items():
+      for each in served_of(judge):
+        check_answers(each.name, each.spec, each.known, stage.method.needs.judges[name])
   return StageRuntime(
     experiment=experiment,
     stage=stage,
     number=number,
     tokenizer=tokenizer,
     sampling=complete_sampling(stage.sampling, tokenizer, experiment.model.vocab_size),
-    judges={name: builder.build(name, stage.judges[name]) for name in stage.asked},
-    student=builder.local('student', spec.itself(refresh=spec.live())),
+    judges=judges,
+    student=builder.local('student', spec.itself(refresh=refresh.live())),
     reads=reads,
     moving=moving.numbers_of(stage, experiment.evaluations),
+    author=None if stage.author is None else builder.remote('teacher', stage.author),
   )

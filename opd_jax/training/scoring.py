@@ -1,6 +1,7 @@
 """Floor 5. Scores of some rows by the student and the judges of a stage, and the evidence that they make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.state import RunPosition
 from opd_jax.types import AnyArray, Rollout, Scores, Weights
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class Moment(NamedTuple):
   """When evidence is made."""
@@ -25,19 +28,40 @@ class Moment(NamedTuple):
   memory: Any  # of the method
 
 
+Begun = Callable[[], Scores]  # hands out scores that were begun before
+
+
 def scores_of(
-  runtime: StageRuntime, weights: Weights, rollout: Rollout, scenes: Sequence[Scene]
+  runtime: StageRuntime,
+  weights: Weights,
+  rollout: Rollout,
+  scenes: Sequence[Scene],
+  begun: Mapping[str, Begun] = NOTHING,
 ) -> dict[str, Scores]:
-  """What the student and every judge think of some rows; `scenes` says what contexts may show of each."""
-  scores = {'student': _student_scores(runtime, weights, rollout)}
+  """What the student and every judge think of some rows.
+
+  Args:
+    runtime, weights: of the moment.
+    rollout: the rows.
+    scenes: what contexts may show of each.
+    begun: of judges, or of the student, that have begun already.
+  """
+  own = begun.get('student', lambda: student_scores(runtime, weights, rollout))
+  scores = {'student': own()}
   top, ids = scores['student'].top_k, None
   if top is not None and any(each.at_student_top_k for each in runtime.requests.values()):
     ids = to_host(top.ids)  # a judge may lie elsewhere
   for name, judge in runtime.judges.items():
+    if name in begun:
+      scores[name] = begun[name]()
+      continue
     request = runtime.requests[name]
     wanted = request.at_student_top_k
     asked = ids[..., :wanted] if ids is not None and wanted else None
-    scores[name] = judge.score(weights, scenes, rollout, asked, request)
+    with runtime.clock.waiting(name):
+      scores[name] = judge.score(weights, scenes, rollout, asked, request)
+      if name in runtime.apart:
+        jax.block_until_ready(scores[name])
   return scores
 
 
@@ -83,7 +107,7 @@ def evidence_of(
   return evidence._replace(measures=found)
 
 
-def _student_scores(runtime: StageRuntime, weights: Weights, rollout: Rollout) -> Scores:
+def student_scores(runtime: StageRuntime, weights: Weights, rollout: Rollout) -> Scores:
   """Scores the student. Where the method reads none of it: the sampler's log-probabilities, NaN where another wrote."""
   if runtime.scores_student:
     request = runtime.stage.method.needs.of_student

@@ -13,7 +13,10 @@ from opd_jax.judges.cached import CachedJudge
 from opd_jax.judges.combining import CombinedJudge
 from opd_jax.judges.local import LocalJudge
 from opd_jax.judges.protocol import WorkingJudge
+from opd_jax.judges.remote import ServedJudge
+from opd_jax.judges.retokenising import ForeignJudge
 from opd_jax.judges.routing import RoutedJudge
+from opd_jax.judges.spec import is_foreign
 from opd_jax.losses.vocab_shard import with_heads
 from opd_jax.method import Evidence, targets_of
 from opd_jax.responses import Responses
@@ -162,7 +165,9 @@ def _scores(runtime: StageRuntime, name: str, rows: int) -> Scores:
   """What a judge, or the student, says of so many rows."""
   width = runtime.sampling.budget
   if name != SELF:
-    request, (states, kind) = runtime.requests[name], _states(runtime.judges[name])
+    request, states, kind = runtime.requests[name], 0, 'float32'
+    if request.hidden or request.layers:
+      states, kind = _states(runtime.judges[name])
   else:
     request, states, kind = (
       runtime.stage.method.needs.of_student,
@@ -182,6 +187,7 @@ def _scores(runtime: StageRuntime, name: str, rows: int) -> Scores:
     at_ids=top(request.at_student_top_k),
     hidden=array(jnp.dtype(kind), states) if request.hidden else None,
     layers=array(jnp.dtype(kind), len(request.layers), states) if request.layers else None,
+    chunk=array('int32') if name != SELF and is_foreign(runtime.stage.judges[name]) else None,
   )
   scored = name != SELF or runtime.scores_student
   return _rows(found, runtime.layout) if scored else found
@@ -195,11 +201,15 @@ def _states(judge: WorkingJudge) -> tuple[int, str]:
 
 
 def models_of(judge: WorkingJudge, request: ScoreRequest) -> list[tuple[LocalJudge, ScoreRequest]]:
-  """The models that a judge asks, and what it asks them."""
+  """The models here that a judge asks, and what it asks them."""
+  if isinstance(judge, ServedJudge):
+    return []
   if isinstance(judge, LocalJudge):
     return [(judge, request)]
   if isinstance(judge, CachedJudge):
-    return [(judge.inner, request)]
+    return models_of(judge.inner, request)
+  if isinstance(judge, ForeignJudge):
+    return [(judge.inner, ScoreRequest(hidden=True))]
   if isinstance(judge, RoutedJudge):
     return [pair for part in judge.table.values() for pair in models_of(part, request)]
   assert isinstance(judge, CombinedJudge)

@@ -11,14 +11,21 @@ from typing import Any, NamedTuple
 import jax
 
 from opd_jax import dealing
+from opd_jax.evaluation.evaluator import Evaluation
+from opd_jax.inference import decode_ahead
 from opd_jax.inference.buckets import bucket
 from opd_jax.inference.decode_ahead import Lowering
+from opd_jax.inference.sampler import Model, Sampling
 from opd_jax.judges.local import LocalJudge
+from opd_jax.rollouts import writing
 from opd_jax.training import gradient, metrics, optimiser_step, shapes, writers
 from opd_jax.training.runtime import StageRuntime
 from opd_jax.training.shapes import NARROWEST, SELF, StageShapes
 from opd_jax.training.state import State
 from opd_jax.types import ScoreRequest
+
+WRITER = 'writer'
+Which = Callable[..., Iterator[Lowering]]
 
 
 class Program(NamedTuple):
@@ -28,7 +35,8 @@ class Program(NamedTuple):
   name: str
   lower: Callable[[], jax.stages.Lowered]
   times: float = 1.0  # that a step runs it, at most
-  model: str = SELF  # whose weights it reads: the student's, a judge's name, or nobody's
+  model: str = SELF  # whose weights it reads: of the student, a judge, a writer's copy, nobody
+  loop: int = 1  # times that it runs what the compiler shows once: a loop that ends when rows have
 
   def compile(self) -> jax.stages.Compiled:
     return self.lower().compile()
@@ -127,7 +135,7 @@ def applies(runtime: StageRuntime, state: State) -> Iterator[Program]:
 
 
 def of_sampler(
-  runtime: StageRuntime, state: State, seen: StageShapes, which: Callable[..., Iterator[Lowering]]
+  runtime: StageRuntime, state: State, seen: StageShapes, which: Which
 ) -> Iterator[Program]:
   """The student's programs where it writes.
 
@@ -138,6 +146,50 @@ def of_sampler(
     return
   model = writers.student_model(runtime, state.weights)
   model = model._replace(params=shapes.shapes_of(model.params))
-  rows, longest = seen.rows, seen.longest[SELF]
-  for name, times, lower in which(model, runtime.sampling, rows=rows, longest=longest):
-    yield Program('sample', name, lower, times)
+  yield from _written(
+    'sample', model, runtime.sampling, rows=seen.rows, longest=seen.longest[SELF], which=which
+  )
+
+
+def of_teacher(runtime: StageRuntime, state: State, seen: StageShapes) -> Iterator[Program]:
+  """Where the teacher writes whole responses."""
+  if not runtime.stage.teacher_writes:
+    return
+  for judge, _ in shapes.models_of(runtime.judges['teacher'], ScoreRequest()):
+    model, longest = judge.model(state.weights), seen.longest['teacher']
+    sampling = writing.within(runtime.sampling, model, runtime.config.vocab_size)
+    for program in _written('sample', model, sampling, rows=seen.rows, longest=longest):
+      yield program._replace(name=f'{judge.name}: {program.name}', model=judge.name)
+
+
+def of_evaluation(
+  runtime: StageRuntime, state: State, evaluation: Evaluation, longest: int
+) -> Iterator[Program]:
+  """Writing of its responses, and scoring where a teacher is there."""
+  model = writers.student_model(runtime, state.weights)
+  sampling = evaluation.sampling(runtime.tokenizer, runtime.config.vocab_size)
+  rows = evaluation.problems * evaluation.samples
+  for program in _written('evaluate', model, sampling, rows=rows, longest=longest):
+    yield program._replace(name=f'{evaluation.label}: {program.name}')
+  if 'teacher' not in runtime.judges or evaluation.decoding.rules:
+    return
+  for judge, _ in shapes.models_of(runtime.judges['teacher'], ScoreRequest()):
+    shape, params = (rows, evaluation.budget), shapes.shapes_of(judge.params(state.weights))
+    for size, times, lower in judge.lowered(params, shape, longest, ScoreRequest()):
+      name = f'{evaluation.label}: score {judge.name} {size} x {evaluation.budget}'
+      yield Program('evaluate', name, lower, times, model=judge.name)
+
+
+def _written(
+  verb: str,
+  model: Model,
+  sampling: Sampling,
+  *,
+  rows: int,
+  longest: int,
+  which: Which = decode_ahead.widest,
+) -> Iterator[Program]:
+  """The programs with which a model writes."""
+  for name, times, lower in which(model, sampling, rows=rows, longest=longest):
+    loop = sampling.segment if name.startswith('decode') else 1
+    yield Program(verb, name, lower, times, model=WRITER, loop=loop)

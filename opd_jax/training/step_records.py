@@ -1,12 +1,12 @@
 """Floor 5. What a step leaves behind to look at: texts, responses token by token, the batch that rang an alarm."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from opd_jax.judges.reading import texts_shown
 from opd_jax.method import Evidence
 from opd_jax.responses import Responses
+from opd_jax.storage.places import Spool
 from opd_jax.training.alarms import Alarm, Bounds, check_alarms
 from opd_jax.training.gradient import Batch
 from opd_jax.training.recorder import Recorder, save_batch, texts_record
@@ -60,7 +60,7 @@ def _shown(
 
 def alarms(
   bounds: Bounds,
-  workdir: Path,
+  spool: Spool,
   row: Mapping[str, Any],
   position: RunPosition,
   batch: Batch,
@@ -69,5 +69,7 @@ def alarms(
   try:
     return check_alarms(row, position.alarms or {}, bounds)
   except Alarm as alarm:
-    file = save_batch(batch, workdir, row['step'])
-    raise Alarm(f'{alarm}. The batch lies in {file}; no later checkpoint was written.') from alarm
+    file = save_batch(batch, spool.folder, row['step'])
+    raise Alarm(
+      f'{alarm}. The batch lies in {spool.home / file.name}; no later checkpoint was written.'
+    ) from alarm

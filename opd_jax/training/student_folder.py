@@ -4,6 +4,7 @@ from pathlib import Path
 
 from opd_jax.data.tokenizers import HubTokenizer
 from opd_jax.storage import orbax_folder
+from opd_jax.storage.places import Place
 from opd_jax.training.experiment import Experiment
 from opd_jax.training.state import State, whole_student
 
@@ -14,7 +15,7 @@ def companions_of(experiment: Experiment) -> Path | None:
   return tokenizer.folder if isinstance(tokenizer, HubTokenizer) else None
 
 
-def save(experiment: Experiment, state: State, folder: Path) -> None:
+def save(experiment: Experiment, state: State, folder: Place) -> None:
   """Writes it, as a model without adapters."""
   orbax_folder.save(
     folder,

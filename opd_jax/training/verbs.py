@@ -1,6 +1,6 @@
 """Floor 5. The four verbs of a step: sample, score, weigh, update. Each takes the weights of the moment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from opd_jax import ramps
 from opd_jax import responses as batches
 from opd_jax.data.problems import Problem
 from opd_jax.method import Evidence, targets_of
+from opd_jax.processes import to_host
 from opd_jax.responses import Responses, check_fresh
 from opd_jax.rollouts import writing
 from opd_jax.training import forking, gradient, metrics, moving, optimiser_step, scoring, writers
@@ -23,9 +24,21 @@ from opd_jax.types import Rollout, Weights
 
 
 def sample(
-  runtime: StageRuntime, weights: Weights, problems: Sequence[Problem], position: RunPosition
+  runtime: StageRuntime,
+  weights: Weights,
+  problems: Sequence[Problem],
+  position: RunPosition,
+  *,
+  version: int | None = None,
 ) -> Responses:
-  """Responses to problems, by whoever the stage or its method wants."""
+  """Responses to problems, by whoever the stage or its method wants.
+
+  Args:
+    runtime, weights: of the moment.
+    problems: of a batch.
+    position: at which the batch will be learnt from.
+    version: stamp of the weights; None: they are those of the position.
+  """
   stage, tokenizer = runtime.stage, runtime.tokenizer
   batch = batches.prompt_batch(
     problems, stage.samples, stage.template, tokenizer, first_row=position.rows
@@ -46,7 +59,7 @@ def sample(
     sampling=runtime.sampling,
     columns=runtime.config.vocab_size,
     numbers=runtime.sampling.decoding.numbers_at(step, decisions),
-    version=position.step,
+    version=position.step if version is None else version,
   )
   rollout = batches.trimmed(rollout)
   _check_room(runtime, batch.problems, rollout)
@@ -74,10 +87,19 @@ def score(
   responses: Responses,
   position: RunPosition,
   memory: Any = None,
+  begun: Mapping[str, scoring.Begun] = scoring.NOTHING,
 ) -> Evidence:
-  """What the student and the judges think of the responses, and of the forks that the method makes of them."""
+  """What the student and the judges think of the responses, and of the forks that the method makes of them.
+
+  Args:
+    runtime, weights: of the moment.
+    responses: a batch.
+    position: before the step.
+    memory: of the method.
+    begun: scores of judges that began when the batch was written.
+  """
   scenes = runtime.scenes(responses, position)
-  scores = scoring.scores_of(runtime, weights, responses.rollout, scenes)
+  scores = scoring.scores_of(runtime, weights, responses.rollout, scenes, begun)
   moment = scoring.Moment(position, memory)
   evidence = scoring.evidence_of(runtime, weights, responses.rollout, scores, moment)
   if runtime.stage.method.forks is None:
@@ -142,10 +164,10 @@ def update(
     config=runtime.config,
     layout=runtime.layout,
   )
-  sizes = jax.device_get({**sizes, 'loss': total.loss})
+  sizes = to_host({**sizes, 'loss': total.loss})
   return state._replace(params=params, optimiser=optimiser), {
     **{name: float(value) for name, value in sizes.items()},
-    **metrics.of_tally(jax.device_get(total.tally)),
+    **metrics.of_tally(to_host(total.tally)),
   }
 
 
@@ -162,8 +184,13 @@ def updates(
   A loop that samples ahead hands in responses of an earlier position; a method that does not correct for their age is
   refused them.
   """
-  check_fresh(responses.rollout, version=position.step, may_be_older=runtime.corrects_age)
   stage, rows = runtime.stage, np.arange(len(responses.problems))
+  check_fresh(
+    responses.rollout,
+    version=position.step,
+    may_be_older=runtime.corrects_age,
+    staleness=stage.staleness,
+  )
   tokens = int(np.asarray(evidence.rollout.mask).sum())  # of forks, too
   parts = np.split(rows, stage.minibatches)  # neighbours answer one question: groups stay whole
   row: dict[str, Any] = {}

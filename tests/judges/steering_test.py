@@ -125,5 +125,5 @@ def test_settings_without_meaning_are_refused():
   with pytest.raises(ValueError, match='coefficients must be finite'):
     judges.combined(parts=((float('nan'), judges.itself()),))
   watching = Stepped(name='k', begin=0.0, end=1.0, by=0.5, metric='length', above=1.0)
-  with pytest.raises(ValueError, match='k looks at metrics, and a coefficient follows the step'):
+  with pytest.raises(ValueError, match='k looks at metrics, a coefficient follows the step'):
     judges.combined(parts=((watching, judges.itself()),))

@@ -16,10 +16,9 @@ from opd_jax.losses.divergences import ReverseKL
 from opd_jax.losses.rest_rules import RestRule, Tail
 from opd_jax.losses.supports import StudentTopK, TeacherTopK
 from opd_jax.losses.terms import AtIds, DivergenceTerm, OnToken, Term
+from opd_jax.losses.vocab_group import VocabGroup
 from opd_jax.sharding import mesh_layout
 from opd_jax.types import TopK
-
-MESHES = [{'fsdp': 2, 'tensor': 4}]
 
 
 @pytest.fixture(autouse=True)
@@ -76,16 +75,48 @@ def test_several_terms_of_several_judges_in_one_pass_are_their_sum():
   close((value, gradients), total)
 
 
-@pytest.mark.parametrize('shape', MESHES, ids=str)
-def test_any_mesh_equals_one_device(shape):
+def test_a_mesh_equals_one_device():
+  """Rows and heads are cut by `fsdp`, the vocabulary by `tensor`, and pairs of `fsdp` share columns."""
+  shape = {'fsdp': 4, 'tensor': 2}
   terms = every_case()
   run = functools.partial(tiled, *world_of(), diagnose='teacher')
   (_, want), _ = run(terms)
+  run = functools.partial(run, share=2)
   (_, reading), _ = run(terms, layout=mesh_layout(**shape))
   close(reading, want)
   for number, name in enumerate(NAMES):
     (value, _), gradients = run(only(terms, number), layout=mesh_layout(**shape))
     close((value, gradients), dense_of(name))
+
+
+@pytest.mark.parametrize(
+  'shape, share',
+  [({'data': 2, 'fsdp': 4}, 1), ({'data': 2, 'fsdp': 4}, 4), ({'tensor': 8}, None)],
+  ids=str,
+)
+def test_devices_may_share_the_vocabulary_of_any_number(shape, share):
+  names = 'policy gradient', 'student tail', 'hidden'
+  terms = tuple(every_case()[NAMES.index(name)] for name in names)
+  total = jax.tree.map(lambda *parts: sum(parts), *map(dense_of, names))
+  (value, _), gradients = tiled(
+    *world_of(), terms, layout=mesh_layout(**shape), share=share, tile=5
+  )
+  close((value, gradients), total)
+
+
+def test_a_number_that_cannot_share_is_refused():
+  with pytest.raises(ValueError, match='40 columns cannot be shared by 3 of the devices'):
+    tiled(*world_of(), every_case(('k2',)), layout=mesh_layout(fsdp=4), share=3)
+
+
+def test_a_wide_head_is_whole_on_no_device():
+  """Groups grow until a device's columns are small; below that, what is sent decides."""
+  layout = mesh_layout(fsdp=8)
+  of = functools.partial(VocabGroup.of, layout)
+  big = of(width=4096, vocabulary=151_936, tokens=2**20)
+  assert (big.share, big.columns.size) == (8, 151_936 // 8)
+  assert of(width=64, vocabulary=320, tokens=2**20).share == 1
+  assert of(width=64, vocabulary=320, tokens=4).share == 8
 
 
 @pytest.mark.parametrize('shape', [{}, {'fsdp': 2, 'tensor': 4}], ids=str)

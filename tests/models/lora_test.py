@@ -27,7 +27,7 @@ def begun(config, settings=LORA, layout=None):
   """A model, the same with LoRA, and its two trees."""
   layout = layout or mesh_layout()
   params = transformer.init(config, layout, jax.random.key(0))
-  student = dataclasses.replace(config, lora=settings)
+  student = adapters.with_lora(config, settings)
   base, trained = adapters.begin(student, layout, jax.tree.map(jnp.copy, params), jax.random.key(1))
   return params, student, base, trained
 
@@ -202,6 +202,9 @@ def test_an_int8_model_is_the_model_of_its_rounded_weights(family, tokens):
   whole = adapters.joined(base, moved(trained))
   want = logits(config, adapters.merged(student, mesh_layout(), whole, config), tokens)
   np.testing.assert_allclose(logits(student, whole, tokens), want, atol=1e-5 * np.abs(want).max())
+  stored = parameter_names.flat(base)
+  matrices = [path for path in stored if f'{path}_scale' in stored]
+  assert len(matrices) == 7 and all(stored[path].dtype == np.int8 for path in matrices)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_the_cache_works_under_a_layout(family, single, tokens, params_of):
   assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape) == (2, 1, 16, 16)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('remat', ['dots', 'full', 'offload'])
 def test_remat_changes_memory_not_gradients(family, remat, single, tokens, params_of):
   def loss(params, config):
     return jnp.square(logits(params, tokens, START, config=config, layout=single)).mean()
@@ -213,6 +213,15 @@ def test_remat_trades_memory_in_the_order_of_its_names(family, single):
 
   none, dots, full = map(residuals, ('none', 'dots', 'full'))
   assert none > 1.2 * dots > 1.2 * 1.2 * full
+
+
+def test_what_is_offloaded_lies_in_the_memory_of_the_host(single):
+  """The inputs of all layers, and no other activation of a layer."""
+  config = presets.tiny(remat='offload', num_layers=8)
+  params, tokens = transformer.abstract(config, single), jax.ShapeDtypeStruct((4, 128), jnp.int32)
+  loss = lambda params, tokens: model_hidden(config, single, params, tokens).sum()
+  program = str(jax.make_jaxpr(jax.grad(loss))(params, tokens))
+  assert 'f32<host>[8,4,128,64]' in program and 'f32[8,4,128,64]' not in program
 
 
 def test_parameters_are_a_plain_tree_of_the_asked_type(family, single, params_of):

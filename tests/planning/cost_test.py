@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opd_jax import configuration, judges, rollouts
-from opd_jax.models import presets
+from opd_jax.models import lora, presets
 from opd_jax.planning import flops
 from opd_jax.planning.cost import cost_of, shape_of
 from opd_jax.planning.flops import CHIPS, Cost
@@ -88,3 +88,14 @@ def test_a_shape_that_only_files_would_tell_is_refused():
     shape_of('runs/a/student')
   judge = {'teacher': judges.frozen('qwen3_4b', dtype='bfloat16')}
   assert cost('opd', judges=judge).score > 1e11
+
+
+def test_frozen_weights_have_no_gradient_to_pay_for():
+  plain = presets.tiny()
+  thin = presets.tiny(lora=lora.Lora(rank=4, targets=('q_proj', 'v_proj')))
+  saved = 2 * 94_208 * 3
+  assert (
+    flops.training(thin, 1, 3).train
+    == flops.training(plain, 1, 3).train - saved + 3 * 2 * 1_792 * 3
+  )
+  assert flops.scoring(thin, 1, 3) == flops.scoring(plain, 1, 3)

@@ -21,6 +21,13 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
   script().kill_test(2, tmp_path, steps=10)
 
 
+def test_a_killed_run_finds_the_batches_that_were_on_their_way(tmp_path):
+  kill = script()
+  *_, (metrics, _, _) = kill.kill_test(1, tmp_path, files=kill.STALE, steps=6)
+  ages = [row['staleness'] for row in map(json.loads, metrics) if 'loss' in row]
+  assert ages == [0, 1, 2, 2, 2, 2]
+
+
 def test_a_killed_run_finds_its_gate_and_its_numbers_again(tmp_path):
   """The teacher is renewed when the evaluation improves, and writes a prefix that looks at another metric of it."""
   kill, gate, memory = script(), Improved(metric='eval/sums/entropy'), {}

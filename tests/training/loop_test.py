@@ -14,7 +14,7 @@ from opd_jax.commands import console
 from opd_jax.commands import train as command
 from opd_jax.methods import exopd, gkd, opd, seqkd
 from opd_jax.sharding import mesh_layout
-from opd_jax.training import loop, preflight, verbs
+from opd_jax.training import loop, opening, preflight, verbs
 from opd_jax.training.alarms import Alarm, Bounds, check_alarms
 from opd_jax.training.runtime import build_runtime
 from opd_jax.training.state import RunPosition, first_weights, initial_state
@@ -132,7 +132,7 @@ def test_a_teacher_that_is_away_damages_no_checkpoint(undisturbed, tmp_path, mon
   shutil.rmtree(tmp_path / 'checkpoints' / 'step_6')
   with monkeypatch.context() as patch:
     patch.setattr(
-      loop, 'abstract_state', lambda *a: (_ for _ in ()).throw(OSError('the hub is away'))
+      opening, 'abstract_state', lambda *a: (_ for _ in ()).throw(OSError('the hub is away'))
     )
     with pytest.raises(OSError, match='the hub is away'):
       runs.run(runs.experiment(folder), tmp_path)
@@ -162,8 +162,8 @@ def test_a_nan_of_the_teacher_rings_and_the_batch_is_kept(undisturbed, tmp_path,
   folder, _ = undisturbed
   right = verbs.score
 
-  def poisoned(runtime, weights, responses, position, memory=None):
-    evidence = right(runtime, weights, responses, position, memory)
+  def poisoned(runtime, weights, responses, position, *more):
+    evidence = right(runtime, weights, responses, position, *more)
     if 'teacher' not in evidence.scores or position.step != 4:
       return evidence
     teacher = evidence.scores['teacher']

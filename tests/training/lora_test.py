@@ -150,7 +150,7 @@ def test_weights_of_any_type_may_be_frozen(tmp_path):
 
 
 def test_lora_of_the_model_itself_is_refused(tmp_path):
-  with pytest.raises(ValueError, match=r'Bind Experiment\.lora instead'):
+  with pytest.raises(ValueError, match=r'Bind Experiment\.lora'):
     runs.experiment(tmp_path, model=dataclasses.replace(runs.CONFIG, lora=LORA))
   with pytest.raises(ValueError, match='rank 33 is more than'):
     with_lora(tmp_path, Lora(rank=33))

@@ -11,7 +11,7 @@ from opd_jax import judges, ramps, rollouts
 from opd_jax.data import mixture
 from opd_jax.data.tiny_worlds import sums
 from opd_jax.evaluation.evaluator import Evaluation
-from opd_jax.judges import contexts, spec
+from opd_jax.judges import contexts, refresh
 from opd_jax.ramps import Piecewise, Ramp, Stepped
 from opd_jax.training import loop, moving, recorder
 
@@ -73,7 +73,7 @@ def test_refusals(tmp_path):
   with pytest.raises(ValueError, match='differs from machine to machine'):
     dataclasses.replace(LONGER, metric='time/sample')
   with pytest.raises(ValueError, match='rate must lie in'):
-    spec.Refresh(rate=LONGER)
+    refresh.Refresh(rate=LONGER)
   stage = runs.experiment(tmp_path).stages[1]
   twice = rollouts.RolloutMix(stop_after=LONGER, prefix=dataclasses.replace(LONGER, by=1))
   with pytest.raises(ValueError, match='numbers of one name must be equal'):

@@ -119,8 +119,11 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(tmp_
   finally:
     other.kill()
     other.communicate()
-  with locked(tmp_path):
-    pass
+  said = []
+  for _ in range(2):  # the second time nobody is left behind
+    with locked(tmp_path, say=said.append):
+      pass
+  assert len(said) == 1 and f'left behind by process {other.pid} on' in said[0]
 
 
 def test_the_student_is_written_while_the_folder_is_locked(tmp_path, monkeypatch):

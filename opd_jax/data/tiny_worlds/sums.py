@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from opd_jax.data.pieces import PieceTokenizer
 from opd_jax.data.problems import Problem, Task, Verdict
 from opd_jax.data.tiny_worlds.made import Made, Split, read
 from opd_jax.data.tokenizers import CharacterTokenizer
+
+ALPHABET = '0123456789+=;:'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,4 +88,25 @@ def sums(
 
 def tokenizer() -> CharacterTokenizer:
   """Digits and signs: 22 tokens with the special ones."""
-  return CharacterTokenizer('0123456789+=;:')
+  return CharacterTokenizer(ALPHABET)
+
+
+def numbers() -> PieceTokenizer:
+  """The same text in other tokens, 62 with the special ones: numbers of two digits, and =10 to =19 as one token each.
+
+  >>> tokenizer = numbers()
+  >>> [tokenizer.strings()[token] for token in tokenizer.encode('7+5=12;12+9=21')]
+  ['7', '+', '5', '=12', ';', '12', '+', '9', '=', '21']
+  """
+  pieces = [str(number) for number in range(10, 40)] + [f'={number}' for number in range(10, 20)]
+  return PieceTokenizer(ALPHABET, pieces=pieces)
+
+
+def signs() -> PieceTokenizer:
+  """And in others, 58: a sign with the digit behind it. Its tokens begin and end inside those of `numbers`.
+
+  >>> tokenizer = signs()
+  >>> [tokenizer.strings()[token] for token in tokenizer.encode('7+5=12;12+9=21')]
+  ['7', '+5', '=1', '2', ';1', '2', '+9', '=2', '1']
+  """
+  return PieceTokenizer(ALPHABET, pieces=[sign + digit for sign in '+=;:' for digit in '123456789'])
