@@ -24,7 +24,7 @@ import pytest
 
 from opd_jax import cli, host
 from opd_jax.models import presets, transformer
-from opd_jax.models.config import Experts, RopeScaling
+from opd_jax.models.config import Delta, Experts, RopeScaling
 from opd_jax.sharding import mesh_layout
 
 FAMILIES = {
@@ -42,6 +42,18 @@ FAMILIES = {
       factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=16
     ),
     **overrides,
+  ),
+  'qwen3_5': lambda **overrides: presets.tiny(
+    **{
+      'family': 'qwen3_5_text',
+      'num_layers': 4,
+      'delta': Delta(period=2, key_heads=2, value_heads=8, key_dim=16, value_dim=8, kernel=4),
+      'gated': True,
+      'centred_norm': True,
+      'rotary_share': 0.25,
+      'norm_epsilon': 1e-2,  # a head that says nearly nothing is blown up by its norm, and its rounding with it
+      **overrides,
+    }
   ),
 }
 

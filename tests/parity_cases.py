@@ -36,6 +36,17 @@ FAMILIES = {
     'num_experts_per_tok': 2,
     'moe_intermediate_size': 16,
   },
+  'qwen3_5_text': {
+    'num_hidden_layers': 6,
+    'rms_norm_eps': 1e-3,  # a head that says nearly nothing is blown up by its norm, and its rounding with it
+    'layer_types': ['linear_attention', 'linear_attention', 'full_attention'] * 2,
+    'head_dim': 16,
+    'linear_num_key_heads': 2,
+    'linear_num_value_heads': 4,
+    'linear_key_head_dim': 16,
+    'linear_value_head_dim': 8,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.25},
+  },
   'qwen2': {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}},
   'llama': {
     'rope_parameters': {
@@ -80,6 +91,8 @@ CASES = [
 ]
 # Errors of the rotary table grow with the position: long rows see them, short ones do not.
 CASES += [Case('qwen2', True, 2, length=4096), Case('llama', True, 2, length=4096)]
+# More tokens than one chunk of a delta-net.
+CASES += [Case('qwen3_5_text', True, 2, length=200)]
 
 
 def tokens(length: int) -> np.ndarray:

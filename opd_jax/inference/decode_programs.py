@@ -82,7 +82,7 @@ def prefill(
   specs: Specs,
   chunk: int,
 ) -> Prefilled:
-  """Reads right-padded prompts. The padding enters the cache too; the tokens of the response overwrite it.
+  """Reads right-padded prompts. Keys of the padding enter the cache too; the tokens of the response overwrite them.
 
   Args:
     tokens: P is at most `chunk`, or a multiple of it.
@@ -100,14 +100,15 @@ def prefill(
     def step(carry, piece, model=model):
       cache, state = carry
       at = length - 1 - cache.end  # where in this piece a prompt ends, if it does
-      hidden, cache = model.extend(piece, cache)
+      count = jnp.clip(length - cache.end, 0, piece.shape[1])
+      hidden, cache = model.extend(piece, cache, count)
       ends_here = (at >= 0) & (at < piece.shape[1])
       last = hidden[rows, jnp.clip(at, 0, piece.shape[1] - 1)]
       return (cache, jnp.where(ends_here[:, None], last, state)), None
 
     state = jnp.zeros((tokens.shape[0], model.config.width), model.config.dtype)
     (cache, state), _ = jax.lax.scan(step, (cache, state), pieces)
-    read.append(cache._replace(end=length))
+    read.append(cache)
     states.append(state)
   return Prefilled(caches=tuple(read), hidden=tuple(states))
 
@@ -204,9 +205,9 @@ def decode(
     after = count(slots, token, decoding)
     hidden, moved = [], []
     for model, cache in zip(models, slots.caches, strict=True):
-      state, longer = model.extend(token[:, None], cache)
+      state, longer = model.extend(token[:, None], cache, jnp.int32(slots.ended == RUNNING))
       hidden.append(state[:, 0])
-      moved.append(longer._replace(end=jnp.where(slots.ended == RUNNING, longer.end, cache.end)))
+      moved.append(longer)
     return pinned(after._replace(hidden=tuple(hidden), caches=tuple(moved)), specs), record
 
   def go_on(carry):
@@ -279,7 +280,8 @@ def reshaped(slots: Slots, kept: Int[Array, ' C'], *, specs: Specs, columns: int
 
   def cache(old: Cache) -> Cache:
     keys, values = tuple(map(resize, old.keys)), tuple(map(resize, old.values))
-    return Cache(keys=keys, values=values, start=old.start[kept], end=old.end[kept])
+    start, end, states = jax.tree.map(lambda x: x[kept], (old.start, old.end, old.states))
+    return Cache(keys=keys, values=values, start=start, end=end, states=states)
 
   rest = jax.tree.map(lambda x: x[kept], slots._replace(caches=()))
   return pinned(rest._replace(caches=tuple(map(cache, slots.caches))), specs)

@@ -41,6 +41,15 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
   return float(part.sum() / whole.sum()) if whole.sum() else float('nan')
 
 
+def _takes_back(model: Model) -> None:
+  """Refuses a model that cannot forget a token: a proposal that is refused must leave no trace."""
+  if model.config.delta is not None:
+    raise ValueError(
+      f'speculative: layers of {model.config.family} keep a state that cannot take tokens back, which proposals need. '
+      'Write without a draft, or take a model whose layers are all attention.'
+    )
+
+
 def check(target: Model, draft: Model, *, sampling: Sampling, proposals: int, longest: int) -> None:
   """Refuses a draft that cannot propose to this target, and rules that do not fit.
 
@@ -54,6 +63,8 @@ def check(target: Model, draft: Model, *, sampling: Sampling, proposals: int, lo
     raise ValueError(
       f'speculative: the draft proposes a whole number of at least 1 token, got {proposals!r}.'
     )
+  for model in (target, draft):
+    _takes_back(model)
   sizes = target.config.vocab_size, draft.config.vocab_size
   if sizes[0] != sizes[1]:
     raise ValueError(

@@ -200,7 +200,8 @@ class Attention(nnx.Module):
     )
     dtype = config.param_dtype
     queries, keys = ('heads', 'head_dim'), ('kv_heads', 'head_dim')
-    self.query = weight(rngs, (width, heads, size), ('embed', *queries), inputs=1, dtype=dtype)
+    asked = 2 * size if config.gated else size  # a head's query, and behind it its gate
+    self.query = weight(rngs, (width, heads, asked), ('embed', *queries), inputs=1, dtype=dtype)
     self.key = weight(rngs, (width, kv_heads, size), ('embed', *keys), inputs=1, dtype=dtype)
     self.value = weight(rngs, (width, kv_heads, size), ('embed', *keys), inputs=1, dtype=dtype)
     self.output = weight(rngs, (heads, size, width), (*queries, 'embed'), inputs=2, dtype=dtype)
@@ -215,7 +216,7 @@ class Attention(nnx.Module):
     lora.adapt(self, config.lora, inputs, rngs=rngs)
     if config.int8:
       int8.store(self, inputs)
-    self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
+    self.has_bias, self.has_norm, self.has_gate = config.qkv_bias, config.qk_norm, config.gated
 
   def _project(self, x: Float[Array, 'B T D'], name: str) -> Float[Array, 'B T heads H']:
     projected = jnp.einsum('btd,dnh->btnh', x, int8.matrix(self, name, x.dtype))
@@ -234,6 +235,9 @@ class Attention(nnx.Module):
     layer: int | None,
   ) -> tuple[Float[Array, 'B T D'], caches.Cache | None]:
     query, key, value = (self._project(x, name) for name in ('query', 'key', 'value'))
+    gate = None
+    if self.has_gate:
+      query, gate = jnp.split(query, 2, axis=-1)
     if self.has_norm:
       query, key = self.query_norm(query), self.key_norm(key)
     query, key = rotate(query, table), rotate(key, table)
@@ -245,6 +249,8 @@ class Attention(nnx.Module):
         mixed = attend_cache(query, cache, layer)
       else:  # a call that fills the whole cache begins at its first column, so a row attends to itself only
         mixed = attend(query, key, value, start=start, layout=self.layout)
+    if gate is not None:
+      mixed = mixed * jax.nn.sigmoid(gate)
     # Contract one axis of heads x size: over two axes XLA:CPU transposes the weight in every decode step.
     output = int8.matrix(self, 'output', x.dtype).reshape(-1, x.shape[-1])
     mixed = mixed.reshape(*x.shape[:2], -1)

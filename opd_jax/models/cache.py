@@ -1,4 +1,4 @@
-"""Floor 1. The key-value cache: its shape, its allocation on a layout, and the one way to write into it."""
+"""Floor 1. The cache: keys and values, states of layers that keep one, and the one way to write into each."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,14 @@ from opd_jax.models.config import ModelConfig
 from opd_jax.sharding import Layout
 
 AXES = ('batch', 'kv_heads', 'length', 'head_dim')
+RECENT, MEMORY = ('batch', None, 'mlp'), ('batch', 'heads', None, None)
+
+
+class State(NamedTuple):
+  """What a delta-net layer keeps of a row, however long it is."""
+
+  recent: Float[Array, 'B W C']  # the last tokens before the convolution
+  memory: Float[Array, 'B N K V']
 
 
 class Cache(NamedTuple):
@@ -24,6 +32,7 @@ class Cache(NamedTuple):
   values: tuple[Float[Array, 'B K S H'], ...]
   start: Int[Array, ' B']
   end: Int[Array, ' B']
+  states: tuple[State, ...] = ()  # of the layers that are not attention
 
   @property
   def columns(self) -> int:
@@ -40,12 +49,30 @@ def empty(config: ModelConfig, layout: Layout, *, length: int, start: Int[Array,
     )
   shape = (start.shape[0], config.num_kv_heads, length, config.head_dim)
   sharding, everywhere = layout.fitted(shape, AXES, what='the key-value cache'), layout.sharding()
-  zeros = lambda: tuple(
-    jnp.zeros(shape, config.dtype, device=sharding) for _ in range(config.num_layers)
-  )
+  stacks = config.stacks()
+  zeros = lambda: tuple(jnp.zeros(shape, config.dtype, device=sharding) for _ in stacks['blocks'])
+  states = tuple(_state(config, layout, start.shape[0]) for _ in stacks.get('delta_blocks', ()))
   end = jnp.zeros(start.shape, jnp.int32, device=everywhere)
-  cache = Cache(keys=zeros(), values=zeros(), start=jax.device_put(start, everywhere), end=end)
+  start = jax.device_put(start, everywhere)
+  cache = Cache(keys=zeros(), values=zeros(), start=start, end=end, states=states)
   return pinned(cache, layout)  # inside a program, `device` says nothing
+
+
+def _state(config: ModelConfig, layout: Layout, rows: int) -> State:
+  delta, what = config.delta, 'the state of a delta-net layer'
+  assert delta is not None
+  recent = (rows, delta.kernel - 1, delta.mixed)
+  memory = (rows, delta.value_heads, delta.key_dim, delta.value_dim)
+  wide = jnp.promote_types(jnp.float32, config.dtype)
+  return State(
+    jnp.zeros(recent, config.dtype, device=layout.fitted(recent, RECENT, what=what)),
+    jnp.zeros(memory, wide, device=layout.fitted(memory, MEMORY, what=what)),
+  )
+
+
+def remember(cache: Cache, layer: int, state: State) -> Cache:
+  """Replaces the state of one layer."""
+  return cache._replace(states=(*cache.states[:layer], state, *cache.states[layer + 1 :]))
 
 
 def write(
@@ -69,4 +96,8 @@ def pinned(cache: Cache, layout: Layout) -> Cache:
     tuple(layout.constrain(x, *AXES) for x in xs) for xs in (cache.keys, cache.values)
   )
   start, end = (layout.constrain(x, None) for x in (cache.start, cache.end))
-  return Cache(keys=keys, values=values, start=start, end=end)
+  states = tuple(
+    State(layout.constrain(recent, *RECENT), layout.constrain(memory, *MEMORY))
+    for recent, memory in cache.states
+  )
+  return Cache(keys=keys, values=values, start=start, end=end, states=states)

@@ -11,7 +11,7 @@ DType = Literal['float32', 'bfloat16', 'float16']
 # 1.3e-2 nats apart, and are 6e-3 where each value is rounded as it is written in the source.
 SAME_ROUNDING = {'xla_allow_excess_precision': False}
 
-Family = Literal['qwen3', 'qwen3_moe', 'qwen2', 'llama']
+Family = Literal['qwen3', 'qwen3_moe', 'qwen3_5_text', 'qwen2', 'llama']
 Remat = Literal['none', 'dots', 'full', 'offload']
 
 
@@ -52,6 +52,38 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta:
+  """Layers that keep a state instead of keys and values (`delta_net.py`): all but every `period`-th.
+
+  Args:
+    period: the last layer of each period is attention.
+    key_heads, value_heads: each key head serves value_heads / key_heads neighbouring value heads.
+    key_dim, value_dim: entries of a head; its state is a matrix of both.
+    kernel: tokens that the convolution before it sees.
+  """
+
+  period: int
+  key_heads: int
+  value_heads: int
+  key_dim: int
+  value_dim: int
+  kernel: int
+
+  def __post_init__(self):
+    _positive(self, whole=('key_heads', 'value_heads', 'key_dim', 'value_dim', 'kernel', 'period'))
+    if self.period < 2 or self.value_heads % self.key_heads:
+      raise ValueError(
+        f'Delta: period must be 2 or more and value_heads a multiple of key_heads, got {self.period}, '
+        f'{self.value_heads} and {self.key_heads}.'
+      )
+
+  @property
+  def mixed(self) -> int:
+    """Channels of queries, keys and values together."""
+    return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """One decoder. Families differ in these fields only, never in code.
 
@@ -63,6 +95,10 @@ class ModelConfig:
     qkv_bias: biases on query, key and value (Qwen2).
     tied: the output head is the embedding table.
     experts: None for a dense MLP.
+    delta: which layers are no attention; None where all are.
+    gated: attention has a gate of each head's output, from its own half of the query's projection.
+    rotary_share: of a head's entries that are rotated, from the first on.
+    centred_norm: scales of norms are stored as their distance from one.
     begin_token, end_tokens, pad_token: the special tokens that the checkpoint declares; the computation never
       reads them.
     param_dtype: how parameters are stored; a router is always float32.
@@ -92,6 +128,10 @@ class ModelConfig:
   qkv_bias: bool = False
   tied: bool = False
   experts: Experts | None = None
+  delta: Delta | None = None
+  gated: bool = False
+  rotary_share: float = 1.0
+  centred_norm: bool = False
   begin_token: int | None = None
   end_tokens: tuple[int, ...] = ()
   pad_token: int | None = None
@@ -115,7 +155,12 @@ class ModelConfig:
       'max_positions',
     )
     _positive(self, whole=sizes, real=('rope_theta', 'norm_epsilon'))
-    for field, kind in (('rope_scaling', RopeScaling), ('experts', Experts), ('lora', Lora)):
+    for field, kind in (
+      ('rope_scaling', RopeScaling),
+      ('experts', Experts),
+      ('delta', Delta),
+      ('lora', Lora),
+    ):
       if not isinstance(getattr(self, field), kind | None):
         raise ValueError(
           f'ModelConfig: {field} must be a {kind.__name__} or None, got {getattr(self, field)!r}.'
@@ -139,9 +184,15 @@ class ModelConfig:
         f'ModelConfig: {self.num_heads} query heads cannot be shared by {self.num_kv_heads} key-value '
         'heads; num_heads must be a multiple of num_kv_heads.'
       )
-    if self.head_dim % 2:
+    if self.rotary_dim % 2 or not 0 < self.rotary_share <= 1:
       raise ValueError(
-        f'ModelConfig: rotary embeddings pair the entries of a head; head_dim={self.head_dim} is odd.'
+        f'ModelConfig: rotary embeddings pair the entries of a head; of head_dim={self.head_dim} and '
+        f'rotary_share={self.rotary_share} remain {self.rotary_dim}.'
+      )
+    if self.delta is not None and self.num_layers % self.delta.period:
+      raise ValueError(
+        f'ModelConfig: {self.num_layers} layers are no multiple of the period of {self.delta.period} after which one '
+        'is attention.'
       )
     if self.experts is not None and self.experts.per_token > self.experts.count:
       raise ValueError(
@@ -149,17 +200,53 @@ class ModelConfig:
         'per_token must not exceed count.'
       )
     if self.lora is not None:
-      self.lora.check_sides(self.sides())
+      for stack in self.stacks():
+        self.lora.check_sides(self.sides(stack))
 
-  def sides(self) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every linear map of a layer."""
-    queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+  @property
+  def rotary_dim(self) -> int:
+    """Entries of a head that are rotated."""
+    return int(self.head_dim * self.rotary_share)
+
+  def stacks(self) -> dict[str, tuple[int, ...]]:
+    """The layers whose parameters lie in each stack of the tree, in order."""
+    layers = range(self.num_layers)
+    if self.delta is None:
+      return {'blocks': tuple(layers)}
+    period = self.delta.period
+    attends = lambda layer: layer % period == period - 1
+    return {
+      'blocks': tuple(filter(attends, layers)),
+      'delta_blocks': tuple(layer for layer in layers if not attends(layer)),
+    }
+
+  def place(self, layer: int) -> tuple[str, int]:
+    """The stack in which the parameters of a layer lie, and its number there."""
+    return next(
+      (stack, layers.index(layer)) for stack, layers in self.stacks().items() if layer in layers
+    )
+
+  def sides(self, stack: str = 'blocks') -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every linear map of a layer of a stack that adapters may stand beside."""
+    if stack == 'blocks':
+      queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+      mixing = {
+        'query': (self.width, 2 * queries if self.gated else queries),
+        'key': (self.width, keys),
+        'value': (self.width, keys),
+        'output': (queries, self.width),
+      }
+    else:
+      assert self.delta is not None
+      values = self.delta.value_heads * self.delta.value_dim
+      mixing = {
+        'qkv': (self.width, self.delta.mixed),
+        'z': (self.width, values),
+        'out': (values, self.width),
+      }
     wide = self.experts.width if self.experts else self.mlp_width
     return {
-      'query': (self.width, queries),
-      'key': (self.width, keys),
-      'value': (self.width, keys),
-      'output': (queries, self.width),
+      **mixing,
       'gate': (self.width, wide),
       'up': (self.width, wide),
       'down': (wide, self.width),

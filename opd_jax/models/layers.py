@@ -29,15 +29,22 @@ def bias(shape: Sequence[int], axes: Sequence[str], *, dtype: str) -> nnx.Param:
 
 
 class RMSNorm(nnx.Module):
-  r"""x / sqrt(mean(x²) + ε) · scale; the norm is computed in float32."""
+  r"""x / sqrt(mean(x²) + ε) · scale; the norm is computed in float32.
+
+  A centred norm stores scale - 1 and multiplies before it rounds, as Qwen3.5 does.
+  """
 
   def __init__(self, size: int, axis: str, *, config: ModelConfig):
-    self.epsilon = config.norm_epsilon
-    self.scale = nnx.Param(jnp.ones((size,), config.param_dtype), axes=(axis,))
+    self.epsilon, self.centred = config.norm_epsilon, config.centred_norm
+    begin = jnp.zeros if self.centred else jnp.ones
+    self.scale = nnx.Param(begin((size,), config.param_dtype), axes=(axis,))
 
   def __call__(self, x: Float[Array, '*N D']) -> Float[Array, '*N D']:
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+    if self.centred:
+      scale = self.scale[...].astype(x.dtype)  # as decoding stores it
+      return (normed * (1 + scale.astype(normed.dtype))).astype(x.dtype)
     # Rounded before the scale, as the published implementations do: bf16 logits depend on the order.
     # Rounded explicitly: since jax 0.12 XLA:CPU drops a cast down and up again at some lengths.
     kind = jnp.finfo(x.dtype)
@@ -51,7 +58,8 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
   A float32 constant with the roundings of the published code: a power rounded once, then one division. Computed
   inside a program it differs in the last bit, and positions multiply that: 6e-5 of the largest logit at 8,192.
   """
-  exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+  size = config.rotary_dim
+  exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
   powers = (np.float64(config.rope_theta) ** exponents.astype(np.float64)).astype(np.float32)
   frequencies = np.float32(1.0) / powers
   return (
@@ -86,8 +94,10 @@ def rotary_table(
 def rotate(
   x: Float[Array, 'B T N H'], table: tuple[Float[Array, 'B T 1 half'], Float[Array, 'B T 1 half']]
 ) -> Float[Array, 'B T N H']:
-  """Rotates the pair of entries i and i + H/2 by the angle of its position."""
+  """Rotates the pair of entries i and i + half by the angle of its position; entries beyond 2 · half stay."""
   cosine, sine = table
+  if (size := 2 * cosine.shape[-1]) < x.shape[-1]:
+    return jnp.concatenate([rotate(x[..., :size], table), x[..., size:]], axis=-1)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
     [first * cosine - second * sine, second * cosine + first * sine], axis=-1

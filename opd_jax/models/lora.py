@@ -25,6 +25,9 @@ TARGETS: Mapping[str, str] = {
   'k_proj': 'key',
   'v_proj': 'value',
   'o_proj': 'output',
+  'in_proj_qkv': 'qkv',
+  'in_proj_z': 'z',
+  'out_proj': 'out',
   'gate_proj': 'gate',
   'up_proj': 'up',
   'down_proj': 'down',
@@ -39,7 +42,7 @@ class Lora:
   Args:
     rank: of every adapter; each expert has its own.
     alpha: an adapter's output is multiplied by alpha / rank.
-    targets: which linear maps have one, by their published names.
+    targets: which linear maps have one, by their published names; those that a model lacks do not matter.
     int8: stores the frozen matrices as int8 with one scale for each output channel: half the memory of bfloat16, each
       weight off by at most half a step. False stores them in the type that activations have, as they are used. With
       int8 bind the model's remat: without it the backward pass keeps the matrices as they were used.
@@ -71,7 +74,7 @@ class Lora:
   def check_sides(self, sides: Mapping[str, tuple[int, int]]) -> None:
     """Refuses a rank that some adapted map does not have: the adapter would be larger than the map."""
     for target in self.targets:
-      if self.rank > min(sides[TARGETS[target]]):
+      if TARGETS[target] in sides and self.rank > min(sides[TARGETS[target]]):
         rows, columns = sides[TARGETS[target]]
         raise ValueError(
           f'Lora: rank {self.rank} is more than {target} of this model has: it is {rows} x {columns}. Take a rank of '

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+from opd_jax.models.config import Delta, Experts, ModelConfig, RopeScaling
 
 _qwen3 = functools.partial(
   ModelConfig,
@@ -23,6 +23,18 @@ _qwen3 = functools.partial(
   max_positions=40_960,
   rope_theta=1e6,
   qk_norm=True,
+)
+_qwen3p5 = functools.partial(
+  ModelConfig,
+  family='qwen3_5_text',
+  vocab_size=248_320,
+  head_dim=256,
+  max_positions=262_144,
+  rope_theta=1e7,
+  rotary_share=0.25,
+  qk_norm=True,
+  gated=True,
+  centred_norm=True,
 )
 _qwen2 = functools.partial(
   ModelConfig, family='qwen2', max_positions=32_768, rope_theta=1e6, qkv_bias=True, head_dim=128
@@ -109,6 +121,41 @@ def qwen3_30b_a3b(**overrides: Any) -> ModelConfig:
     family='qwen3_moe', width=2048, num_layers=48, num_heads=32, num_kv_heads=4, mlp_width=6144
   )
   return _with(dataclasses.replace(config, experts=experts), overrides)
+
+
+def _delta(value_heads: int) -> Delta:
+  return Delta(
+    period=4, key_heads=16, value_heads=value_heads, key_dim=128, value_dim=128, kernel=4
+  )
+
+
+def qwen3p5_0p8b(**overrides: Any) -> ModelConfig:
+  """Three of four layers keep a state instead of keys and values. Text only, as all of Qwen3.5 here."""
+  config = _qwen3p5(
+    width=1024, num_layers=24, num_heads=8, num_kv_heads=2, mlp_width=3584, delta=_delta(16)
+  )
+  return _with(dataclasses.replace(config, tied=True), overrides)
+
+
+def qwen3p5_4b(**overrides: Any) -> ModelConfig:
+  config = _qwen3p5(
+    width=2560, num_layers=32, num_heads=16, num_kv_heads=4, mlp_width=9216, delta=_delta(32)
+  )
+  return _with(dataclasses.replace(config, tied=True), overrides)
+
+
+def qwen3p5_9b(**overrides: Any) -> ModelConfig:
+  config = _qwen3p5(
+    width=4096, num_layers=32, num_heads=16, num_kv_heads=4, mlp_width=12_288, delta=_delta(32)
+  )
+  return _with(config, overrides)
+
+
+def qwen3p5_27b(**overrides: Any) -> ModelConfig:
+  config = _qwen3p5(
+    width=5120, num_layers=64, num_heads=24, num_kv_heads=4, mlp_width=17_408, delta=_delta(48)
+  )
+  return _with(config, overrides)
 
 
 def qwen2p5_0p5b(**overrides: Any) -> ModelConfig:

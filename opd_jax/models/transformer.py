@@ -14,60 +14,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from opd_jax.models import cache as caches
 from opd_jax.models import context
-from opd_jax.models.attention import Attention
+from opd_jax.models.blocks import POLICIES, Block
 from opd_jax.models.config import ModelConfig
-from opd_jax.models.experts import ExpertMLP
-from opd_jax.models.layers import GatedMLP, RMSNorm, rotary_table, weight
+from opd_jax.models.layers import RMSNorm, rotary_table, weight
 from opd_jax.sharding import Layout
 from opd_jax.types import Params
 
-
-def _keep_products(primitive, *arguments, **settings) -> bool:
-  """Products of matrices, also of experts and of cuDNN's attention, which JAX's own policy does not know."""
-  known = primitive.name.startswith(('ragged_dot', 'dot_product_attention_fwd'))
-  return known or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
-    primitive, *arguments, **settings
-  )
-
-
-POLICIES = {
-  'dots': _keep_products,
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
-    names_which_can_be_saved=[],
-    names_which_can_be_offloaded=['layer input'],
-    offload_src='device',
-    offload_dst='pinned_host',
-  ),
-}
-
 # Unroll up to this many layers: XLA:CPU runs a scan body on one thread and stacks its residuals.
 SHALLOW = 4
-
-
-class Block(nnx.Module):
-  """Attention, then the MLP: each reads a normed copy of the states and adds its output to them."""
-
-  def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
-    self.attention_norm = RMSNorm(config.width, 'embed', config=config)
-    self.attention = Attention(config, layout, rngs=rngs)
-    self.mlp_norm = RMSNorm(config.width, 'embed', config=config)
-    self.mlp = (ExpertMLP if config.experts else GatedMLP)(config, layout, rngs=rngs)
-
-  def __call__(self, x, table, *, start, cache, layer):
-    with jax.named_scope('attention'):
-      mixed, cache = self.attention(
-        self.attention_norm(x), table, start=start, cache=cache, layer=layer
-      )
-      x = x + mixed
-    with jax.named_scope('mlp'):
-      return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Table(nnx.Module):
@@ -86,15 +47,21 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
     self.config, self.layout = config, layout
     self.embed = Table(config, rngs=rngs)
-    make = lambda key: Block(config, layout, rngs=nnx.Rngs(key))
     keys = jax.random.split(rngs.params(), config.num_layers)
-    # Stacked, it is one block whose parameters carry a leading axis of layers: `lax.scan` compiles it once.
-    self.blocks: Any = (
-      nnx.List([make(key) for key in keys]) if config.unroll else nnx.vmap(make)(keys)
-    )
+    self.blocks: Any = self._made('blocks', keys)
+    if config.delta is not None:
+      self.delta_blocks: Any = self._made('delta_blocks', keys)
     self.final_norm = RMSNorm(config.width, 'embed', config=config)
     if not config.tied:
       self.unembed = Table(config, rngs=rngs)
+
+  def _made(self, stack: str, keys) -> Any:
+    """Stacked, it is one block whose parameters carry a leading axis of layers: `lax.scan` compiles it once."""
+    make = lambda key: Block(
+      self.config, self.layout, attends=stack == 'blocks', rngs=nnx.Rngs(key)
+    )
+    keys = keys[np.asarray(self.config.stacks()[stack])]
+    return nnx.List([make(key) for key in keys]) if self.config.unroll else nnx.vmap(make)(keys)
 
   def __call__(
     self, tokens: Int[Array, 'B T'], *, start: Int[Array, ' B'] | None = None
@@ -111,19 +78,29 @@ class Transformer(nnx.Module):
       return self.final_norm(x)
 
   def extend(
-    self, tokens: Int[Array, 'B T'], cache: caches.Cache
+    self,
+    tokens: Int[Array, 'B T'],
+    cache: caches.Cache,
+    count: Int[Array, ' B'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], caches.Cache]:
-    """Returns hidden states of the next T columns of rows whose past is in `cache`, and the cache with them added."""
+    """Returns hidden states of the next T columns of rows whose past is in `cache`, and the cache with them added.
+
+    Args:
+      count: how many of the columns belong to each row; the others may be overwritten by the next call. None: all.
+    """
     columns = cache.end[:, None] + jnp.arange(tokens.shape[1])
     x, table = self._embedded(tokens, positions_of(columns, cache.start))
     for number in range(self.config.num_layers):
       with jax.named_scope('layers'):
-        x, grown = self._block(number)(x, table, start=cache.start, cache=cache, layer=number)
+        at = self.config.place(number)[1]
+        x, grown = self._block(number)(
+          x, table, start=cache.start, cache=cache, layer=at, count=count
+        )
         assert grown is not None
         x, cache = self.layout.constrain(x, 'batch', 'length', 'width'), grown
     with jax.named_scope('final_norm'):
       return self.final_norm(x), caches.pinned(
-        cache._replace(end=cache.end + tokens.shape[1]), self.layout
+        cache._replace(end=cache.end + (tokens.shape[1] if count is None else count)), self.layout
       )
 
   def trace(
@@ -147,40 +124,68 @@ class Transformer(nnx.Module):
 
   def _stack(self, x, table, start, taps: tuple[int, ...]):
     """Runs all layers over whole rows; returns the outputs of the layers `taps` as well."""
-    block, stacked = (None, None) if self.config.unroll else nnx.split(self.blocks)
 
-    def layer(carry, inputs):
+    def layer(carry, number, graph, params):
       x, tapped = carry
       x = checkpoint_name(x, 'layer input')
-      number, params = inputs
-      module = self._block(number) if block is None else nnx.merge(block, params)
+      module = self._block(number) if graph is None else nnx.merge(graph, params)
       x, _ = module(x, table, start=start, cache=None, layer=None)
       x = self.layout.constrain(x, 'batch', 'length', 'width')
-      return (
-        x,
-        tuple(jnp.where(number == tap, x, old) for tap, old in zip(taps, tapped, strict=True)),
-      ), None
+      kept = zip(taps, tapped, strict=True)
+      return x, tuple(jnp.where(number == tap, x, old) for tap, old in kept)
 
     if self.config.remat != 'none':
       # Inside a scan the loop already keeps XLA from merging the recomputation with the forward pass.
-      prevent_cse = self.config.unroll
-      layer = jax.checkpoint(layer, policy=POLICIES[self.config.remat], prevent_cse=prevent_cse)
+      layer = jax.checkpoint(
+        layer,
+        policy=POLICIES[self.config.remat],
+        prevent_cse=self.config.unroll,
+        static_argnums=(1, 2) if self.config.unroll else (2,),
+      )
     carry = x, tuple(jnp.zeros_like(x) for _ in taps)
     with jax.named_scope('layers'):
-      if block is not None:
-        written_out = self.config.num_layers <= SHALLOW and self.config.remat == 'none'
-        return jax.lax.scan(
-          layer, carry, (jnp.arange(self.config.num_layers), stacked), unroll=written_out
-        )[0]
+      if not self.config.unroll:
+        return self._scanned(layer, carry)
       for number in range(self.config.num_layers):
-        carry, _ = layer(carry, (number, None))
+        carry = layer(carry, number, None, None)
       return carry
 
+  def _scanned(self, layer, carry):
+    """All layers, a period of them at a time: of one layer, or of as many as there are until the next attention."""
+    config, stacks = self.config, self.config.stacks()
+    period = config.num_layers // len(stacks['blocks'])
+    graphs, params = {}, {}
+    for stack, layers in stacks.items():
+      graphs[stack], params[stack] = nnx.split(getattr(self, stack))
+      if (each := len(layers) * period // config.num_layers) > 1:
+        by_period = lambda leaf, each=each: leaf.reshape(-1, each, *leaf.shape[1:])
+        params[stack] = jax.tree.map(by_period, params[stack])
+
+    def one(carry, inputs):
+      first, params = inputs
+      for offset in range(period):
+        stack, at = config.place(offset)
+        own = params[stack]
+        if stack != 'blocks' and period > 2:
+          own = jax.tree.map(lambda leaf, at=at: leaf[at], own)
+        carry = layer(carry, first + offset, graphs[stack], own)
+      return carry, None
+
+    firsts = jnp.arange(0, config.num_layers, period)
+    written_out = config.num_layers <= SHALLOW and config.remat == 'none'
+    return jax.lax.scan(one, carry, (firsts, params), unroll=written_out)[0]
+
   def _block(self, number: int) -> Block:
+    stack, at = self.config.place(number)
+    blocks = getattr(self, stack)
     if self.config.unroll:
-      return self.blocks[number]
-    block, stacked = nnx.split(self.blocks)
-    return nnx.merge(block, jax.tree.map(lambda leaf: leaf[number], stacked))
+      return blocks[at]
+    block, stacked = nnx.split(blocks)
+    return nnx.merge(block, jax.tree.map(lambda leaf: leaf[at], stacked))
+
+  def layers(self) -> list[Block]:
+    """Every layer, in order."""
+    return [self._block(number) for number in range(self.config.num_layers)]
 
   def head(self) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in the type it is stored in."""
@@ -208,7 +213,7 @@ def _skeleton(config: ModelConfig, layout: Layout) -> tuple[Any, Any]:  # graphd
 
 def _names(path: tuple, variable: nnx.Variable, config: ModelConfig) -> tuple[str | None, ...]:
   """Logical axes of a parameter, None where it is never cut; those of a stack of layers begin with 'layers'."""
-  stacked = path[0] == 'blocks' and not config.unroll
+  stacked = path[0] in config.stacks() and not config.unroll
   return (('layers',) if stacked else ()) + variable.get_metadata('axes')
 
 
@@ -245,8 +250,12 @@ def _unroller(config: ModelConfig, target: ModelConfig, layout: Layout) -> Any:
 
   def split(params):
     if not config.unroll:
-      pick = lambda number: jax.tree.map(lambda leaf: leaf[number], params['blocks'])
-      params = {**params, 'blocks': {number: pick(number) for number in range(config.num_layers)}}
+      pick = lambda stack, at: jax.tree.map(lambda leaf: leaf[at], params[stack])
+      apart = {
+        stack: {at: pick(stack, at) for at in range(len(layers))}
+        for stack, layers in config.stacks().items()
+      }
+      params = {**params, **apart}
     return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, leaves)
 
   return jax.jit(split, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, leaves))

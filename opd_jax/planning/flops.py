@@ -7,6 +7,7 @@ optimiser, and what the parts of a mesh send each other.
 from typing import NamedTuple
 
 from opd_jax.models.config import ModelConfig
+from opd_jax.models.delta_net import CHUNK
 
 
 class Chip(NamedTuple):
@@ -95,12 +96,15 @@ def weights_of(config: ModelConfig, *, active: bool = True) -> int:
   >>> weights_of(presets.tiny())
   94208
   """
-  heads = config.width * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-  mlp = 3 * config.width * config.mlp_width
-  if (experts := config.experts) is not None:
-    count = experts.per_token if active else experts.count
-    mlp = 3 * config.width * experts.width * count + config.width * experts.count
-  return config.num_layers * (heads + mlp) + config.width * config.vocab_size
+  total, experts = config.width * config.vocab_size, config.experts
+  count = 1 if experts is None else experts.per_token if active else experts.count
+  for stack, layers in config.stacks().items():
+    sides = config.sides(stack).items()
+    entries = sum(rows * columns * (count if name in MLP else 1) for name, (rows, columns) in sides)
+    router = config.width * experts.count if experts else 0
+    heads = config.delta.value_heads if config.delta and stack == 'delta_blocks' else 0
+    total += len(layers) * (entries + router + 2 * config.width * heads)
+  return total
 
 
 def forward(config: ModelConfig, tokens: int) -> float:
@@ -112,8 +116,14 @@ def forward(config: ModelConfig, tokens: int) -> float:
   >>> forward(presets.tiny(), 3)
   568320.0
   """
-  entries = config.num_layers * config.num_heads * config.head_dim
-  return 2.0 * weights_of(config) * tokens + 4.0 * entries * _attended(tokens)
+  stacks = config.stacks()
+  entries = len(stacks['blocks']) * config.num_heads * config.head_dim
+  # A chunk asks the memory for two things and writes one; within it, tokens meet each other in pairs.
+  pairs = 0
+  if (delta := config.delta) is not None:
+    a_head = 6 * delta.key_dim * delta.value_dim + CHUNK * (5 * delta.key_dim + 3 * delta.value_dim)
+    pairs = len(stacks['delta_blocks']) * delta.value_heads * a_head
+  return (2.0 * weights_of(config) + pairs) * tokens + 4.0 * entries * _attended(tokens)
 
 
 def adapters_of(config: ModelConfig) -> int:
@@ -128,12 +138,12 @@ def adapters_of(config: ModelConfig) -> int:
   if config.lora is None:
     return 0
   met = lambda name: config.experts.per_token if config.experts and name in MLP else 1
-  entries = sum(
-    met(name) * config.lora.rank * sum(sides)
-    for name, sides in config.sides().items()
+  return sum(
+    len(layers) * met(name) * config.lora.rank * sum(sides)
+    for stack, layers in config.stacks().items()
+    for name, sides in config.sides(stack).items()
     if config.lora.adapts(name)
   )
-  return config.num_layers * entries
 
 
 def training(config: ModelConfig, rows: float | int, tokens: int) -> Cost:
@@ -183,8 +193,22 @@ def cache_read(config: ModelConfig, rows: float | int, tokens: int) -> float:
   >>> cache_read(presets.tiny(), 2, 3) == 4 * 12 * 128
   True
   """
-  cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-  return BYTES[config.dtype] * rows * cached * _attended(tokens)
+  return rows * (key_bytes(config) * _attended(tokens) + state_bytes(config) * tokens)
+
+
+def key_bytes(config: ModelConfig) -> int:
+  """Bytes of keys and values of one token."""
+  layers = len(config.stacks()['blocks'])
+  return 2 * layers * config.num_kv_heads * config.head_dim * BYTES[config.dtype]
+
+
+def state_bytes(config: ModelConfig) -> int:
+  """Bytes that layers without keys keep of a row, however long it is: matrices in float32, and the last tokens."""
+  if (delta := config.delta) is None:
+    return 0
+  recent = (delta.kernel - 1) * delta.mixed * BYTES[config.dtype]
+  memory = 4 * delta.value_heads * delta.key_dim * delta.value_dim
+  return len(config.stacks()['delta_blocks']) * (recent + memory)
 
 
 def _attended(tokens: int) -> float:

@@ -5,12 +5,11 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from opd_jax.judges.spec import Served, readers
 from opd_jax.models import adapters, transformer
 from opd_jax.models.config import ModelConfig
-from opd_jax.planning import cost
+from opd_jax.planning import cost, flops
 from opd_jax.sharding import Layout
 from opd_jax.storage import parameter_names
 from opd_jax.training.experiment import Experiment, Stage
@@ -111,9 +110,9 @@ def _judges(experiment: Experiment, stage: Stage) -> list[tuple[ModelConfig | No
 
 def _cache(config: ModelConfig, layout: Layout, stage: Stage) -> int:
   rows = min(stage.sampling.slots, stage.prompts * stage.samples)
-  row = 2 * config.num_layers * config.num_kv_heads * config.head_dim * stage.sampling.budget
-  pieces = layout.size('batch') * layout.size('kv_heads')
-  return rows * row * jnp.dtype(config.dtype).itemsize // pieces
+  keys = flops.key_bytes(config) * stage.sampling.budget // layout.size('kv_heads')
+  state = flops.state_bytes(config) // layout.size('heads')
+  return rows * (keys + state) // layout.size('batch')
 
 
 def bytes_each(tree: Any) -> int:

@@ -25,6 +25,7 @@ from opd_jax.sharding import Layout
 from opd_jax.storage import (
   atomic_folder,
   huggingface_config,
+  hybrid_config,
   parameter_names,
   places,
   placing,
@@ -162,6 +163,7 @@ def check_files(
 ) -> tuple[ModelConfig, list[parameter_names.Piece], dict[str, Tensor]]:
   """A checkpoint's settings, the tensors that they ask for, and those that are there; no weight is read."""
   config, tensors = huggingface_config.read(folder), tensors_of(folder)
+  tensors = hybrid_config.of_text(tensors) if config.family == hybrid_config.FAMILY else tensors
   pieces = parameter_names.pieces(config, layout)
   _checked(pieces, tensors, config=config, folder=folder)
   return config, pieces, tensors
@@ -186,7 +188,8 @@ def load(
   """
   folder = folder_of(source)
   config, pieces, tensors = check_files(folder, layout)
-  param_dtype = param_dtype or _stored_dtype((tensors[piece.name] for piece in pieces), folder)
+  mixed = (tensors[piece.name] for piece in pieces if not piece.float32)
+  param_dtype = param_dtype or _stored_dtype(mixed, folder)
   config = dataclasses.replace(
     config, **{'param_dtype': param_dtype, 'dtype': param_dtype, **overrides}
   )
@@ -220,8 +223,7 @@ def placed(
 
 
 def _on_host(array: jax.Array, at: tuple[int, ...]) -> np.ndarray:
-  part = array[at] if at else array
-  return np.asarray(to_host(part))
+  return np.asarray(to_host(array[at] if at else array))
 
 
 def _shards(
@@ -264,6 +266,7 @@ def save(
     raise ValueError(f'hub: cannot save as {dtype!r}; choose one of {sorted(SAVED_DTYPES)}.')
   pieces, arrays = parameter_names.pieces(config, layout), parameter_names.flat(params)
   saved = SAVED_DTYPES[dtype]
+  kind = lambda piece: 'F32' if piece.float32 else saved
   shards = list(_shards(pieces, safetensors.DTYPES[saved].itemsize, max_file_bytes))
   total, done = len(pieces), itertools.count()
 
@@ -271,7 +274,7 @@ def save(
     for piece in shard:
       progress(next(done), total, piece.name)
       host = piece.published(_on_host(arrays[piece.path], piece.at))
-      yield host.astype(safetensors.DTYPES[saved], copy=False)
+      yield host.astype(safetensors.DTYPES[kind(piece)], copy=False)
 
   with atomic_folder.fresh(destination) as folder:
     weight_map = {}
@@ -279,7 +282,7 @@ def save(
       name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
       name = 'model.safetensors' if len(shards) == 1 else name
       weight_map |= {piece.name: name for piece in shard}
-      header = safetensors.header_of((p.name, saved, p.published_shape) for p in shard)
+      header = safetensors.header_of((p.name, kind(p), p.published_shape) for p in shard)
       if jax.process_index() == 0:
         safetensors.write(folder / name, header, stream(shard))
       else:  # takes part in gathering parameters that are sharded over hosts
@@ -287,7 +290,7 @@ def save(
     if jax.process_index() == 0:
       _write_json(folder / 'config.json', huggingface_config.write(config, dtype=dtype))
       if len(shards) > 1:
-        size = sum(math.prod(p.shape) for p in pieces) * safetensors.DTYPES[saved].itemsize
+        size = sum(math.prod(p.shape) * safetensors.DTYPES[kind(p)].itemsize for p in pieces)
         _write_json(folder / INDEX, {'metadata': {'total_size': size}, 'weight_map': weight_map})
     atomic_folder.copy_companions(companions, folder)
   progress(total, total, '')

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+from opd_jax.storage import hybrid_config
 
 ARCHITECTURES = {
   'qwen3': 'Qwen3ForCausalLM',
   'qwen3_moe': 'Qwen3MoeForCausalLM',
+  hybrid_config.FAMILY: 'Qwen3_5ForCausalLM',
   'qwen2': 'Qwen2ForCausalLM',
   'llama': 'LlamaForCausalLM',
 }
@@ -79,6 +81,7 @@ def _checked(raw: Any) -> dict[str, Any]:
     raise ValueError(
       f'hub: config.json holds a {type(raw).__name__} instead of an object. Download it again.'
     )
+  raw = hybrid_config.text(raw)
   raw = {key: value for key, value in raw.items() if value is not None}  # null means absent
   family = raw.get('model_type')
   if family not in ARCHITECTURES:
@@ -119,12 +122,13 @@ def parse(raw: Any) -> ModelConfig:
     mlp_width=whole('intermediate_size'),
     max_positions=whole('max_position_embeddings', 2048 if family == 'llama' else 32_768),
     rope_theta=float(_number(rope, 'rope_theta', (int, float))),
-    rope_scaling=_rope_scaling(rope),
+    rope_scaling=_rope_scaling(rope, family),
     norm_epsilon=real('rms_norm_eps', 1e-6),
     qk_norm=family.startswith('qwen3'),
     qkv_bias=family == 'qwen2',
     tied=bool(raw.get('tie_word_embeddings', False)),
     experts=_experts(raw) if family == 'qwen3_moe' else None,
+    **(hybrid_config.fields(raw, rope, whole) if family == hybrid_config.FAMILY else {}),
     begin_token=raw.get('bos_token_id'),
     end_tokens=end_tokens(raw),
     pad_token=raw.get('pad_token_id'),
@@ -157,13 +161,17 @@ def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
   architectures = raw.get('architectures', [ARCHITECTURES[family]])
-  problems = []
+  problems, hybrid = [], family == hybrid_config.FAMILY
+  known, only = READ | HARMLESS | WINDOW, IMPLEMENTED
+  if hybrid:
+    known = known | hybrid_config.READ | hybrid_config.HARMLESS
+    only = {**IMPLEMENTED, **hybrid_config.IMPLEMENTED}
   if architectures != [ARCHITECTURES[family]]:
     problems.append(f'architectures={architectures!r} (implemented: {ARCHITECTURES[family]})')
   for key, value in raw.items():
-    if key in READ | HARMLESS | WINDOW:
+    if key in known:
       continue
-    allowed = IMPLEMENTED.get(key)
+    allowed = only.get(key)
     if allowed is None and value not in (False, [], {}, ''):
       problems.append(f'{key}={value!r} (unknown field)')
     elif allowed is not None and value not in allowed:
@@ -175,11 +183,11 @@ def _refuse_unimplemented(raw: Mapping[str, Any], family: str) -> None:
     )
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(rope: Mapping[str, Any], family: str) -> RopeScaling | None:
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  extra = {
-    key: value for key, value in rope.items() if key not in ('rope_type', 'type', 'rope_theta')
-  }
+  plain = {'rope_type', 'type', 'rope_theta'}
+  plain |= hybrid_config.PLAIN_ROPE if family == hybrid_config.FAMILY else set()
+  extra = {key: value for key, value in rope.items() if key not in plain}
   if kind == 'default' and not any(value is not None for value in extra.values()):
     return None
   if kind != 'llama3' or set(extra) != set(ROPE_LLAMA3):
@@ -251,4 +259,4 @@ def write(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
       'decoder_sparse_step': 1,
       'mlp_only_layers': [],
     }
-  return raw
+  return raw | hybrid_config.written(config)

@@ -1,4 +1,4 @@
-"""Floor 2. What a published model makes of some rows, with one layer of it in memory at a time."""
+"""Floor 2. What a published model makes of some rows, with one layer, or one period of them, in memory at a time."""
 
 import dataclasses
 import functools
@@ -38,18 +38,27 @@ def hidden_of(
   config = dataclasses.replace(found, **types)
   leaves = parameter_names.flat(transformer.abstract(config, layout))
   rest = huggingface.placed([piece for piece in pieces if not piece.at], tensors, leaves)
-  one = dataclasses.replace(config, num_layers=1, unroll=True)
+  stacks = config.stacks()
+  groups = len(stacks['blocks'])
+  one = dataclasses.replace(config, num_layers=config.num_layers // groups, unroll=True)
   x = _embedded(rest, tokens, config=one, layout=layout)
   of_layer = {
-    path: placing.slice_of(leaf, 1) for path, leaf in leaves.items() if path.startswith('blocks/')
+    path: placing.slice_of(leaf, 1) for path, leaf in leaves.items() if path.split('/')[0] in stacks
   }
-  for layer in range(config.num_layers):
-    own = [
-      dataclasses.replace(piece, at=piece.at[1:]) for piece in pieces if piece.at[:1] == (layer,)
-    ]
-    block = huggingface.placed(own, tensors, of_layer)['blocks']
-    x = _through(rest, block, x, start, config=one, layout=layout)
-  return _normed(rest, block, x, config=one, layout=layout)
+  for group in range(groups):
+    blocks = {stack: {} for stack in stacks}
+    for stack, layers in stacks.items():
+      each = len(layers) // groups
+      for at in range(each):
+        layer = group * each + at
+        own = [
+          dataclasses.replace(piece, at=piece.at[1:])
+          for piece in pieces
+          if piece.path.startswith(f'{stack}/') and piece.at[0] == layer
+        ]
+        blocks[stack][at] = huggingface.placed(own, tensors, of_layer)[stack]
+    x = _through(rest, blocks, x, start, config=one, layout=layout)
+  return _normed(rest, blocks, x, config=one, layout=layout)
 
 
 @compiled
@@ -58,8 +67,8 @@ def states(params, tokens, start, *, config, layout):
   return transformer.bind(config, layout, params)(tokens, start=start)
 
 
-def _bound(rest: Params, block: Params, config: ModelConfig, layout: Layout):
-  return transformer.bind(config, layout, {**rest, 'blocks': {0: block}})
+def _bound(rest: Params, blocks: Params, config: ModelConfig, layout: Layout):
+  return transformer.bind(config, layout, {**rest, **blocks})
 
 
 @compiled
@@ -69,15 +78,15 @@ def _embedded(rest, tokens, *, config, layout):
 
 
 @compiled
-def _through(rest, block, x, start, *, config, layout):
+def _through(rest, blocks, x, start, *, config, layout):
   columns = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
   table = rotary_table(transformer.positions_of(columns, start), config)
-  layer = _bound(rest, block, config, layout).blocks[0]
-  return layout.constrain(
-    layer(x, table, start=start, cache=None, layer=None)[0], 'batch', 'length', 'width'
-  )
+  for layer in _bound(rest, blocks, config, layout).layers():
+    x, _ = layer(x, table, start=start, cache=None, layer=None)
+    x = layout.constrain(x, 'batch', 'length', 'width')
+  return x
 
 
 @compiled
-def _normed(rest, block, x, *, config, layout):
-  return _bound(rest, block, config, layout).final_norm(x)
+def _normed(rest, blocks, x, *, config, layout):
+  return _bound(rest, blocks, config, layout).final_norm(x)

@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from opd_jax.models import transformer
-from opd_jax.models.config import Experts, ModelConfig, RopeScaling
+from opd_jax.models.config import Delta, Experts, ModelConfig, RopeScaling
 from opd_jax.processes import blank, everywhere, placed, to_host
 from opd_jax.sharding import Layout
 from opd_jax.storage import atomic_folder, parameter_names, places
@@ -107,8 +107,8 @@ def read_config(folder: Path) -> ModelConfig:
       raise ValueError(f'format {record["format"]}, this version reads format {FORMAT}')
     fields = record['model']
     fields['end_tokens'] = tuple(fields['end_tokens'])
-    for name, kind in (('rope_scaling', RopeScaling), ('experts', Experts)):
-      if fields[name] is not None:
+    for name, kind in (('rope_scaling', RopeScaling), ('experts', Experts), ('delta', Delta)):
+      if fields.get(name) is not None:
         fields[name] = kind(**fields[name])
     return ModelConfig(**fields)
   except (ValueError, KeyError, TypeError) as error:

@@ -34,6 +34,19 @@ TABLE: Mapping[str, tuple[str, int]] = {
   'blocks/mlp/up': ('model.layers.{layer}.mlp.up_proj.weight', 1),
   'blocks/mlp/down': ('model.layers.{layer}.mlp.down_proj.weight', 1),
 }
+DELTA = {
+  'qkv': ('in_proj_qkv.weight', 1),
+  'z': ('in_proj_z.weight', 1),
+  'out': ('out_proj.weight', 2),
+  'rate': ('in_proj_b.weight', 1),
+  'decay': ('in_proj_a.weight', 1),
+  'kernel': ('conv1d.weight', 0),
+  'decay_log': ('A_log', 0),
+  'decay_bias': ('dt_bias', 0),
+  'norm': ('norm.weight', 0),
+}
+# What is float32 in memory and in files, whatever the other tensors are.
+FLOAT32 = ('delta_net/decay_log', 'delta_net/decay_bias', 'delta_net/norm')
 EXPERTS: Mapping[str, tuple[str, int]] = {
   'blocks/mlp/router': ('model.layers.{layer}.mlp.gate.weight', 1),
   'blocks/mlp/gate': ('model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight', 1),
@@ -53,6 +66,10 @@ class Piece:
   inputs: int
 
   @property
+  def float32(self) -> bool:
+    return self.path.endswith(FLOAT32)
+
+  @property
   def published_shape(self) -> tuple[int, ...]:
     if not self.inputs:
       return (math.prod(self.shape),) if 'bias' in self.name else self.shape
@@ -70,12 +87,16 @@ class Piece:
 def pieces(config: ModelConfig, layout: Layout) -> list[Piece]:
   """Every tensor of a published checkpoint of this model, in the order of our parameters."""
   table = {**TABLE, **(EXPERTS if config.experts else {})}
-  tensors = []
+  table |= {f'delta_{path}': entry for path, entry in table.items() if path.startswith('blocks/')}
+  for path, (name, inputs) in DELTA.items():
+    table[f'delta_blocks/delta_net/{path}'] = 'model.layers.{layer}.linear_attn.' + name, inputs
+  tensors, stacks = [], config.stacks()
   for path, leaf in flat(transformer.abstract(config, layout)).items():
     name, inputs = table[path]
     depth = ('{layer}' in name) + ('{expert}' in name)
     for at in np.ndindex(*leaf.shape[:depth]):
-      full = name.format(**dict(zip(('layer', 'expert'), at, strict=False)))
+      numbers = (stacks[path.split('/')[0]][at[0]], *at[1:]) if at else ()
+      full = name.format(**dict(zip(('layer', 'expert'), numbers, strict=False)))
       tensors.append(Piece(name=full, path=path, at=at, shape=leaf.shape[depth:], inputs=inputs))
   return tensors
 

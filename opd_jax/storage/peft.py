@@ -94,6 +94,12 @@ def _pieces(config: ModelConfig, layout: Layout, lora: Lora) -> list[Piece]:
   return [p for p in pieces if p.inputs and lora.adapts(p.path.rpartition('/')[2])]
 
 
+def _targets(config: ModelConfig, lora: Lora) -> list[str]:
+  """The published names of the linear maps that have adapters in this model."""
+  there = {name for stack in config.stacks() for name in config.sides(stack)}
+  return [target for target in lora.targets if TARGETS[target] in there]
+
+
 def _named(piece: Piece, side: str) -> str:
   return f'{PREFIX}{piece.name.removesuffix(".weight")}.lora_{side}.weight'
 
@@ -137,7 +143,7 @@ def save(
     'r': lora.rank,
     'lora_alpha': lora.alpha,
     'lora_dropout': 0.0,
-    'target_modules': list(lora.targets),
+    'target_modules': _targets(config, lora),
     'bias': 'none',
     'fan_in_fan_out': False,
     'inference_mode': True,

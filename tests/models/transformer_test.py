@@ -232,7 +232,7 @@ def test_parameters_are_a_plain_tree_of_the_asked_type(family, single, params_of
   }
   assert dtypes == dict.fromkeys(dtypes, 'bfloat16') | (
     {'router': 'float32'} if config.experts else {}
-  )
+  ) | ({'decay_log': 'float32', 'decay_bias': 'float32', 'norm': 'float32'} if config.delta else {})
   assert type(params) is dict and all(
     isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)
   )
