@@ -11,6 +11,7 @@ from opd_jax.data.mixture import mixture
 from opd_jax.data.problems import Problem, Task, Verdict, is_thread_safe, thread_safe, verdict_of
 from opd_jax.data.sources import Source
 from opd_jax.evaluation import summary
+from opd_jax.evaluation.graders import texts
 from opd_jax.evaluation.graders.both import both
 from opd_jax.evaluation.graders.integers import integers
 from opd_jax.evaluation.graders.maths import maths
@@ -223,3 +224,9 @@ def test_nested_arguments_can_match():
 def test_a_golden_call_that_no_json_can_match_is_not_the_responses_fault():
   gold = '[{"Action": "find", "Action_Input": "{\\"n\\": ${n from list}}"}]'
   assert tool_calls(asked(gold), CALL.format('find', '{"n": 5}')).outcome == 'wrong'
+
+
+@pytest.mark.parametrize('verify, text', [(texts.exact, ''), (texts.code_block, '```\n```')])
+def test_a_problem_without_an_answer_does_not_reward_silence(verify, text):
+  with pytest.raises(ValueError, match='line 3 has no answer, so silence would be rewarded'):
+    verify(Problem((), name='line 3', answer=' '), text)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FAMILIES
 from scipy import stats
 
 from opd_jax.data.prompts import left_padded
@@ -214,3 +215,11 @@ def test_a_draft_that_is_broken_does_not_pass_for_a_bad_one():
 def test_no_rows_and_no_budget_write_nothing():
   told = generate(many(2), budget=0)
   assert not told.rollout.mask.any() and np.isnan(told.acceptance)
+
+
+def test_a_model_that_cannot_take_tokens_back_is_refused():
+  config = FAMILIES['qwen3_5'](vocab_size=V)
+  keeps = Model(config, LAYOUT, transformer.init(config, LAYOUT, jax.random.key(0)))
+  for models in ({'target': keeps}, {'draft': keeps}):
+    with pytest.raises(ValueError, match='qwen3_5_text keep a state that cannot take tokens back'):
+      generate(many(1), **models)

@@ -1,7 +1,9 @@
 """A judge behind a server: the numbers of a live one at the right positions, and words for all that can go wrong."""
 
 import dataclasses
+import http.server
 import json
+import threading
 
 import httpx2
 import numpy as np
@@ -436,3 +438,14 @@ def test_long_rows_are_refused_by_name_or_left_unjudged(tmp_path, server):
     assert 'takes 12 together' in text and "too_long = 'unknown'" in text
     _, scores, _, _ = scored(tmp_path, judges.served(proxy.url, too_long='unknown'), method=TOP)
     assert not np.asarray(scores.known).all()
+
+
+def test_a_server_of_http_asked_by_https_is_said_to_be_that(tmp_path):
+  server = http.server.HTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  try:
+    text = refusal(tmp_path, f'https://127.0.0.1:{server.server_port}')
+  finally:
+    server.shutdown()
+    server.server_close()
+  assert f'It may speak http: bind http://127.0.0.1:{server.server_port}.' in text

@@ -29,7 +29,7 @@ def exact(problem: Problem, response: str) -> Verdict:
   """
   text = spoken(response)
   inside = boxed(text)
-  return _compared(_words(text if inside is None else inside), _words(problem.answer))
+  return _compared(_words(text if inside is None else inside), _words(_wanted(problem)))
 
 
 @thread_safe
@@ -145,7 +145,16 @@ def code_block(problem: Problem, response: str) -> Verdict:
   if not blocks:
     return Verdict(0.0, 'The response has no fenced block of code.', 'unparsed')
   lines = lambda text: [line.rstrip() for line in text.strip('\n').splitlines()]
-  return _compared(lines(blocks[-1]), lines(problem.answer))
+  return _compared(lines(blocks[-1]), lines(_wanted(problem)))
+
+
+def _wanted(problem: Problem) -> str:
+  """The answer of a problem; where there is none, silence would be correct."""
+  if not problem.answer.strip():
+    raise ValueError(
+      f'{problem.name or "a problem"} has no answer, so silence would be rewarded. Bind the column that holds it.'
+    )
+  return problem.answer
 
 
 def _compared(given: Any, wanted: Any) -> Verdict:
