@@ -184,12 +184,14 @@ class HubTokenizer:
     ends = {self._inner.eos_token_id}
     for file in (folder / 'generation_config.json', folder / 'config.json'):
       try:
-        listed = json.loads(file.read_text()).get('eos_token_id') if file.is_file() else None
+        content = json.loads(file.read_text()) if file.is_file() else {}
       except ValueError as error:
         raise ValueError(
           f'tokenizer: {file} is not valid JSON ({error}). Download it again.'
         ) from error
-      ends |= set(listed) if isinstance(listed, list) else {listed}
+      for part in (content, content.get('text_config') or {}):  # of a model that sees, too
+        listed = part.get('eos_token_id')
+        ends |= set(listed) if isinstance(listed, list) else {listed}
     return frozenset(ends - {None})
 
   def _named(self, names: Sequence[str]) -> frozenset[int]:

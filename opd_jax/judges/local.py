@@ -236,7 +236,9 @@ class LocalJudge:
 
   def identity(self, weights: Weights) -> str:
     """Hash of the weights, the model, the tokenizer and the entries that are compared."""
-    settings = repr((self.tokenizer.strings(), self.config, self.columns)).encode()
+    config = self.config
+    hidden = (config.delta, config.rotary_share) if config.delta else ()
+    settings = repr((self.tokenizer.strings(), config, self.columns, *hidden)).encode()
     return f'{digest(self.params(weights))}-{hashlib.sha256(settings).hexdigest()[:16]}'
 
 

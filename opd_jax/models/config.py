@@ -128,10 +128,11 @@ class ModelConfig:
   qkv_bias: bool = False
   tied: bool = False
   experts: Experts | None = None
-  delta: Delta | None = None
-  gated: bool = False
-  rotary_share: float = 1.0
-  centred_norm: bool = False
+  # Not shown: stored scores of a model carry the text of its config in their name (`judges/local.py` adds these).
+  delta: Delta | None = dataclasses.field(default=None, repr=False)
+  gated: bool = dataclasses.field(default=False, repr=False)
+  rotary_share: float = dataclasses.field(default=1.0, repr=False)
+  centred_norm: bool = dataclasses.field(default=False, repr=False)
   begin_token: int | None = None
   end_tokens: tuple[int, ...] = ()
   pad_token: int | None = None
@@ -200,8 +201,10 @@ class ModelConfig:
         'per_token must not exceed count.'
       )
     if self.lora is not None:
-      for stack in self.stacks():
-        self.lora.check_sides(self.sides(stack))
+      sides = [self.sides(stack) for stack in self.stacks()]
+      self.lora.check_there({name for each in sides for name in each})
+      for each in sides:
+        self.lora.check_sides(each)
 
   @property
   def rotary_dim(self) -> int:

@@ -9,7 +9,7 @@ experts would get no adapters. So the layers call `int8.matrix` and `adapted` th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ TARGETS: Mapping[str, str] = {
   'up_proj': 'up',
   'down_proj': 'down',
 }
+USUAL = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 ADAPTER = '_lora'  # what is appended to the name of a weight
 
 
@@ -42,7 +43,8 @@ class Lora:
   Args:
     rank: of every adapter; each expert has its own.
     alpha: an adapter's output is multiplied by alpha / rank.
-    targets: which linear maps have one, by their published names; those that a model lacks do not matter.
+    targets: which linear maps have one, by their published names; layers of Qwen3.5 that keep a state have in_proj_qkv,
+      in_proj_z and out_proj.
     int8: stores the frozen matrices as int8 with one scale for each output channel: half the memory of bfloat16, each
       weight off by at most half a step. False stores them in the type that activations have, as they are used. With
       int8 bind the model's remat: without it the backward pass keeps the matrices as they were used.
@@ -50,7 +52,7 @@ class Lora:
 
   rank: int = 64
   alpha: float | int = 128
-  targets: Sequence[str] = tuple(TARGETS)
+  targets: Sequence[str] = USUAL
   int8: bool = False
 
   def __post_init__(self):
@@ -70,6 +72,14 @@ class Lora:
   def adapts(self, name: str) -> bool:
     """Whether the linear map that we call so has an adapter."""
     return any(TARGETS[target] == name for target in self.targets)
+
+  def check_there(self, names: Collection[str]) -> None:
+    """Refuses a target that no layer of a model has."""
+    if absent := [target for target in self.targets if TARGETS[target] not in names]:
+      there = [target for target in TARGETS if TARGETS[target] in names]
+      raise ValueError(
+        f'Lora: this model has no {", ".join(absent)}; its linear maps are {", ".join(there)}.'
+      )
 
   def check_sides(self, sides: Mapping[str, tuple[int, int]]) -> None:
     """Refuses a rank that some adapted map does not have: the adapter would be larger than the map."""

@@ -187,13 +187,13 @@ def writing(config: ModelConfig, rows: float | int, tokens: int, *, slots: int) 
 
 
 def cache_read(config: ModelConfig, rows: float | int, tokens: int) -> float:
-  """Bytes of the cache that decoding of some rows reads.
+  """Bytes of the cache that decoding of some rows reads; a state is written back, too.
 
   >>> from opd_jax.models import presets
   >>> cache_read(presets.tiny(), 2, 3) == 4 * 12 * 128
   True
   """
-  return rows * (key_bytes(config) * _attended(tokens) + state_bytes(config) * tokens)
+  return rows * (key_bytes(config) * _attended(tokens) + 2 * state_bytes(config) * tokens)
 
 
 def key_bytes(config: ModelConfig) -> int:

@@ -18,8 +18,21 @@ SHAPE = {
 }
 READ = {*SHAPE.values(), 'layer_types', 'full_attention_interval', 'partial_rotary_factor'}
 # They concern other heads of the model, or say what the computation does anyway.
-HARMLESS = {'mamba_ssm_dtype', 'mtp_num_hidden_layers', 'mtp_use_dedicated_embeddings'}
-IMPLEMENTED: dict[str, tuple[Any, ...]] = {'attn_output_gate': (True,)}
+HARMLESS = {
+  'mamba_ssm_dtype', 'mtp_num_hidden_layers', 'mtp_use_dedicated_embeddings', 'unsloth_fixed_mtp',
+}  # fmt: skip
+# The gate of the delta-net is silu whatever output_gate_type says: transformers does not read it.
+IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+  'attn_output_gate': (True,),
+  'output_gate_type': ('swish', 'silu'),
+}
+OUTER = (
+  'tie_word_embeddings',
+  'quantization_config',
+  'bos_token_id',
+  'eos_token_id',
+  'pad_token_id',
+)
 PLAIN_ROPE = {'mrope_section', 'mrope_interleaved', 'partial_rotary_factor'}  # as one axis for text
 
 
@@ -41,7 +54,12 @@ def text(raw: Mapping[str, Any]) -> Mapping[str, Any]:
   inner = raw.get('text_config')
   if not isinstance(inner, Mapping):
     raise ValueError(f'hub: config.json of {WHOLE} has no text_config. Download it again.')
-  outer = {key: raw[key] for key in ('tie_word_embeddings',) if key in raw}
+  names = raw.get('architectures') or ['Qwen3_5ForConditionalGeneration']
+  if names != ['Qwen3_5ForConditionalGeneration']:
+    raise ValueError(
+      f'hub: config.json of {WHOLE} says architectures={names!r}; Qwen3_5ForConditionalGeneration is read.'
+    )
+  outer = {key: raw[key] for key in OUTER if raw.get(key) is not None}
   return {**inner, **outer, 'model_type': FAMILY, 'architectures': None}
 
 
@@ -54,18 +72,24 @@ def fields(raw: Mapping[str, Any], rope: Mapping[str, Any], whole: Callable) -> 
   """
   layers, kinds = whole('num_hidden_layers'), raw.get('layer_types')
   period = whole('full_attention_interval', 4)
+  if not isinstance(kinds, list | None):
+    raise ValueError(f'hub: config.json says layer_types={kinds!r}; a list is expected.')
   if kinds is not None:
     period = list(kinds).index('full_attention') + 1 if 'full_attention' in kinds else layers + 1
   expected = [
     'full_attention' if layer % period == period - 1 else 'linear_attention'
     for layer in range(layers)
   ]
-  if layers % period or kinds not in (None, expected):
+  if period < 2 or layers % period or kinds not in (None, expected):
     raise ValueError(
       f'hub: config.json orders {layers} layers as {kinds or period}; implemented are as many linear_attention layers '
       'before every full_attention one.'
     )
   share = rope.get('partial_rotary_factor', raw.get('partial_rotary_factor', 0.25))
+  if isinstance(share, bool) or not isinstance(share, int | float):
+    raise ValueError(
+      f'hub: config.json says partial_rotary_factor={share!r}; a number is expected.'
+    )
   return {
     'delta': Delta(period=period, **{ours: whole(theirs) for ours, theirs in SHAPE.items()}),
     'gated': True,

@@ -94,12 +94,6 @@ def _pieces(config: ModelConfig, layout: Layout, lora: Lora) -> list[Piece]:
   return [p for p in pieces if p.inputs and lora.adapts(p.path.rpartition('/')[2])]
 
 
-def _targets(config: ModelConfig, lora: Lora) -> list[str]:
-  """The published names of the linear maps that have adapters in this model."""
-  there = {name for stack in config.stacks() for name in config.sides(stack)}
-  return [target for target in lora.targets if TARGETS[target] in there]
-
-
 def _named(piece: Piece, side: str) -> str:
   return f'{PREFIX}{piece.name.removesuffix(".weight")}.lora_{side}.weight'
 
@@ -143,7 +137,7 @@ def save(
     'r': lora.rank,
     'lora_alpha': lora.alpha,
     'lora_dropout': 0.0,
-    'target_modules': _targets(config, lora),
+    'target_modules': list(lora.targets),
     'bias': 'none',
     'fan_in_fan_out': False,
     'inference_mode': True,
@@ -191,7 +185,12 @@ def load(folder: Path, config: ModelConfig, layout: Layout, params: Params) -> P
 
 def _read(folder: Path, config: ModelConfig, layout: Layout, lora: Lora) -> Params:
   """The adapters of a folder, laid out beside their weights; all that does not fit is one error."""
-  stored, pieces = safetensors.index(folder / TENSORS), _pieces(config, layout, lora)
+  # Beside a model that sees, the text model's layers have a longer name.
+  stored = {
+    name.replace('.language_model.', '.'): tensor
+    for name, tensor in safetensors.index(folder / TENSORS).items()
+  }
+  pieces = _pieces(config, layout, lora)
   wanted = {
     _named(piece, side): shape
     for piece in pieces

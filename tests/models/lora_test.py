@@ -229,3 +229,7 @@ def test_a_rank_that_a_map_does_not_have_is_refused():
     presets.tiny(lora=Lora(rank=33))
   assert presets.tiny(lora=Lora(rank=33, targets=('q_proj',))).lora
   assert {TARGETS[target] for target in TARGETS} >= set(presets.tiny().sides())
+  with pytest.raises(
+    ValueError, match='this model has no in_proj_z, out_proj; its linear maps are q_'
+  ):
+    presets.tiny(lora=Lora(targets=('q_proj', 'in_proj_z', 'out_proj')))

@@ -72,6 +72,10 @@ def test_numbers_of_the_decay_stay_float32_in_files_and_in_memory(single, tmp_pa
     ({'layer_types': ['linear_attention'] * 4}, 'orders 4 layers as'),
     ({'attn_output_gate': False}, 'attn_output_gate=False'),
     ({'linear_num_key_heads': 0}, 'linear_num_key_heads=0'),
+    ({'layer_types': ['full_attention'] * 4}, 'orders 4 layers as'),
+    ({'layer_types': 5}, 'layer_types=5; a list'),
+    ({'rope_parameters': {'partial_rotary_factor': 'x'}}, "partial_rotary_factor='x'; a number"),
+    ({'output_gate_type': 'relu'}, "output_gate_type='relu'"),
     ({'linear_num_key_heads': 3}, 'value_heads a multiple of key_heads'),
     ({'linear_gate': 'new'}, "linear_gate='new' .unknown field"),
   ],
@@ -83,9 +87,22 @@ def test_what_is_not_implemented_is_refused_by_name(change, words):
     huggingface_config.parse(raw)
 
 
-def test_a_whole_without_its_text_is_refused():
-  with pytest.raises(ValueError, match='has no text_config'):
-    hybrid_config.text({'model_type': 'qwen3_5'})
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'text_config': None}, 'has no text_config'),
+    ({'architectures': ['Qwen3_5ForSequenceClassification']}, 'ForConditionalGeneration is read'),
+    ({'quantization_config': {'quant_method': 'fp8'}}, 'quantization_config='),
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_whole_that_is_not_implemented_is_refused(change, words):
+  inner = huggingface_config.write(hybrid(), dtype='float32')
+  whole = {'model_type': 'qwen3_5', 'text_config': inner, 'tie_word_embeddings': None}
+  assert huggingface_config.parse(whole | {'eos_token_id': 7}).end_tokens == (7,)
+  assert huggingface_config.parse(whole).tied
+  with pytest.raises(ValueError, match=words):
+    huggingface_config.parse(whole | change)
 
 
 @pytest.mark.parametrize('types', [{}, {'int8': True}], ids=['as it is', 'int8'])
