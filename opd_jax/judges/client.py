@@ -110,9 +110,8 @@ class Client:
     try:
       return self.persistently(lambda: self.get(path), patience=min(KNOCKING, self.patience))
     except Away as error:
-      plain = self.url.startswith('https:') and 'SSL' in str(error)
       remedy = 'Start it, or bind the url of one that runs.'
-      if plain:
+      if self.url.startswith('https:') and 'SSL' in str(error):
         remedy = f'It may speak http: bind {self.url.replace("https:", "http:", 1)}.'
       raise ValueError(
         f'judge {self.name}: no server answers at {self.url} ({error}). {remedy}'

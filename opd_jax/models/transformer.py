@@ -155,10 +155,10 @@ class Transformer(nnx.Module):
     config, stacks = self.config, self.config.stacks()
     period = config.num_layers // len(stacks['blocks'])
     graphs, params = {}, {}
-    for stack, layers in stacks.items():
+    for stack in stacks:
       graphs[stack], params[stack] = nnx.split(getattr(self, stack))
-      if (each := len(layers) * period // config.num_layers) > 1:
-        by_period = lambda leaf, each=each: leaf.reshape(-1, each, *leaf.shape[1:])
+      if stack != 'blocks':  # of attention a period has one layer
+        by_period = lambda leaf: leaf.reshape(-1, period - 1, *leaf.shape[1:])
         params[stack] = jax.tree.map(by_period, params[stack])
 
     def one(carry, inputs):
@@ -166,7 +166,7 @@ class Transformer(nnx.Module):
       for offset in range(period):
         stack, at = config.place(offset)
         own = params[stack]
-        if stack != 'blocks' and period > 2:
+        if stack != 'blocks':
           own = jax.tree.map(lambda leaf, at=at: leaf[at], own)
         carry = layer(carry, first + offset, graphs[stack], own)
       return carry, None

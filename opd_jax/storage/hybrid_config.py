@@ -76,11 +76,7 @@ def fields(raw: Mapping[str, Any], rope: Mapping[str, Any], whole: Callable) -> 
     raise ValueError(f'hub: config.json says layer_types={kinds!r}; a list is expected.')
   if kinds is not None:
     period = list(kinds).index('full_attention') + 1 if 'full_attention' in kinds else layers + 1
-  expected = [
-    'full_attention' if layer % period == period - 1 else 'linear_attention'
-    for layer in range(layers)
-  ]
-  if period < 2 or layers % period or kinds not in (None, expected):
+  if period < 2 or layers % period or kinds not in (None, _kinds(layers, period)):
     raise ValueError(
       f'hub: config.json orders {layers} layers as {kinds or period}; implemented are as many linear_attention layers '
       'before every full_attention one.'
@@ -98,17 +94,18 @@ def fields(raw: Mapping[str, Any], rope: Mapping[str, Any], whole: Callable) -> 
   }
 
 
+def _kinds(layers: int, period: int) -> list[str]:
+  """The published name of what every layer is."""
+  return (['linear_attention'] * (period - 1) + ['full_attention']) * (layers // period)
+
+
 def written(config: ModelConfig) -> dict[str, Any]:
   """What `fields` reads; nothing for another family."""
   if (delta := config.delta) is None:
     return {}
-  stacks = config.stacks()
   return {
     **{theirs: getattr(delta, ours) for ours, theirs in SHAPE.items()},
-    'layer_types': [
-      'full_attention' if layer in stacks['blocks'] else 'linear_attention'
-      for layer in range(config.num_layers)
-    ],
+    'layer_types': _kinds(config.num_layers, delta.period),
     'attn_output_gate': True,
     'rope_parameters': {
       'rope_type': 'default',
